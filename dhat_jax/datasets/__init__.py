@@ -1,0 +1,1 @@
+"""Image datasets: uint8 NHWC images and int32 labels in memory."""

@@ -1,0 +1,1 @@
+"""Flax modules: backbones in two parts, aggregators, the dual-head network."""

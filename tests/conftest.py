@@ -1,0 +1,18 @@
+"""One strict environment for every test: two CPU devices, compilation cache."""
+
+import os
+import tempfile
+
+# Before JAX starts: two simulated devices, and threads enough for both.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('NPROC', '4')
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR',
+  os.path.join(tempfile.gettempdir(), 'dhat_jax_test_cache'),
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+
+import jax
+
+jax.config.update('jax_num_cpu_devices', 2)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
