@@ -22,9 +22,7 @@ def label_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
   return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
 
-def largest_other_logits(
-  logits: chex.Array, labels: chex.Array
-) -> chex.Array:
+def largest_other_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
   """Returns max_{k != y} z_k: [B, K] -> [B]."""
   own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)  # [B, K]
   return jnp.max(jnp.where(own, -jnp.inf, logits), axis=1)

@@ -1,0 +1,1 @@
+"""Configs of experiments: plain data, one file per data set."""

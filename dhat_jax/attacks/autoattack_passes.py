@@ -1,0 +1,154 @@
+"""The attacks of AutoAttack as compiled passes over batches of one shape."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+
+from dhat_jax.attacks.apgd import apgd, apgd_targeted
+from dhat_jax.attacks.fab import fab, fab_targeted
+from dhat_jax.attacks.square import SCHEDULE, square_points
+
+# Of the functions that are given to `map_fn`: what is per example, what not.
+ATTACK_AXES = (0, 0, 0, 0, 0, None, None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """How much each attack may spend; the defaults are the reference's.
+
+  Attributes:
+    n_iter: iterations of APGD and FAB.
+    n_queries: of Square.
+    n_restarts: of apgd-ce, apgd-dlr and fab.
+    n_targets: target classes of apgd-t and fab-t.
+    eot_iter: gradients averaged per iteration of APGD.
+  """
+
+  n_iter: int = 100
+  n_queries: int = 5000
+  n_restarts: int = 1
+  n_targets: int = 9
+  eot_iter: int = 1
+
+  def passes(self, name: str) -> list[int]:
+    """Restarts, target ranks or pieces of Square, in order.
+
+    After each of them broken images drop out. Square is cut where its windows
+    shrink.
+    """
+    if name.endswith('-t'):
+      return list(range(2, self.n_targets + 2))
+    if name == 'square':
+      return list(range(len(self.square_pieces()) - 1))
+    return list(range(self.n_restarts))
+
+  def square_pieces(self) -> list[int]:
+    """First query of each piece, and the end of the last one."""
+    starts = [0] + [end + 1 for end in SCHEDULE]
+    return [q for q in starts if q < self.n_queries] + [self.n_queries]
+
+  def cost(self, name: str, index: int, classes: int) -> int:
+    """Evaluations per image of one pass, a gradient counted as two."""
+    if name == 'square':
+      pieces = self.square_pieces()
+      return pieces[index + 1] - pieces[index]
+    per_iteration = {'fab': 2 + 2 * classes, 'fab-t': 4}
+    return per_iteration.get(name, 3 * self.eot_iter) * self.n_iter
+
+
+def jit_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
+  """Compiles for one set of shapes, with closed-over arrays as arguments.
+
+  `jax.jit` would write a closed-over network's weights into the program as
+  constants, once per attack. (Those inside a function that is itself jitted
+  stay there: leave logits_fn unjitted.)
+
+  Args:
+    fn: arrays -> arrays; traced once.
+    in_axes: not used here; for the `map_fn` of several devices.
+  """
+  del in_axes
+  compiled = []
+
+  def call(*args):
+    if not compiled:
+      closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+
+      def run(consts, args):
+        flat = jex.core.jaxpr_as_fun(
+          jex.core.ClosedJaxpr(closed.jaxpr, consts)
+        )(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+
+      compiled.extend([jax.jit(run), closed.consts])
+    return compiled[0](compiled[1], args)
+
+  return call
+
+
+def make_attack(
+  name: str,
+  logits_fn: Callable,
+  *,
+  norm: str,
+  budget: Budget,
+  randomized: bool = False,
+) -> Callable:
+  """Returns one pass of an attack on one batch, for jit or pmap.
+
+  Args:
+    name: of the attack.
+    logits_fn: images -> logits; with `randomized`, (images, key).
+    norm: 'linf' or 'l2'.
+    budget: iterations and queries.
+    randomized: whether logits_fn takes a key.
+
+  Returns:
+    (images [B, ...], labels [B], active bool [B], points [B, ...], indices
+    [B], rng, index, epsilon) -> (points [B, ...], zero_gradients bool [B]).
+    `ATTACK_AXES` says which are per example. `index` is one of
+    `budget.passes`, so that one compilation serves all of them. `points` are
+    those of the pass before (Square only).
+  """
+  pieces = jnp.asarray(budget.square_pieces())
+
+  def run(images, labels, active, points, indices, rng, index, epsilon):
+    call = logits_fn, images, labels
+    options = {
+      'epsilon': epsilon,
+      'norm': norm,
+      'active': active,
+      'indices': indices,
+    }
+    steps = {'n_iter': budget.n_iter}
+    own_rng = jax.random.fold_in(rng, index)
+    if name in ('apgd-ce', 'apgd-dlr', 'apgd-t'):
+      options.update(steps, with_zero_gradients=True)
+      if name == 'apgd-t':
+        return apgd_targeted(*call, own_rng, target_rank=index, **options)[1:]
+      options.update(
+        loss=name.removeprefix('apgd-'),
+        eot_iter=budget.eot_iter,
+        randomized=randomized,
+      )
+      return apgd(*call, own_rng, **options)[1:]
+    if name == 'fab':
+      points = fab(*call, own_rng, random=index > 0, **options, **steps)[1]
+    elif name == 'fab-t':
+      points = fab_targeted(*call, target_rank=index, **options, **steps)[1]
+    else:
+      points = square_points(
+        *call,
+        rng,
+        first=pieces[index],
+        last=pieces[index + 1],
+        points=points,
+        n_queries=budget.n_queries,
+        **options,
+      )
+    return points, jnp.zeros_like(active)
+
+  return run

@@ -1,0 +1,271 @@
+"""FAB: the nearest decision boundary, step by step (Croce & Hein, ICML 2020).
+
+Follows the reference implementation of AutoAttack. The iteration knows no
+epsilon: it looks for the smallest perturbation, and the example is broken if
+that is not larger than epsilon. Without random starts nothing is drawn.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dhat_jax.attacks import fab_projections, per_example
+
+_PROJECT = {
+  'linf': fab_projections.project_linf,
+  'l2': fab_projections.project_l2,
+}
+_NEVER = 1e10  # A perturbation larger than any
+
+
+class FabState(NamedTuple):
+  """Everything that one iteration hands to the next."""
+
+  points: chex.Array  # [B, ...], the current iterate
+  images_adv: chex.Array  # [B, ...], smallest perturbation so far
+  sizes: chex.Array  # [B], its norm; 1e10 where nothing was found
+
+
+def _flat(values):
+  return values.reshape(values.shape[0], -1)
+
+
+def targeted_boundary(
+  logits_fn: Callable,
+  points: chex.Array,
+  labels: chex.Array,
+  targets: chex.Array,
+) -> tuple[chex.Array, chex.Array]:
+  """Linearises z_t - z_y: one evaluation, one gradient.
+
+  Args:
+    logits_fn: images -> logits [B, K].
+    points: float [B, ...].
+    labels: int [B].
+    targets: int [B].
+
+  Returns:
+    values [B] of z_t - z_y, gradients [B, ...].
+  """
+
+  def total(points):
+    logits = logits_fn(points)
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    other = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    return jnp.sum(other - own), other - own
+
+  (_, values), gradients = jax.value_and_grad(total, has_aux=True)(points)
+  return values, gradients
+
+
+def nearest_boundary(
+  logits_fn: Callable, points: chex.Array, labels: chex.Array, norm: str
+) -> tuple[chex.Array, chex.Array]:
+  """Linearises z_k - z_y for the class whose linear boundary is nearest.
+
+  One evaluation and K gradients, one at a time to save memory.
+
+  Args:
+    logits_fn: images -> logits [B, K].
+    points: float [B, ...].
+    labels: int [B].
+    norm: of the distance; gradients are measured in the dual norm.
+
+  Returns:
+    values [B] of z_k - z_y, gradients [B, ...].
+  """
+  logits, pull_back = jax.vjp(logits_fn, points)
+  classes = logits.shape[1]
+  own = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
+  gaps = logits - jnp.sum(logits * own, axis=1, keepdims=True)  # [B, K]
+
+  def compare(k, best):
+    distances, values, gradients = best
+    other = jax.nn.one_hot(jnp.full_like(labels, k), classes, dtype=own.dtype)
+    (slope,) = pull_back(other - own)
+    gap = jnp.take(gaps, k, axis=1)
+    if norm == 'linf':
+      size = per_example.sum_features(jnp.abs(slope))
+    else:
+      size = per_example.norms(slope, 'l2')
+    distance = jnp.where(k == labels, jnp.inf, jnp.abs(gap) / (1e-12 + size))
+    nearer = distance < distances
+    return (
+      jnp.where(nearer, distance, distances),
+      jnp.where(nearer, gap, values),
+      per_example.select(nearer, slope, gradients),
+    )
+
+  far = jnp.full_like(gaps[:, 0], jnp.inf)
+  start = (far, jnp.zeros_like(far), jnp.zeros_like(points))
+  return jax.lax.fori_loop(0, classes, compare, start)[1:]
+
+
+def _approach(points, images, values, gradients, norm, alpha_max, eta):
+  """Steps over the linear boundary, drawn towards the original image."""
+  x, x0, w = _flat(points), _flat(images), _flat(gradients)
+  b = jnp.sum(w * x, axis=1) - values  # the plane {u : w . u = b}
+  both = _PROJECT[norm](
+    jnp.concatenate([x, x0]),
+    jnp.concatenate([w, w]),
+    jnp.concatenate([b, b]),
+  )
+  sizes = jnp.maximum(per_example.norms(both, norm), 1e-8)
+  size, size0 = jnp.split(sizes, 2)
+  d, d0 = jnp.split(both, 2)
+  alpha = jnp.clip(size / (size + size0), 0.0, alpha_max)[:, None]
+  moved = (x + eta * d) * (1 - alpha) + (x0 + eta * d0) * alpha
+  return jnp.clip(moved, 0.0, 1.0).reshape(points.shape)
+
+
+def make_fab_step(
+  logits_fn: Callable,
+  images: chex.Array,
+  labels: chex.Array,
+  *,
+  norm: str,
+  targets: chex.Array | None,
+  alpha_max: float,
+  eta: float,
+  beta: float,
+) -> Callable:
+  """Returns state -> state, one iteration of FAB."""
+
+  def step(state):
+    if targets is None:
+      boundary = nearest_boundary(logits_fn, state.points, labels, norm)
+    else:
+      boundary = targeted_boundary(logits_fn, state.points, labels, targets)
+    points = _approach(state.points, images, *boundary, norm, alpha_max, eta)
+    # Any other class counts, not the target's alone.
+    wrong = ~per_example.is_correct(logits_fn(points), labels)
+    sizes = per_example.norms(points - images, norm)
+    better = wrong & (sizes < state.sizes)
+    return FabState(
+      points=per_example.select(
+        wrong, images + (points - images) * beta, points
+      ),
+      images_adv=per_example.select(better, points, state.images_adv),
+      sizes=jnp.where(better, sizes, state.sizes),
+    )
+
+  return step
+
+
+def random_start(
+  rng: chex.PRNGKey,
+  indices: chex.Array,
+  images: chex.Array,
+  epsilon: chex.Numeric,
+  norm: str,
+) -> chex.Array:
+  """Draws a start at half of epsilon (Linf: of its largest coordinate)."""
+
+  def sample(key, shape):
+    if norm == 'linf':
+      return jax.random.uniform(key, shape, images.dtype, -1.0, 1.0)
+    return jax.random.normal(key, shape, images.dtype)
+
+  noise = per_example.draw_each(sample, rng, indices, images.shape[1:])
+  noise = noise / per_example.spread(per_example.norms(noise, norm), noise)
+  return jnp.clip(images + epsilon * noise * 0.5, 0.0, 1.0)
+
+
+def fab(
+  logits_fn: Callable,
+  images: chex.Array,
+  labels: chex.Array,
+  rng: chex.PRNGKey | None = None,
+  *,
+  epsilon: chex.Numeric,
+  norm: str = 'linf',
+  targets: chex.Array | None = None,
+  random: chex.Numeric = False,
+  n_iter: int = 100,
+  alpha_max: float = 0.1,
+  eta: float = 1.05,
+  beta: float = 0.9,
+  active: chex.Array | None = None,
+  indices: chex.Array | None = None,
+) -> tuple[chex.Array, chex.Array]:
+  """One run of FAB, untargeted or towards given classes.
+
+  Per iteration, targeted: two evaluations and one gradient; untargeted: two
+  evaluations and K gradients. All iterations run, as in the reference.
+
+  Args:
+    logits_fn: images -> logits [B, K].
+    images: float [B, ...] in [0, 1].
+    labels: int [B].
+    rng: typed key; used only for random starts.
+    epsilon: radius within which a perturbation counts, in [0, 1] units.
+    norm: 'linf' or 'l2'.
+    targets: int [B], whose boundary is approached; None: the nearest.
+    random: start at a random point at half of epsilon, not at the image; may
+      be traced.
+    n_iter: iterations.
+    alpha_max: largest share of the step back to the image's projection.
+    eta: overshoot over the boundary.
+    beta: backward step, after success, towards the image.
+    active: bool [B], the examples that are attacked; default all.
+    indices: int [B], places in the data set by which starts are drawn.
+
+  Returns:
+    robust bool [B]: no perturbation of norm <= epsilon was found (compared
+    without tolerance), or not active.
+    images_adv [B, ...]: smallest perturbation, or the image where robust.
+  """
+  per_example.check_norm(norm)
+  if active is None:
+    active = jnp.ones(images.shape[0], bool)
+  if indices is None:
+    indices = jnp.arange(images.shape[0])
+  points = images
+  if rng is not None:
+    start = random_start(rng, indices, images, epsilon, norm)
+    points = jnp.where(random, start, images)
+  state = FabState(
+    points, images, jnp.full(images.shape[0], _NEVER, images.dtype)
+  )
+  step = make_fab_step(
+    logits_fn,
+    images,
+    labels,
+    norm=norm,
+    targets=targets,
+    alpha_max=alpha_max,
+    eta=eta,
+    beta=beta,
+  )
+  state = jax.lax.fori_loop(0, n_iter, lambda _, s: step(s), state)
+  robust = (state.sizes > epsilon) | ~active
+  return robust, per_example.select(robust, images, state.images_adv)
+
+
+def fab_targeted(
+  logits_fn: Callable,
+  images: chex.Array,
+  labels: chex.Array,
+  rng: chex.PRNGKey | None = None,
+  *,
+  target_rank: chex.Numeric,
+  **options,
+) -> tuple[chex.Array, chex.Array]:
+  """FAB towards the class with the target_rank-th largest clean logit.
+
+  Args:
+    logits_fn: images -> logits [B, K].
+    images: float [B, ...] in [0, 1].
+    labels: int [B].
+    rng: typed key; used only for random starts.
+    target_rank: int in [2, K]; may be traced.
+    **options: of `fab`.
+
+  Returns:
+    What `fab` returns.
+  """
+  targets = per_example.ranked_classes(logits_fn(images), target_rank)
+  return fab(logits_fn, images, labels, rng, targets=targets, **options)

@@ -1,0 +1,274 @@
+"""Projected gradient ascent: in training, and as an evaluation attack."""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dhat_jax import divergences
+from dhat_jax.attacks import balls
+
+Objective = Callable[[chex.Array], chex.Array]
+
+OBJECTIVES = {
+  'cross_entropy': divergences.cross_entropy,
+  'margin': divergences.margin,
+}
+
+
+def _gradient_of(objective: Objective) -> Objective:
+  """Returns images [B, ...] -> gradient of each example's value, same shape.
+
+  The gradient of the sum: as each value depends on its own example alone, the
+  batch size does not enter.
+  """
+
+  def total(images):
+    values = objective(images)
+    if values.shape != images.shape[:1]:
+      raise ValueError(
+        f'objective: got values of shape {values.shape}, expected one per '
+        f'example, {images.shape[:1]}'
+      )
+    return values.sum()
+
+  return jax.grad(total)
+
+
+def ascend(
+  objective: Objective,
+  images_start: chex.Array,
+  images: chex.Array,
+  *,
+  epsilon: chex.Numeric,
+  step_size: chex.Numeric,
+  steps: chex.Numeric,
+  norm: str,
+  unroll: bool = False,
+) -> chex.Array:
+  """Takes gradient steps up an objective, projecting after each.
+
+  Args:
+    objective: [B, ...] -> [B], to be maximised; each example's value may
+      depend on that example alone.
+    images_start: float [B, ...], where to start; projected only after the
+      first step.
+    images: float [B, ...] in [0, 1], the centres of the balls.
+    epsilon: radius; may be traced.
+    step_size: length of a step in the norm; may be traced.
+    steps: number of steps; may be traced, without `unroll`.
+    norm: 'linf' or 'l2'.
+    unroll: whether to write the loop out; compiles longer.
+
+  Returns:
+    float [B, ...], in the ball and in [0, 1] after one step or more, with no
+    gradient through it.
+  """
+  gradient = _gradient_of(objective)
+
+  def body(_, images_adv):
+    direction = balls.ascent(gradient(images_adv), norm)
+    step = (step_size * direction).astype(images.dtype)
+    return balls.project(images_adv + step, images, epsilon, norm)
+
+  # A while loop, where `steps` is traced, has no reverse mode; and nobody
+  # wants the gradient through an attack.
+  start, images = jax.lax.stop_gradient((images_start, images))
+  images_adv = jax.lax.fori_loop(0, steps, body, start, unroll=unroll or None)
+  return jax.lax.stop_gradient(images_adv)
+
+
+def _check_size(name: str, got: float, norm: str) -> None:
+  most = 1 if norm == 'linf' else math.inf
+  if not 0 <= got <= most or math.isinf(got):
+    raise ValueError(
+      f'{name}: got {got}, expected in [0, {most}], in units of [0, 1], not '
+      'of 255'
+    )
+
+
+def _check_steps(steps: int) -> None:
+  try:
+    valid = not isinstance(steps, bool) and operator.index(steps) >= 0
+  except TypeError:
+    valid = False
+  if not valid:
+    raise ValueError(f'steps: got {steps!r}, expected an integer >= 0')
+
+
+def make_attack(
+  *,
+  epsilon: float,
+  step_size: float,
+  steps: int,
+  norm: str = 'linf',
+  start: str = 'uniform',
+  unroll: bool = False,
+) -> Callable:
+  """Creates a PGD attack for training (Madry et al. 2018).
+
+  It sees no model and no label, only an objective.
+
+  Args:
+    epsilon: radius in units of [0, 1], e.g. 8 / 255.
+    step_size: length of a step in the norm, same units.
+    steps: number of gradient steps; 0 returns the start, projected.
+    norm: 'linf' or 'l2'.
+    start: 'none', 'uniform' (SAT) or 'gaussian' (TRADES, MART); see
+      `balls.random_start`.
+    unroll: write the steps out instead of looping: compiles longer. On the
+      CPU it runs several times faster for networks with plain `nn.Conv`,
+      whose gradients are slow inside loops there; `dhat_jax.models` does not
+      need it.
+
+  Returns:
+    attack(objective, rng, images, scale=1.0) -> images_adv. `objective` maps
+    images [B, ...] to [B] and is maximised; `rng` is a typed key, or one per
+    example [B]; images are float [B, ...] in [0, 1]; `scale` multiplies
+    epsilon and step size and may be traced. `images_adv` has the images' shape
+    and dtype, lies in the ball (float32: to 1e-6) and in [0, 1], and passes no
+    gradient.
+
+  Raises:
+    ValueError: a number out of its range, or an unknown norm or start.
+  """
+  balls.check_choice('norm', norm, balls.NORMS)
+  balls.check_choice('start', start, balls.STARTS)
+  _check_size('epsilon', epsilon, norm)
+  _check_size('step_size', step_size, norm)
+  _check_steps(steps)
+
+  def attack(objective, rng, images, scale=1.0):
+    _check_images(images)
+    rngs = balls.per_example_keys(rng, images.shape[0])
+    radius = epsilon * scale
+    images_start = balls.random_start(rngs, images, radius, norm, start)
+    if steps == 0:
+      projected = balls.project(images_start, images, radius, norm)
+      return jax.lax.stop_gradient(projected)
+    return ascend(
+      objective,
+      images_start,
+      images,
+      epsilon=radius,
+      step_size=step_size * scale,
+      steps=steps,
+      norm=norm,
+      unroll=unroll,
+    )
+
+  return attack
+
+
+def _check_images(images: chex.Array) -> None:
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError(f'images: got {images.dtype}, expected float in [0, 1]')
+
+
+def fgsm(epsilon: float) -> Callable:
+  """Creates the fast gradient sign method: one step of epsilon, from x.
+
+  Args:
+    epsilon: Linf radius in units of [0, 1].
+
+  Returns:
+    An attack, see `make_attack` (Goodfellow et al. 2015, with the [0, 1] box).
+  """
+  return make_attack(epsilon=epsilon, step_size=epsilon, steps=1, start='none')
+
+
+class Settings(NamedTuple):
+  """Numbers of an evaluation attack; changing them compiles nothing.
+
+  Attributes:
+    epsilon: radius in units of [0, 1].
+    step_size: length of a step.
+    steps: gradient steps per restart; 0 with `start_scale` 0: clean images.
+    restarts: independent starts, at least 1; an image must resist all of them.
+    start_scale: radius of the uniform start over epsilon: 1, or 0 for none.
+  """
+
+  epsilon: float
+  step_size: float
+  steps: int
+  restarts: int = 1
+  start_scale: float = 1.0
+
+
+def make_evaluation_attack(
+  *, objective: str = 'cross_entropy', norm: str = 'linf'
+) -> Callable:
+  """Creates FGSM, PGD and CW attacks for evaluation, all in one function.
+
+  FGSM is one step of epsilon from the image; PGD ascends the cross entropy and
+  CW the margin from a uniform start. As in the published code of Madry et al.
+  and TRADES, only the last iterate of a restart counts, and the prediction on
+  the clean image does not.
+
+  Args:
+    objective: 'cross_entropy' or 'margin'.
+    norm: 'linf' or 'l2'.
+
+  Returns:
+    (logits_fn, images float [B, ...], labels int [B], rng, settings:
+    `Settings`) -> (robust bool [B], images_adv [B, ...]): `robust` where all
+    restarts' images are classified correctly; `images_adv` of the first
+    restart whose image was not, else of that with the highest objective. The
+    restarts run in a loop, so that they cost nothing to compile. Restart r
+    draws from the example's key folded with r: more restarts add to the
+    fewer, and batches may be composed at will.
+
+  Raises:
+    ValueError: unknown objective or norm.
+  """
+  balls.check_choice('objective', objective, tuple(OBJECTIVES))
+  balls.check_choice('norm', norm, balls.NORMS)
+  objective_fn = OBJECTIVES[objective]
+
+  def attack(logits_fn, images, labels, rng, settings):
+    _check_images(images)
+    rngs = balls.per_example_keys(rng, images.shape[0])
+
+    def iterate(index):
+      start = balls.random_start(
+        jax.vmap(jax.random.fold_in, (0, None))(rngs, index),
+        images,
+        settings.epsilon * settings.start_scale,
+        norm,
+        'uniform',
+      )
+      return ascend(
+        lambda inputs: objective_fn(logits_fn(inputs), labels),
+        start,
+        images,
+        epsilon=settings.epsilon,
+        step_size=settings.step_size,
+        steps=settings.steps,
+        norm=norm,
+      )
+
+    def restart(index, carry):
+      robust, highest, kept = carry
+      images_adv = iterate(index)
+      logits = logits_fn(images_adv)
+      correct = logits.argmax(axis=1) == labels
+      values = objective_fn(logits, labels).astype(highest.dtype)
+      # Nothing is higher than the first misclassified image.
+      values = jnp.where(correct, values, jnp.inf)
+      higher = values > highest
+      kept = jnp.where(balls.spread(higher, images), images_adv, kept)
+      return robust & correct, jnp.maximum(values, highest), kept
+
+    init = (
+      jnp.ones(images.shape[0], bool),
+      jnp.full(images.shape[0], -jnp.inf),
+      jax.lax.stop_gradient(images),
+    )
+    robust, _, kept = jax.lax.fori_loop(0, settings.restarts, restart, init)
+    return robust, kept
+
+  return attack

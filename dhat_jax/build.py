@@ -1,0 +1,346 @@
+"""The one place that turns names in a config into objects.
+
+Every value that a config may hold is read, and every mistake in it reported,
+here and before anything expensive starts: see `check`.
+"""
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dhat_jax import evaluate, input_pipeline, losses, optim, parallel
+from dhat_jax.attacks import balls, pgd
+from dhat_jax.datasets import digits
+from dhat_jax.datasets.base import Dataset, validate
+from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.resnet import ResNet18
+from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.stages import ROLES, Stage
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+LOADERS = {'tfds': None, 'image_folder': None, 'digits': None}
+
+
+def choose(name: str, got: Any, choices: Any) -> Any:
+  """Returns `choices[got]` (or `got`), or raises with the choices listed."""
+  if got not in choices:
+    raise ValueError(f'{name}: got {got!r}, choices are {tuple(choices)}')
+  return choices[got] if isinstance(choices, dict) else got
+
+
+def _positive(name: str, got: float, least: float = 1) -> float:
+  if got < least:
+    raise ValueError(f'{name}: got {got}, expected at least {least}')
+  return got
+
+
+def backbone(name: str) -> WideResNet | ResNet18:
+  """Returns a backbone: 'wrn34_10' (any depth and width), 'resnet18', ...
+
+  Raises:
+    ValueError: no such name, or a depth that WideResNet does not have.
+  """
+  if match := re.fullmatch(r'wrn(\d+)_(\d+)', name):
+    return WideResNet(*(int(number) for number in match.groups()))
+  return choose(
+    'config.model.backbone',
+    name,
+    {
+      'resnet18': ResNet18(),
+      'preact_resnet18': ResNet18(preact=True),
+      'wrn<depth>_<widen factor>': None,
+    },
+  )
+
+
+def model(
+  config: ml_collections.ConfigDict,
+  *,
+  outputs: tuple[str, ...] | None = None,
+  axis_name: str | None = None,
+) -> DualHeadNet:
+  """Returns the network of a config.
+
+  Args:
+    config: the run's config.
+    outputs: what it computes; default: what `config.stages` train.
+    axis_name: mapped axis over which batch norm shares its statistics.
+  """
+  spec = config.model
+  return DualHeadNet(
+    backbone=backbone(spec.backbone),
+    num_classes=config.dataset.num_classes,
+    attach=spec.attach,
+    aggregator=spec.aggregator,
+    outputs=outputs or ROLES[config.stages[-1]].outputs,
+    mean=tuple(spec.mean),
+    std=tuple(spec.std),
+    dtype=choose('config.model.dtype', spec.dtype, DTYPES),
+    axis_name=axis_name,
+  )
+
+
+def norm_axis(config: ml_collections.ConfigDict) -> str | None:
+  """Returns the axis over which batch norm is synchronised, or None."""
+  return parallel.AXIS if config.model.sync_batch_norm else None
+
+
+def dataset(config: ml_collections.ConfigDict) -> Dataset:
+  """Loads and validates the data set of a config.
+
+  Raises:
+    ValueError: broken data, or data that the config does not describe.
+  """
+  spec = config.dataset
+  loader = choose('config.dataset.loader', spec.loader, LOADERS)
+  del loader
+  if spec.loader == 'tfds':
+    data = tfds.load(
+      spec.name,
+      data_dir=spec.data_dir or None,
+      manual_dir=spec.manual_dir or None,
+      cache_dir=spec.cache_dir or None,
+    )
+  elif spec.loader == 'image_folder':
+    data = image_folder.load(
+      data_dir=spec.data_dir, cache_dir=spec.cache_dir or None
+    )
+  else:
+    data = digits.load()
+  validate(data)
+  if len(data.class_names) != spec.num_classes:
+    raise ValueError(
+      f'config.dataset.num_classes: got {spec.num_classes}, but '
+      f'{data.source} has {len(data.class_names)} classes'
+    )
+  return data
+
+
+def augment(config: ml_collections.ConfigDict) -> Callable | None:
+  """Returns (rngs, images) -> images, or None where nothing changes."""
+  padding, flip = config.dataset.crop_padding, config.dataset.flip
+  if not padding and not flip:
+    return None
+  return lambda rngs, images: input_pipeline.augment(
+    rngs, images, crop_padding=padding, flip=flip
+  )
+
+
+def in_unit(spec: ml_collections.ConfigDict, name: str) -> float:
+  """Returns `name` in [0, 1] units; `name_255`, where given, has precedence.
+
+  The only place where a number over 255 is converted.
+  """
+  over_255 = spec[f'{name}_255']
+  value = spec[name] if over_255 is None else over_255 / 255
+  if value is None:
+    raise ValueError(f'{name}: got nothing; give {name} or {name}_255')
+  if not 0 <= value <= 1:
+    raise ValueError(f'{name}: got {value}, expected in [0, 1]')
+  return value
+
+
+def epsilon(spec: ml_collections.ConfigDict) -> float:
+  """Returns the radius of a config's attack in [0, 1] units."""
+  return in_unit(spec, 'epsilon')
+
+
+def attack(spec: ml_collections.ConfigDict) -> Callable:
+  """Returns the training attack of a stage's config."""
+  return pgd.make_attack(
+    epsilon=epsilon(spec),
+    step_size=in_unit(spec, 'step_size'),
+    steps=spec.steps,
+    norm=spec.norm,
+    start=spec.start,
+  )
+
+
+def loss(spec: ml_collections.ConfigDict) -> losses.Loss:
+  """Returns the loss of a stage's config: its name and its parameters."""
+  options = dict(spec)
+  factory = choose('loss', options.pop('name'), losses.LOSSES)
+  return factory(**options)
+
+
+def stage(
+  config: ml_collections.ConfigDict, name: str, num_train: int
+) -> Stage:
+  """Returns a stage with everything resolved.
+
+  Args:
+    config: the run's config.
+    name: key of `ROLES`.
+    num_train: number of training images.
+
+  Raises:
+    ValueError: any value that is out of its range.
+  """
+  spec, role = config[name], choose('config.stages', name, ROLES)
+  parallel.check_batch_size(f'config.{name}.batch_size', spec.batch_size)
+  if spec.batch_size > num_train:
+    raise ValueError(
+      f'config.{name}.batch_size: got {spec.batch_size}, expected at most the '
+      f'{num_train} training images'
+    )
+  steps_per_epoch = num_train // spec.batch_size
+  epochs = spec.epochs
+  # The mean of two logits has nothing to train.
+  if name == 'aggregator' and config.model.aggregator == 'mean':
+    epochs = 0
+  num_steps = round(epochs * steps_per_epoch)
+  schedule = optim.make_schedule(
+    num_steps=num_steps, steps_per_epoch=steps_per_epoch, **spec.schedule
+  )
+  stage_loss = loss(spec.loss)
+  warmup_steps = round(spec.attack.warmup_epochs * steps_per_epoch)
+  return Stage(
+    name=name,
+    role=role,
+    loss=stage_loss,
+    attack=attack(spec.attack) if stage_loss.uses_adversarial else None,
+    attack_scale=(
+      optax.linear_schedule(0.0, 1.0, warmup_steps)
+      if warmup_steps
+      else optax.constant_schedule(1.0)
+    ),
+    tx=optim.make_optimizer(schedule=schedule, **spec.optimizer),
+    schedule=schedule,
+    num_steps=num_steps,
+    steps_per_epoch=steps_per_epoch,
+    batch_size=spec.batch_size,
+    ema_decay=spec.ema_decay,
+    keep=choose(f'config.{name}.keep', spec.keep, ('best', 'last')),
+  )
+
+
+def evaluator(
+  config: ml_collections.ConfigDict, net: DualHeadNet
+) -> evaluate.Evaluator:
+  """Returns the evaluator of a network, in the evaluation's precision."""
+  spec = config.evaluation
+  return evaluate.Evaluator(
+    net.clone(
+      dtype=choose('config.evaluation.dtype', spec.dtype, DTYPES),
+      axis_name=None,
+    ),
+    norm=choose('config.evaluation.norm', spec.norm, balls.NORMS),
+    batch_size=_positive('config.evaluation.batch_size', spec.batch_size),
+  )
+
+
+def evaluation_attack(
+  name: str, spec: ml_collections.ConfigDict
+) -> evaluate.Attack:
+  """Returns an attack by name: 'clean', 'fgsm', 'pgd_<k>' or 'cw_<k>'.
+
+  `pgd` ascends the cross entropy and `cw` the margin, k steps from a random
+  start; `fgsm` is one step of epsilon from the clean image.
+
+  Raises:
+    ValueError: no such name.
+  """
+  radius = epsilon(spec)
+  if name in ('clean', 'fgsm'):
+    settings = pgd.Settings(
+      epsilon=radius if name == 'fgsm' else 0.0,
+      step_size=radius,
+      steps=int(name == 'fgsm'),
+      restarts=1,
+      start_scale=0.0,
+    )
+    return evaluate.Attack(name, 'cross_entropy', settings)
+  match = re.fullmatch(r'(pgd|cw)_([1-9]\d*)', name)
+  if not match:
+    raise ValueError(
+      f'config.evaluation.attacks: got {name!r}, choices are '
+      "'clean', 'fgsm', 'pgd_<steps>' and 'cw_<steps>', as in 'pgd_40'"
+    )
+  settings = pgd.Settings(
+    epsilon=radius,
+    step_size=in_unit(spec, 'step_size'),
+    steps=int(match[2]),
+    restarts=_positive('config.evaluation.restarts', spec.restarts),
+    start_scale=1.0,
+  )
+  objective = {'pgd': 'cross_entropy', 'cw': 'margin'}[match[1]]
+  return evaluate.Attack(name, objective, settings)
+
+
+def evaluation_attacks(
+  config: ml_collections.ConfigDict,
+) -> list[evaluate.Attack]:
+  """Returns the attacks of the evaluation."""
+  names = tuple(config.evaluation.attacks)
+  if not names or len(set(names)) < len(names):
+    raise ValueError(
+      f'config.evaluation.attacks: got {names}, expected different names'
+    )
+  return [evaluation_attack(name, config.evaluation) for name in names]
+
+
+def validation_attacks(
+  config: ml_collections.ConfigDict,
+) -> list[evaluate.Attack]:
+  """Returns 'clean' and the attack that model selection is made by."""
+  names = ('clean', config.validation.attack)
+  return [evaluation_attack(name, config.evaluation) for name in names]
+
+
+def natural(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Returns the same run without adversarial images, for comparison."""
+  config = copy.deepcopy(config)
+  config.name = f'{config.name}_natural'
+  config.compare_with_natural = False
+  with config.unlocked():
+    for name in config.stages:
+      config[name].loss = ml_collections.ConfigDict({'name': 'natural'})
+  return config
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for anything in a config that cannot work.
+
+  Builds everything but the data and the compiled functions, so that a mistake
+  shows at once and not after hours.
+  """
+  stages = tuple(config.stages)
+  expected = [tuple(ROLES)[:count] for count in range(1, len(ROLES) + 1)]
+  choose('config.stages', stages, expected)
+  model(config)
+  norm_axis(config)
+  augment(config)
+  choose('config.dataset.loader', config.dataset.loader, LOADERS)
+  if config.dataset.loader == 'image_folder' and not config.dataset.data_dir:
+    raise ValueError(
+      'config.dataset.data_dir: got nothing, expected the folder that holds '
+      'train/<class>/<image> and test/<class>/<image>'
+    )
+  for name in stages:
+    # The number of training images is not known yet: any that fits will do.
+    stage(config, name, num_train=max(config[name].batch_size, 1))
+    if config[name].keep == 'best' and not config.dataset.validation_size:
+      raise ValueError(
+        f"config.{name}.keep: got 'best', which needs validation images; give "
+        "'last', or config.dataset.validation_size > 0"
+      )
+  evaluation_attacks(config)
+  validation_attacks(config)
+  evaluator(config, model(config))
+  for name in (
+    'checkpoint.every_steps',
+    'checkpoint.keep',
+    'validation.every_epochs',
+    'log_every_steps',
+  ):
+    group, _, key = name.rpartition('.')
+    _positive(f'config.{name}', (config[group] if group else config)[key])
+  if config.compare_with_natural:
+    natural(config)

@@ -1,0 +1,256 @@
+"""Checkpoints by Orbax, with checksums, and the resume that trusts no disk.
+
+Orbax commits a checkpoint atomically, but a flipped byte in an array file
+restores to wrong values without an error. So each checkpoint carries the
+shape, dtype and CRC-32 of every array, and a checkpoint that does not fit is
+set aside, loudly, for the one before.
+"""
+
+import os
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+
+def _is_key(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) and jnp.issubdtype(
+    leaf.dtype, jax.dtypes.prng_key
+  )
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+  """Flattens a tree to {path: array}; typed keys become their key data."""
+  flat = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if _is_key(leaf):
+      leaf = jax.random.key_data(leaf)
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    flat[name] = np.asarray(leaf)
+  return flat
+
+
+def unflatten(like: Any, flat: dict[str, np.ndarray]) -> Any:
+  """Inverts `flatten`, given a tree of the same structure."""
+
+  def pick(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if _is_key(leaf):
+      return jax.random.wrap_key_data(
+        flat[name], impl=jax.random.key_impl(leaf)
+      )
+    return flat[name]
+
+  return jax.tree_util.tree_map_with_path(pick, like)
+
+
+def fingerprint(flat: dict[str, np.ndarray]) -> dict[str, list]:
+  """Returns {path: [shape, dtype, CRC-32]}, as JSON can hold it."""
+  return {
+    name: [
+      list(array.shape),
+      str(array.dtype),
+      zlib.crc32(np.ascontiguousarray(array).tobytes()),
+    ]
+    for name, array in flat.items()
+  }
+
+
+def _check_fingerprint(stored: dict, current: dict, parts: slice) -> None:
+  """Raises ValueError where the chosen parts of two fingerprints differ."""
+  differing = [
+    f'  {name}: got {stored.get(name)}, expected {current.get(name)}'
+    for name in sorted(stored.keys() | current.keys())
+    if stored.get(name, [None])[parts] != current.get(name, [None])[parts]
+  ]
+  if differing:
+    raise ValueError(
+      'arrays do not fit ([shape, dtype, CRC-32]):\n' + '\n'.join(differing[:5])
+    )
+
+
+class Checkpoints:
+  """The checkpoints of one stage; use as a context manager.
+
+  Leaving the context waits for writes in the background: without that the
+  last checkpoint would be lost.
+
+  Attributes:
+    directory: where they are, one numbered folder each.
+  """
+
+  def __init__(self, directory: str, *, keep: int):
+    """Opens or creates a directory of checkpoints.
+
+    Args:
+      directory: its path.
+      keep: how many of the latest are kept, beside the best one.
+    """
+    self.directory = os.path.abspath(directory)
+    self._keep = keep
+    self._open()
+
+  def _open(self) -> None:
+    score = _score
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      item_names=('state', 'info'),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.AnyPreservationPolicy(
+          [
+            preservation_policy.LatestN(self._keep),
+            preservation_policy.BestN(
+              get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
+            ),
+          ]
+        ),
+        # Without best_fn, Orbax does not write the metrics.
+        best_fn=score,
+        best_mode='max',
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._manager.close()
+
+  def steps(self) -> list[int]:
+    """Returns the steps that have a checkpoint, in order."""
+    return sorted(self._manager.all_steps())
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    *,
+    metrics: dict[str, float] | None = None,
+    info: dict[str, Any] | None = None,
+  ) -> None:
+    """Starts writing a checkpoint in the background.
+
+    Args:
+      step: its number.
+      state: tree of host arrays; they may be changed after the call.
+      metrics: {'robust_accuracy': ..., 'clean_accuracy': ...} of a
+        validation, by which the best is chosen; None if there was none.
+      info: further values that JSON can hold.
+
+    Raises:
+      RuntimeError: Orbax did not take the checkpoint.
+    """
+    flat = flatten(state)
+    saved = self._manager.save(
+      step,
+      metrics=None if metrics is None else {**metrics, 'step': step},
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(flat),
+        info=ocp.args.JsonSave(
+          {'arrays': fingerprint(flat), 'info': info or {}}
+        ),
+      ),
+    )
+    if not saved:
+      raise RuntimeError(
+        f'checkpoint {step} was not written to {self.directory}: it holds '
+        f'{self.steps()}'
+      )
+
+  def wait(self) -> None:
+    """Waits until everything is written."""
+    self._manager.wait_until_finished()
+
+  def restore_latest(self, like: Any) -> tuple[int, Any, dict] | None:
+    """Restores the newest checkpoint that is whole.
+
+    Damaged ones are moved aside, with a warning, into `damaged` beside the
+    directory, so that training can write them again.
+
+    Args:
+      like: a tree of the expected structure, shapes and dtypes.
+
+    Returns:
+      (step, tree of arrays, info), or None if there is no checkpoint.
+
+    Raises:
+      ValueError: the checkpoint is whole, but of another network.
+    """
+    for step in reversed(self.steps()):
+      restored = self._try_restore(step, like)
+      if restored is not None:
+        return step, *restored
+      self._set_aside(step)
+    return None
+
+  def restore_best(self, like: Any) -> tuple[int, Any, dict] | None:
+    """Restores the checkpoint with the best validation, or else the newest.
+
+    Best is the highest robust accuracy, then the highest clean accuracy, then
+    the latest step. See `restore_latest`.
+    """
+    while (step := self._manager.best_step()) is not None:
+      if self._manager.metrics(step) is None:
+        break
+      restored = self._try_restore(step, like)
+      if restored is not None:
+        return step, *restored
+      self._set_aside(step)
+    return self.restore_latest(like)
+
+  def _try_restore(self, step: int, like: Any) -> tuple[Any, dict] | None:
+    """Returns (tree, info), or None for a damaged checkpoint."""
+    expected = flatten(like)
+    try:
+      info = self._manager.restore(
+        step, args=ocp.args.Composite(info=ocp.args.JsonRestore())
+      ).info
+      stored = info['arrays']
+    except Exception as error:
+      return self._warn(step, error)
+    # Whole but different: not damage, and nothing to set aside.
+    _check_fingerprint(stored, fingerprint(expected), slice(0, 2))
+    try:
+      flat = self._manager.restore(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardRestore(expected)),
+      ).state
+      _check_fingerprint(stored, fingerprint(flat), slice(0, 3))
+    except Exception as error:
+      return self._warn(step, error)
+    return unflatten(like, flat), info['info']
+
+  def _warn(self, step: int, error: Exception) -> None:
+    logging.error(
+      'checkpoint %s is damaged and is skipped: %s: %s',
+      os.path.join(self.directory, str(step)),
+      type(error).__name__,
+      str(error).split('\n\n')[0][:500],
+    )
+
+  def _set_aside(self, step: int) -> None:
+    self._manager.close()
+    base = os.path.join(os.path.dirname(self.directory), 'damaged')
+    os.makedirs(base, exist_ok=True)
+    name = f'{os.path.basename(self.directory)}_{step}'
+    target, count = os.path.join(base, name), 1
+    while os.path.exists(target):
+      target, count = os.path.join(base, f'{name}_{count}'), count + 1
+    if jax.process_index() == 0:
+      os.rename(os.path.join(self.directory, str(step)), target)
+      logging.error('moved to %s', target)
+    self._open()
+
+
+def _score(metrics: dict[str, float]) -> tuple:
+  return (
+    metrics['robust_accuracy'],
+    metrics['clean_accuracy'],
+    metrics['step'],
+  )

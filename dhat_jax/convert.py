@@ -1,0 +1,328 @@
+"""PyTorch state dicts <-> Flax variables, and workdirs made of them.
+
+    python -m dhat_jax.convert --from_torch=model.pt \
+        --config=configs/cifar10.py --workdir=runs/imported
+    python -m dhat_jax.convert --to_torch=model.pt \
+        --config=configs/cifar10.py --workdir=runs/cifar10
+
+`.pt`, `.pth`, `.tar` and `.bin` files are PyTorch's and need it (the extra
+[oracle]); `.npz` files, one array per key, do not.
+
+Batch norm's running variances are taken over as they are, though PyTorch's
+estimate is unbiased and ours is not (see `dhat_jax.models.layers`): in
+evaluation the numbers mean the same. Per-channel normalisation of the images
+is no part of a state dict; it belongs to the config.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from dhat_jax import torch_bridge, torch_names
+from dhat_jax.models.dual_head import DualHeadNet
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+  """Converts an array of any library, PyTorch's bfloat16 included."""
+  if hasattr(value, 'detach'):
+    value = value.detach().cpu()
+    value = value.float() if value.is_floating_point() else value
+  return np.asarray(value)
+
+
+def _strip_module(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+  """Removes the prefix that `DataParallel` adds to all keys."""
+  prefix = 'module.'
+  if state_dict and all(key.startswith(prefix) for key in state_dict):
+    return {key.removeprefix(prefix): v for key, v in state_dict.items()}
+  return dict(state_dict)
+
+
+def from_torch(
+  state_dict: Mapping[str, Any],
+  model: DualHeadNet,
+  *,
+  image_channels: int | None = None,
+) -> dict[str, Any]:
+  """Converts a PyTorch state dict; see the module's docstring for the keys.
+
+  A prefix `module.` on all keys and `num_batches_tracked` are accepted. So is
+  a second head that is stored as a whole network, if its trunk equals the
+  main head's, which is the one that feeds it.
+
+  Args:
+    state_dict: {key: array} of NumPy, PyTorch or JAX.
+    model: the network: its backbone, attach point, aggregator, outputs and
+      number of classes say which keys are expected.
+    image_channels: of the images; None: as many as the first convolution of
+      the state dict has.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...} for `model.apply`, float32 on the host.
+
+  Raises:
+    ValueError: keys are missing, surplus or misshapen; all are listed.
+  """
+  arrays = {k: _as_numpy(v) for k, v in _strip_module(state_dict).items()}
+  if image_channels is None:
+    first = arrays.get('conv1.weight', arrays.get('WRN1.conv1.weight'))
+    image_channels = first.shape[1] if np.ndim(first) == 4 else 3
+  entries = torch_names.entries(model, image_channels)
+  torch_names.check_state_dict(arrays, entries)
+  variables = {}
+  for key, entry in entries.items():
+    node = variables
+    for name in entry.path[:-1]:
+      node = node.setdefault(name, {})
+    node[entry.path[-1]] = np.array(
+      entry.layout.to_flax(arrays[key]), np.float32, order='C'
+    )
+  return variables
+
+
+def to_torch(
+  variables: Mapping[str, Any], model: DualHeadNet
+) -> dict[str, np.ndarray]:
+  """Converts Flax variables to a PyTorch state dict; inverts `from_torch`.
+
+  Args:
+    variables: {'params': ..., 'batch_stats': ...} of `model`.
+    model: the network.
+
+  Returns:
+    {key: float32 array}, and an int64 zero for each `num_batches_tracked`.
+
+  Raises:
+    ValueError: arrays are missing, surplus or misshapen; all are listed.
+  """
+  flat = {
+    tuple(part.key for part in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))
+  }
+  first = flat.get(('params', 'trunk', 'conv', 'kernel'))
+  entries = torch_names.entries(
+    model, np.shape(first)[2] if np.ndim(first) == 4 else 3
+  )
+  torch_names.check_shapes(
+    {'/'.join(path): np.shape(leaf) for path, leaf in flat.items()},
+    {'/'.join(entry.path): entry.shape for entry in entries.values()},
+  )
+  state_dict = {
+    key: np.array(
+      entry.layout.to_torch(_as_numpy(flat[entry.path])), np.float32, order='C'
+    )
+    for key, entry in entries.items()
+  }
+  state_dict |= {
+    key: np.zeros((), np.int64) for key in torch_names.counters(entries)
+  }
+  return dict(sorted(state_dict.items()))
+
+
+def import_workdir(
+  state_dict: Mapping[str, Any],
+  config: Any,
+  directory: str,
+  *,
+  source: str,
+) -> None:
+  """Writes a workdir whose stages are done, for `--mode=evaluate`.
+
+  Each stage gets one checkpoint, at its last step: where that is, the size of
+  the training set decides, so that the data set must be there. The optimiser
+  starts at zero.
+
+  Args:
+    state_dict: {key: array}, of all the parts that the config's stages train.
+    config: the run's config.
+    directory: the workdir; must not hold checkpoints yet.
+    source: where the weights came from, for the record.
+
+  Raises:
+    ValueError: bad config, workdir or state dict.
+  """
+  from dhat_jax import build, input_pipeline, train, workdir
+  from dhat_jax.checkpoint import Checkpoints
+
+  build.check(config)
+  if config.compare_with_natural:
+    raise ValueError(
+      'config.compare_with_natural: got True, but there are no weights of a '
+      'naturally trained network; give --config.compare_with_natural=false'
+    )
+  folders = {n: train.checkpoint_folder(directory, n) for n in config.stages}
+  for folder in folders.values():
+    if os.path.isdir(folder):
+      raise ValueError(f'{folder} is there already; choose another --workdir')
+  dataset = build.dataset(config)
+  variables = from_torch(
+    state_dict,
+    build.model(config),
+    image_channels=dataset.train.images.shape[-1],
+  )
+  train_split, _ = input_pipeline.hold_out(
+    dataset.train, config.dataset.validation_size, seed=0
+  )
+  workdir.prepare(directory, config)
+  for name, folder in folders.items():
+    state, stage = _initial_state(
+      config,
+      name,
+      num_train=len(train_split.labels),
+      image_shape=dataset.train.images.shape[1:],
+      variables=variables,
+    )
+    state = state.replace(step=np.full_like(state.step, stage.num_steps))
+    with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+      checkpoints.save(
+        stage.num_steps, state, info={'seconds': 0.0, 'imported_from': source}
+      )
+
+
+def export_workdir(config: Any, directory: str) -> dict[str, np.ndarray]:
+  """Returns a workdir's network, as it is evaluated, as a state dict.
+
+  Args:
+    config: the run's config.
+    directory: the workdir.
+
+  Raises:
+    ValueError: the workdir is not trained, or of another config.
+  """
+  from dhat_jax import build, train, workdir
+  from dhat_jax.checkpoint import Checkpoints
+
+  build.check(config)
+  name = config.stages[-1]
+  folder = train.checkpoint_folder(directory, name)
+  if not os.path.isdir(folder):
+    raise ValueError(f'workdir {directory}: stage {name!r} is not trained')
+  workdir.prepare(directory, config, may_differ=('evaluation.',))
+  with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+    state = _stored_state(config, name, checkpoints)
+  return to_torch(state.variables(), build.model(config))
+
+
+def _initial_state(
+  config: Any,
+  name: str,
+  *,
+  num_train: int,
+  image_shape: tuple[int, int, int],
+  variables: Mapping[str, Any] | None = None,
+) -> tuple[Any, Any]:
+  """Returns (state at step 0, as training makes it, the resolved stage)."""
+  from dhat_jax import build
+  from dhat_jax.train_state import create_train_state
+
+  stage = build.stage(config, name, num_train)
+  net = build.model(config, outputs=stage.role.outputs)
+  if variables is not None:
+    variables = {
+      collection: {part: tree[part] for part in net.parts if part in tree}
+      for collection, tree in variables.items()
+    }
+  state = create_train_state(
+    net=net,
+    tx=stage.tx,
+    trains=stage.role.trains,
+    rng=jax.random.key(config.seed),
+    image_shape=image_shape,
+    variables=variables,
+    ema=stage.ema_decay > 0,
+  )
+  return state, stage
+
+
+def _stored_state(config: Any, name: str, checkpoints: Any) -> Any:
+  """Restores a stage's state without the data set, as evaluation takes it."""
+  # Neither the number of images nor their size shapes the state.
+  num_train = config[name].batch_size
+  for channels in (3, 1):  # a config does not say whether images are grey
+    like, stage = _initial_state(
+      config, name, num_train=num_train, image_shape=(32, 32, channels)
+    )
+    restore = (
+      checkpoints.restore_best
+      if stage.keep == 'best'
+      else checkpoints.restore_latest
+    )
+    try:
+      restored = restore(like)
+    except ValueError:
+      if channels == 1:
+        raise
+      continue
+    if restored is None:
+      raise ValueError(f'{checkpoints.directory}: holds no whole checkpoint')
+    return restored[1]
+
+
+def _parse(argv: list[str]) -> flags.FlagValues:
+  """Parses the flags, in a set of their own beside other commands'."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config',
+    help_string='Config file, FILE.py or FILE.py:variant.',
+    flag_values=values,
+    sys_argv=argv,
+  )
+  for name, text in (
+    ('workdir', 'Folder of the run.'),
+    ('from_torch', 'State dict to make the workdir of.'),
+    ('to_torch', 'File to write the state dict of the workdir to.'),
+  ):
+    flags.DEFINE_string(name, None, text, flag_values=values)
+  for argument in argv:
+    if argument.startswith('--config='):
+      # Configs import each other as `configs.<name>`.
+      path = os.path.abspath(argument.partition('=')[2].partition(':')[0])
+      sys.path.insert(0, os.path.dirname(os.path.dirname(path)))
+  rest = values(argv)[1:]
+  if rest:
+    raise ValueError(f'arguments: got {rest}, expected flags only')
+  for name in ('config', 'workdir'):
+    if values[name].value is None:
+      raise ValueError(f'--{name}: got nothing, expected it to be given')
+  if (values.from_torch is None) == (values.to_torch is None):
+    raise ValueError('give one of --from_torch and --to_torch')
+  return values
+
+
+def main(argv: list[str]) -> None:
+  """Converts what the flags name; argv[0] is the program."""
+  try:
+    values = _parse(argv)
+    config, directory = values.config, values.workdir
+    if values.from_torch:
+      state_dict = torch_bridge.read_state_dict(values.from_torch)
+      source = os.path.basename(values.from_torch)
+      import_workdir(state_dict, config, directory, source=source)
+      print(f'{directory}: ready for dhat_jax.main --mode=evaluate')
+    else:
+      state_dict = export_workdir(config, directory)
+      torch_bridge.write_state_dict(values.to_torch, state_dict)
+      print(f'{values.to_torch}: {len(state_dict)} arrays')
+  except (
+    flags.Error,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+  ) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  main(sys.argv)

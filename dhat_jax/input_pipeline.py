@@ -1,0 +1,230 @@
+"""Batches on the host, augmentation on the device.
+
+Which images are in a batch, and what noise and crops they get, depends on
+seeds and the step alone: not on the number of devices, processes or restarts.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dhat_jax.datasets.base import Split
+
+Batch = dict[str, np.ndarray]
+
+
+def hold_out(
+  split: Split, size: int, *, seed: int
+) -> tuple[Split, Split | None]:
+  """Holds a stratified validation split out of a training split.
+
+  Args:
+    split: N images.
+    size: number of images to hold out; 0 holds out none.
+    seed: of the choice.
+
+  Returns:
+    (N - size images, size images or None), both in their original order.
+
+  Raises:
+    ValueError: `size` is negative or leaves nothing to train on.
+  """
+  total = len(split.labels)
+  if not 0 <= size < total:
+    raise ValueError(
+      f'validation_size: got {size}, expected from 0 to {total - 1}, less than '
+      'the training images'
+    )
+  if not size:
+    return split, None
+  rng = np.random.default_rng([seed, size])
+  # Images in random order, each with its place within its class as a fraction:
+  # the `size` smallest fractions hold as many of each class as is fair.
+  order = rng.permutation(total)
+  fraction = np.empty(total)
+  for label in np.unique(split.labels):
+    members = order[split.labels[order] == label]
+    fraction[members] = (np.arange(len(members)) + 0.5) / len(members)
+  chosen = np.zeros(total, bool)
+  chosen[order[np.argsort(fraction[order], kind='stable')[:size]]] = True
+  return (
+    Split(split.images[~chosen], split.labels[~chosen]),
+    Split(split.images[chosen], split.labels[chosen]),
+  )
+
+
+def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
+  """Returns the permutation of an epoch, a function of (seed, epoch) alone."""
+  return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+
+def _process_slice(
+  batch_size: int, process_index: int, process_count: int
+) -> slice:
+  if batch_size % process_count:
+    raise ValueError(
+      f'batch_size: got {batch_size}, expected a multiple of the '
+      f'{process_count} processes'
+    )
+  share = batch_size // process_count
+  return slice(process_index * share, (process_index + 1) * share)
+
+
+def train_batches(
+  split: Split,
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int,
+  num_steps: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Batch]:
+  """Iterates over the batches of the steps `start_step` ... `num_steps` - 1.
+
+  An epoch is N // batch_size steps over a fresh permutation. Differs from
+  PyTorch's loader in the published code: the images that do not fill a last
+  batch are left out (others in each epoch), so that batch norm sees full
+  batches only and nothing compiles twice.
+
+  Args:
+    split: the N training images.
+    batch_size: global.
+    seed: with the step it decides what is in a batch.
+    start_step: the first step.
+    num_steps: the step before which to end.
+    process_index: which contiguous share of each batch to give.
+    process_count: number of shares.
+
+  Yields:
+    {'images': uint8 [b, H, W, C], 'labels': int32 [b], 'mask': bool [b]}.
+
+  Raises:
+    ValueError: a batch larger than the split, or not divisible.
+  """
+  share = _process_slice(batch_size, process_index, process_count)
+  total = len(split.labels)
+  if not 1 <= batch_size <= total:
+    raise ValueError(
+      f'batch_size: got {batch_size}, expected from 1 to the {total} training '
+      'images'
+    )
+  steps_per_epoch = total // batch_size
+  known_epoch, order = None, None
+  for step in range(start_step, num_steps):
+    epoch, place = divmod(step, steps_per_epoch)
+    if epoch != known_epoch:
+      known_epoch = epoch
+      order = epoch_order(total, seed=seed, epoch=epoch)
+    indices = order[place * batch_size : (place + 1) * batch_size][share]
+    yield {
+      'images': split.images[indices],
+      'labels': split.labels[indices],
+      'mask': np.ones(len(indices), bool),
+    }
+
+
+def eval_batches(
+  split: Split,
+  *,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Batch]:
+  """Iterates over a split in order, each image once, the last batch padded.
+
+  Padding is black images of class 0 whose mask is False. Arguments and
+  batches as in `train_batches`.
+  """
+  share = _process_slice(batch_size, process_index, process_count)
+  for first in range(0, len(split.labels), batch_size):
+    images = split.images[first : first + batch_size]
+    labels = split.labels[first : first + batch_size]
+    missing = batch_size - len(labels)
+    batch = {
+      'images': np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
+      'labels': np.pad(labels, (0, missing)),
+      'mask': np.arange(batch_size) < len(labels),
+    }
+    yield {name: array[share] for name, array in batch.items()}
+
+
+def prefetch(batches: Iterable, size: int = 2) -> Iterator:
+  """Runs an iterator in a background thread, `size` items ahead.
+
+  Its exceptions are raised here. The thread ends when this iterator is closed
+  or exhausted.
+  """
+  items: queue.Queue = queue.Queue(maxsize=size)
+  closed = threading.Event()
+
+  def put(kind, value) -> bool:
+    while not closed.is_set():
+      try:
+        items.put((kind, value), timeout=0.1)
+        return True
+      except queue.Full:
+        continue
+    return False
+
+  def work():
+    try:
+      for batch in batches:
+        if not put('item', batch):
+          return
+      put('end', None)
+    except BaseException as error:
+      put('error', error)
+
+  thread = threading.Thread(target=work, name='prefetch', daemon=True)
+  thread.start()
+  try:
+    while True:
+      kind, value = items.get()
+      if kind == 'end':
+        return
+      if kind == 'error':
+        raise value
+      yield value
+  finally:
+    closed.set()
+    thread.join()
+
+
+def augment(
+  rngs: chex.PRNGKey, images: chex.Array, *, crop_padding: int, flip: bool
+) -> chex.Array:
+  """Random crop after zero padding, and random horizontal flip.
+
+  Runs inside the compiled step. An image's crop and flip depend on its own key
+  alone.
+
+  Args:
+    rngs: typed keys [B].
+    images: [B, H, W, C], any dtype.
+    crop_padding: pixels of zeros on each side, out of which a window of H x W
+      is taken; 0 does not crop.
+    flip: whether to flip with probability 1/2.
+
+  Returns:
+    [B, H, W, C] of the same dtype.
+  """
+  height, width = images.shape[1:3]
+  pad = (crop_padding, crop_padding)
+  padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))
+
+  def one(rng, image):
+    crop_rng, flip_rng = jax.random.split(rng)
+    top, left = jax.random.randint(crop_rng, (2,), 0, 2 * crop_padding + 1)
+    image = jax.lax.dynamic_slice(
+      image, (top, left, 0), (height, width, image.shape[2])
+    )
+    flips = jax.random.bernoulli(flip_rng) & flip
+    return jnp.where(flips, image[:, ::-1], image)
+
+  return jax.vmap(one)(rngs, padded)

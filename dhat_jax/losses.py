@@ -1,0 +1,300 @@
+"""Training losses: logits [B, K] -> ([B], diagnostics); the caller averages.
+
+Notation: z(x) logits on the clean image x, z(x') on the adversarial one,
+p = softmax z(x), q = softmax z(x'). Everything is computed through
+log-softmax.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dhat_jax import divergences
+
+Diagnostics = dict[str, chex.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """A training loss, and the attack objective that belongs to it.
+
+  Attributes:
+    name: key of `LOSSES`.
+    uses_clean: whether it needs clean logits in training mode.
+    uses_adversarial: whether it needs adversarial images.
+    make_objective: (clean logits [B, K] in evaluation mode, labels [B]) ->
+      (logits [B, K] -> [B]), what the attack maximises.
+    per_example: (clean Outputs or None, adversarial Outputs or None, labels
+      [B], output name) -> (loss [B], {name: [B]}).
+  """
+
+  name: str
+  uses_clean: bool
+  uses_adversarial: bool
+  make_objective: Callable
+  per_example: Callable
+
+
+def _cross_entropy_objective(clean_logits, labels):
+  """Ascent on the cross entropy (Madry et al. 2018)."""
+  del clean_logits
+  return lambda logits: divergences.cross_entropy(logits, labels)
+
+
+def _kl_objective(clean_logits, labels):
+  """Ascent on KL(p || q) from the clean prediction (Zhang et al. 2019)."""
+  del labels
+  target = jax.lax.stop_gradient(clean_logits)
+  return lambda logits: divergences.kl_divergence(target, logits)
+
+
+def _is_correct(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  return (logits.argmax(axis=1) == labels).astype(jnp.float32)
+
+
+def _accuracies(
+  clean: Outputs | None,
+  adversarial: Outputs | None,
+  labels: chex.Array,
+  output: str,
+) -> Diagnostics:
+  found = {'clean_accuracy': clean, 'robust_accuracy': adversarial}
+  return {
+    name: _is_correct(outputs.select(output), labels)
+    for name, outputs in found.items()
+    if outputs is not None
+  }
+
+
+def _smoothed_cross_entropy(logits, labels, smoothing):
+  """Cross entropy with the target (1 - s) one_hot + s / K."""
+  uniform = -jax.nn.log_softmax(logits, axis=1).mean(axis=1)
+  own = divergences.cross_entropy(logits, labels)
+  return (1 - smoothing) * own + smoothing * uniform
+
+
+def _check_share(name: str, got: float) -> None:
+  if not 0 <= got <= 1:
+    raise ValueError(f'{name}: got {got}, expected in [0, 1]')
+
+
+def _check_weight(name: str, got: float) -> None:
+  if not 0 <= got < math.inf:
+    raise ValueError(f'{name}: got {got}, expected a finite number >= 0')
+
+
+def _one_minus(logits: chex.Array, classes: chex.Array) -> chex.Array:
+  """Returns 1 - softmax(logits) of one class each: [B, K], [B] -> [B].
+
+  As the sum of the other probabilities: 1 - p in float32 has lost all digits
+  where p is nearly 1.
+  """
+  chosen = jax.nn.one_hot(classes, logits.shape[1], dtype=bool)
+  log_others = jax.nn.logsumexp(jnp.where(chosen, -jnp.inf, logits), axis=1)
+  return jnp.exp(log_others - jax.nn.logsumexp(logits, axis=1))
+
+
+def natural(label_smoothing: float = 0.0) -> Loss:
+  """Cross entropy on clean images: ordinary training.
+
+  Args:
+    label_smoothing: share s of the target that is spread over all K classes.
+
+  Raises:
+    ValueError: label_smoothing out of [0, 1].
+  """
+  _check_share('label_smoothing', label_smoothing)
+
+  def per_example(clean, adversarial, labels, output):
+    del adversarial
+    loss = _smoothed_cross_entropy(
+      clean.select(output), labels, label_smoothing
+    )
+    return loss, _accuracies(clean, None, labels, output)
+
+  return Loss('natural', True, False, _cross_entropy_objective, per_example)
+
+
+def sat(label_smoothing: float = 0.0) -> Loss:
+  """Standard adversarial training: CE(q, y) (Madry et al. 2018, eq. 2.1).
+
+  Args:
+    label_smoothing: as in `natural`; the attack ascends the plain one.
+
+  Raises:
+    ValueError: label_smoothing out of [0, 1].
+  """
+  _check_share('label_smoothing', label_smoothing)
+
+  def per_example(clean, adversarial, labels, output):
+    del clean
+    loss = _smoothed_cross_entropy(
+      adversarial.select(output), labels, label_smoothing
+    )
+    return loss, _accuracies(None, adversarial, labels, output)
+
+  return Loss('sat', False, True, _cross_entropy_objective, per_example)
+
+
+def trades(beta: float, label_smoothing: float = 0.0) -> Loss:
+  """TRADES: CE(p, y) + beta KL(p || q) (Zhang et al. 2019, eq. 5).
+
+  The gradient flows through both p and q, as in the published code.
+
+  Args:
+    beta: weight of the robustness term (1 / lambda in the paper).
+    label_smoothing: of the cross entropy's target.
+
+  Raises:
+    ValueError: an argument out of its range.
+  """
+  _check_weight('beta', beta)
+  _check_share('label_smoothing', label_smoothing)
+
+  def per_example(clean, adversarial, labels, output):
+    p, q = clean.select(output), adversarial.select(output)
+    natural_loss = _smoothed_cross_entropy(p, labels, label_smoothing)
+    robust_loss = divergences.kl_divergence(p, q)
+    diagnostics = _accuracies(clean, adversarial, labels, output)
+    diagnostics |= {'natural_loss': natural_loss, 'robust_loss': robust_loss}
+    return natural_loss + beta * robust_loss, diagnostics
+
+  return Loss('trades', True, True, _kl_objective, per_example)
+
+
+def _boosted_cross_entropy(q, labels):
+  """CE(q, y) - log(1.0001 - max_{k != y} q_k + 1e-12): [B, K] -> [B]."""
+  own = jax.nn.one_hot(labels, q.shape[1], dtype=bool)
+  rivals = jnp.where(own, -jnp.inf, q).argmax(axis=1)  # [B]
+  slack = 1e-4 + 1e-12 + _one_minus(q, rivals)
+  return divergences.cross_entropy(q, labels) - jnp.log(slack)
+
+
+def mart(beta: float) -> Loss:
+  """MART: BCE + beta KL(p || q) (1.0000001 - p_y) (Wang et al. 2020, eq. 11).
+
+  BCE = CE(q, y) - log(1.0001 - max_{k != y} q_k + 1e-12), the constants being
+  those of the published code. The gradient flows through p_y too, as there.
+
+  Differs from the published code in the KL divergence, which there takes
+  log(q + 1e-12) and so saturates at about 27.6.
+
+  Args:
+    beta: weight of the second term.
+
+  Raises:
+    ValueError: beta is negative or not finite.
+  """
+  _check_weight('beta', beta)
+
+  def per_example(clean, adversarial, labels, output):
+    p, q = clean.select(output), adversarial.select(output)
+    boosted_loss = _boosted_cross_entropy(q, labels)
+    doubt = 1e-7 + _one_minus(p, labels)
+    robust_loss = divergences.kl_divergence(p, q) * doubt
+    diagnostics = _accuracies(clean, adversarial, labels, output)
+    diagnostics |= {'boosted_loss': boosted_loss, 'robust_loss': robust_loss}
+    return boosted_loss + beta * robust_loss, diagnostics
+
+  return Loss('mart', True, True, _cross_entropy_objective, per_example)
+
+
+def reverse_log_probabilities(
+  logits: chex.Array, labels: chex.Array, factor: float
+) -> chex.Array:
+  """Reverse smoothing of a prediction, as logarithms [B, K].
+
+  With m = softmax(logits)_y and b = factor m / (1.0001 - m), entry y stays m
+  and all others are scaled by 1 + b. As published, nothing is normalised
+  afterwards: the entries sum to about 1 + factor m.
+
+  Args:
+    logits: float [B, K].
+    labels: int [B].
+    factor: how much is given to the other classes, >= 0.
+  """
+  log_probabilities = jax.nn.log_softmax(logits, axis=1)
+  m = jnp.exp(divergences.label_logits(log_probabilities, labels))
+  b = factor * m / (1e-4 + _one_minus(logits, labels))
+  own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+  scaled = log_probabilities + jnp.log1p(b)[:, None]
+  return jnp.where(own, log_probabilities, scaled)
+
+
+def _kl_from_log(log_target, logits):
+  """sum_k t_k (log t_k - log r_k), t of any total, r = softmax(logits)."""
+  log_r = jax.nn.log_softmax(logits, axis=1)
+  return jnp.sum(jnp.exp(log_target) * (log_target - log_r), axis=1)
+
+
+def reverse_smoothing(
+  clean_weight: float = 0.1,
+  clean_factor: float = 0.9,
+  correct_factor: float = 1.0,
+  fooled_factor: float = 1.1,
+) -> Loss:
+  """Teaches the second head from the main head's reverse-smoothed output.
+
+  From the authors' repository (`trades_dual_head.py`). With s the main head's
+  prediction, r the second head's, and rev the reverse smoothing: on
+  adversarial images KL(rev(s(x'), y, a) || r(x')), a = `correct_factor` where
+  the main head is right on both images and `fooled_factor` where it is right
+  on the clean one only (no loss where it is wrong on the clean one); plus
+  `clean_weight` KL(rev(s(x), y, `clean_factor`) || r(x)) on all. The targets
+  pass no gradient: the main head is frozen.
+
+  Differs from the published code, which trains both heads at once, attacks
+  the main head, and lets the weights decay over the epochs. Here the attack is
+  TRADES' on the second head.
+
+  Args:
+    clean_weight: weight of the clean term.
+    clean_factor: a on clean images.
+    correct_factor: a where the main head withstands the attack.
+    fooled_factor: a where it does not.
+
+  Raises:
+    ValueError: a negative or infinite argument; in `per_example`, an output
+      other than 'second'.
+  """
+  _check_weight('clean_weight', clean_weight)
+  _check_weight('clean_factor', clean_factor)
+  _check_weight('correct_factor', correct_factor)
+  _check_weight('fooled_factor', fooled_factor)
+
+  def per_example(clean, adversarial, labels, output):
+    if output != 'second':
+      raise ValueError(
+        f"reverse_smoothing: got output {output!r}, expected 'second': the "
+        'main head is its teacher'
+      )
+    main_clean, main_adv = jax.lax.stop_gradient((clean.main, adversarial.main))
+    right = _is_correct(main_clean, labels)
+    withstands = _is_correct(main_adv, labels) > 0
+    targets = jnp.where(
+      withstands[:, None],
+      reverse_log_probabilities(main_adv, labels, correct_factor),
+      reverse_log_probabilities(main_adv, labels, fooled_factor),
+    )
+    robust_loss = right * _kl_from_log(targets, adversarial.second)
+    natural_loss = _kl_from_log(
+      reverse_log_probabilities(main_clean, labels, clean_factor), clean.second
+    )
+    diagnostics = _accuracies(clean, adversarial, labels, output)
+    diagnostics |= {'natural_loss': natural_loss, 'robust_loss': robust_loss}
+    return robust_loss + clean_weight * natural_loss, diagnostics
+
+  return Loss('reverse_smoothing', True, True, _kl_objective, per_example)
+
+
+LOSSES = {
+  'natural': natural,
+  'sat': sat,
+  'trades': trades,
+  'mart': mart,
+  'reverse_smoothing': reverse_smoothing,
+}

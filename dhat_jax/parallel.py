@@ -1,0 +1,151 @@
+"""Data parallelism: the only file that knows about devices.
+
+A step is an ordinary function of one replica's state and share of the batch;
+here it is mapped over all devices with `jax.pmap`, named axis `AXIS`.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from flax import jax_utils
+
+AXIS = 'batch'
+
+# With this jaxlib the CPU's default convolutions run on one core; without its
+# fusion they use all. An unknown flag would abort the process, so it is set
+# for the version that it was tried with alone.
+_ONE_CORE_CONVOLUTIONS = '0.10.2'
+_ALL_CORES_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
+
+
+def initialize() -> None:
+  """Prepares JAX for a run; call it before anything else uses JAX.
+
+  Turns on the persistent compilation cache (in ~/.cache/dhat_jax/xla, unless
+  JAX_COMPILATION_CACHE_DIR names another place), so that a second start
+  compiles nothing, and lets the CPU use all its cores.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  if (
+    jax.lib.__version__ == _ONE_CORE_CONVOLUTIONS
+    and _ALL_CORES_FLAG not in flags
+  ):
+    os.environ['XLA_FLAGS'] = f'{flags} {_ALL_CORES_FLAG}'.strip()
+  if not jax.config.jax_compilation_cache_dir:
+    cache = os.path.join(os.path.expanduser('~'), '.cache', 'dhat_jax', 'xla')
+    jax.config.update('jax_compilation_cache_dir', cache)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+def check_batch_size(name: str, batch_size: int) -> None:
+  """Raises ValueError unless the global batch divides over all devices."""
+  devices = jax.device_count()
+  if batch_size < 1 or batch_size % devices:
+    lower = batch_size // devices * devices
+    nearest = [size for size in (lower, lower + devices) if size > 0]
+    raise ValueError(
+      f'{name}: got {batch_size}, expected a multiple of the {devices} '
+      f'devices; the nearest are {nearest}'
+    )
+
+
+def replicate(tree: Any) -> Any:
+  """Copies a tree to every local device: leaves gain a leading axis."""
+  return jax_utils.replicate(tree)
+
+
+def to_host(tree: Any) -> Any:
+  """Takes a replicated tree's first copy to the host, as NumPy arrays.
+
+  Typed keys come back as typed keys.
+  """
+
+  def fetch(leaf):
+    # Not leaf[0]: indexing would gather the array over all devices.
+    leaf = jax_utils.unreplicate(leaf)
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf if is_key else np.asarray(leaf)
+
+  return jax.tree.map(fetch, tree)
+
+
+def first_copy(replicated: jax.Array) -> np.ndarray:
+  """Fetches one array that all devices hold the same: [D, ...] -> [...]."""
+  return np.asarray(jax_utils.unreplicate(replicated))
+
+
+def shard(batch: Any) -> Any:
+  """Splits this process's batch over its devices: [B, ...] -> [D, B/D, ...].
+
+  Raises:
+    ValueError: the batch does not divide over the local devices.
+  """
+  devices = jax.local_device_count()
+
+  def split(array):
+    if array.shape[0] % devices:
+      raise ValueError(
+        f'batch of {array.shape[0]} does not divide over {devices} devices'
+      )
+    return array.reshape(devices, -1, *array.shape[1:])
+
+  return jax.tree.map(split, batch)
+
+
+def pmap_train_step(step: Callable) -> Callable:
+  """Maps (state, batch) -> (state, metrics) over all devices.
+
+  The state's buffers are donated. On the CPU with several simulated devices
+  the call waits for the step: steps enqueued there without waiting can
+  deadlock in their collectives.
+  """
+  mapped = jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+  if jax.default_backend() != 'cpu' or jax.device_count() == 1:
+    return mapped
+
+  def waiting(state, batch):
+    return jax.block_until_ready(mapped(state, batch))
+
+  return waiting
+
+
+def pmap_eval_step(step: Callable, in_axes: Any) -> Callable:
+  """Maps an evaluation step; arguments with `in_axes` None are replicated."""
+  mapped = jax.pmap(step, axis_name=AXIS, in_axes=in_axes)
+  return lambda *args: jax.block_until_ready(mapped(*args))
+
+
+def example_indices(batch_size: int, axis_name: str | None) -> chex.Array:
+  """Returns each example's place in the global batch: int32 [B].
+
+  Args:
+    batch_size: the size of this replica's share.
+    axis_name: the mapped axis, or None outside of one.
+  """
+  first = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+  return first * batch_size + jnp.arange(batch_size)
+
+
+def psum(tree: Any, axis_name: str | None) -> Any:
+  """Sums a tree over the replicas in one all-reduce per dtype.
+
+  The leaves are ravelled into one vector first: not every compiler merges the
+  hundreds of small all-reduces that a network's gradients would make.
+  """
+  if axis_name is None:
+    return tree
+  vector, unravel = jax.flatten_util.ravel_pytree(tree)
+  return unravel(jax.lax.psum(vector, axis_name))
+
+
+def all_gather(array: chex.Array, axis_name: str | None) -> chex.Array:
+  """Joins the replicas' shares in global order: [B/D, ...] -> [B, ...]."""
+  if axis_name is None:
+    return array
+  return jax.lax.all_gather(array, axis_name, tiled=True)

@@ -1,0 +1,304 @@
+"""What the arrays of our networks are called in PyTorch, and their layouts.
+
+Key names, as published:
+  - WideResNet, as in TRADES and in DH-AT's code: conv1, block<i>.layer.<j>
+    with bn1, conv1, bn2, conv2 and convShortcut, bn1, fc.
+  - ResNet-18 and PreActResNet-18, as CIFAR code commonly has them: conv1,
+    layer<i>.<j> with conv1, bn1, conv2, bn2, shortcut.0 and shortcut.1, linear;
+    ResNet-18 has a bn1 behind conv1, PreActResNet-18 a `bn` before the
+    pooling, which adversarial training code adds.
+  - DH-AT: `WRN1.` trunk and main head as one whole network, `WRN2.` the
+    second head (the blocks behind the attach point, bn1, fc), `cnn.` the
+    aggregator with conv1, bn1, conv2, bn2, fc. Its linear layer reads
+    [position, pooled channel], as ours does. The published code knows
+    WideResNet, block1 and the pairwise aggregator only: with a ResNet, another
+    attach point or `classwise` (conv1, bn1, fc) the names are by analogy.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.resnet import ResNet18
+from dhat_jax.models.wide_resnet import WideResNet
+
+_PREFIXES = {
+  'trunk': 'WRN1.',
+  'main_head': 'WRN1.',
+  'second_head': 'WRN2.',
+  'aggregator': 'cnn.',
+}
+_AGGREGATOR_NAMES = {
+  'features/conv': 'conv1',
+  'features/norm': 'bn1',
+  'conv': 'conv2',
+  'norm': 'bn2',
+  'dense': 'fc',
+}
+_UNIT_NAMES = {
+  'conv1': 'conv1',
+  'conv2': 'conv2',
+  'norm1': 'bn1',
+  'norm2': 'bn2',
+  'shortcut': 'shortcut.0',
+  'shortcut_norm': 'shortcut.1',
+}
+_BLOCK_PATH = re.compile(r'blocks/block(\d+)_unit(\d+)/(\w+)')
+COUNTER = '.num_batches_tracked'
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How an array's axes change: `axes` leads to PyTorch's order.
+
+  Attributes:
+    axes: permutation from Flax's order to PyTorch's.
+    pointwise: whether PyTorch has a third axis of length 1 (Conv1d).
+  """
+
+  axes: tuple[int, ...]
+  pointwise: bool = False
+
+  def to_torch(self, array: np.ndarray) -> np.ndarray:
+    """Reorders an array for PyTorch, as a view."""
+    array = array.transpose(self.axes)
+    return array[..., None] if self.pointwise else array
+
+  def to_flax(self, array: np.ndarray) -> np.ndarray:
+    """Inverts `to_torch`."""
+    array = array[..., 0] if self.pointwise else array
+    return array.transpose(np.argsort(self.axes))
+
+
+_VECTOR = Layout((0,))
+_CONV = Layout((3, 2, 0, 1))  # HWIO -> OIHW
+_LINEAR = Layout((1, 0))
+_CONV1D = Layout((1, 0), pointwise=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One array in both worlds: `path` and `shape` are Flax's."""
+
+  path: tuple[str, ...]
+  shape: tuple[int, ...]
+  layout: Layout
+
+  @property
+  def torch_shape(self) -> tuple[int, ...]:
+    """The shape in PyTorch."""
+    # Broadcast: an array of this shape without its memory.
+    empty = np.broadcast_to(np.float32(0), self.shape)
+    return self.layout.to_torch(empty).shape
+
+
+def _network_name(backbone: Any, part: str, module: str) -> str:
+  """Returns PyTorch's name of a trunk's or a head's module."""
+  wide = isinstance(backbone, WideResNet)
+  if match := _BLOCK_PATH.fullmatch(module):
+    block, unit, name = match.groups()
+    if wide:
+      name = 'convShortcut' if name == 'shortcut' else _UNIT_NAMES[name]
+      return f'block{block}.layer.{int(unit) - 1}.{name}'
+    return f'layer{block}.{int(unit) - 1}.{_UNIT_NAMES[name]}'
+  return {
+    'conv': 'conv1',
+    'norm': 'bn1' if wide or part == 'trunk' else 'bn',
+    'classifier/dense': 'fc' if wide else 'linear',
+  }[module]
+
+
+def _key_and_layout(
+  model: DualHeadNet, path: tuple[str, ...], ndim: int
+) -> tuple[str, Layout]:
+  """Returns PyTorch's key of a Flax path (collection, part, ..., leaf)."""
+  _, part, *modules, leaf = path
+  module = '/'.join(modules)
+  if part == 'aggregator':
+    name = _AGGREGATOR_NAMES[module]
+  else:
+    name = _network_name(model.backbone, part, module)
+  prefix = _PREFIXES[part] if len(model.outputs) > 1 else ''
+  leaf_name = {'mean': 'running_mean', 'var': 'running_var', 'bias': 'bias'}
+  key = f'{prefix}{name}.{leaf_name.get(leaf, "weight")}'
+  if ndim == 1:
+    return key, _VECTOR
+  if ndim == 4:
+    return key, _CONV
+  return key, _CONV1D if module.endswith('conv') else _LINEAR
+
+
+def entries(model: DualHeadNet, image_channels: int) -> dict[str, Entry]:
+  """Returns {PyTorch's key: entry} for all arrays of a network.
+
+  Args:
+    model: the network; with one output its keys have no prefix.
+    image_channels: of the images.
+
+  Raises:
+    ValueError: a backbone whose PyTorch names are not known here.
+  """
+  if not isinstance(model.backbone, WideResNet | ResNet18):
+    raise ValueError(
+      f'backbone: got {model.backbone!r}, which has no PyTorch names; choices '
+      'are WideResNet and ResNet18'
+    )
+  shapes = jax.eval_shape(
+    model.clone(axis_name=None).init,
+    jax.random.key(0),
+    # Nothing depends on height and width.
+    jax.ShapeDtypeStruct((1, 32, 32, image_channels), jnp.float32),
+  )
+  found = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    path = tuple(part.key for part in path)
+    key, layout = _key_and_layout(model, path, leaf.ndim)
+    found[key] = Entry(path, leaf.shape, layout)
+  return found
+
+
+def counters(names: Mapping[str, Entry]) -> list[str]:
+  """Returns the keys of batch norm's counters, which Flax does not have."""
+  suffix = '.running_var'
+  return [key.removesuffix(suffix) + COUNTER for key in names if suffix in key]
+
+
+def check_state_dict(
+  arrays: Mapping[str, np.ndarray], names: Mapping[str, Entry]
+) -> None:
+  """Raises one ValueError that lists all missing, surplus, misshapen keys.
+
+  Accepted though not used: batch norm's counters; a copy of the trunk under
+  `WRN2.` that equals the one under `WRN1.`; and, with a warning, `sub_block1`,
+  which TRADES' published WideResNet stores but never runs.
+
+  Args:
+    arrays: {PyTorch's key: array}.
+    names: of `entries`.
+  """
+  copies = _trunk_copies(arrays, names)
+  unused = _unused_blocks(arrays, names)
+  if unused:
+    logging.warning(
+      'left out, because the published network never runs it: sub_block1 '
+      '(%d arrays)',
+      len(unused),
+    )
+  ignored = {*copies, *unused, *counters(names)}
+  check_shapes(
+    {key: a.shape for key, a in arrays.items() if key not in ignored},
+    {key: entry.torch_shape for key, entry in names.items()},
+    wrong=[
+      f'  differs from WRN1: {key}' for key, same in copies.items() if not same
+    ],
+    hint=lambda: _hint(arrays.keys(), names.keys()),
+  )
+
+
+def _trunk_copies(
+  arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]
+) -> dict[str, bool]:
+  """Finds the trunk's keys under `WRN2.`: {key: whether it is the same}."""
+  if not any(entry.path[1] == 'second_head' for entry in entries.values()):
+    return {}
+  trunk = {k: e for k, e in entries.items() if e.path[1] == 'trunk'}
+  copies = {}
+  for key in [*trunk, *counters(trunk)]:
+    copy = key.replace('WRN1.', 'WRN2.', 1)
+    if copy in arrays and copy not in entries:
+      copies[copy] = key.endswith(COUNTER) or (
+        key in arrays and np.array_equal(arrays[copy], arrays[key])
+      )
+  return copies
+
+
+def _unused_blocks(
+  arrays: Mapping[str, np.ndarray], names: Mapping[str, Entry]
+) -> set[str]:
+  """Finds the keys of `sub_block1`, where they are shaped as `block1`'s."""
+  shapes = {key: entry.torch_shape for key, entry in names.items()}
+  shapes |= dict.fromkeys(counters(names), ())
+  found = set()
+  for key, shape in shapes.items():
+    head, block, rest = key.partition('block1.')
+    if not block:
+      continue
+    for prefix in (head, head.replace('WRN1.', 'WRN2.')):
+      unused = f'{prefix}sub_block1.{rest}'
+      if unused in arrays and arrays[unused].shape == shape:
+        found.add(unused)
+  return found
+
+
+def check_shapes(
+  got: Mapping[str, tuple[int, ...]],
+  expected: Mapping[str, tuple[int, ...]],
+  *,
+  wrong: Sequence[str] = (),
+  hint: Callable[[], str] = str,
+) -> None:
+  """Raises one ValueError that lists everything that does not fit.
+
+  Args:
+    got: {name: shape}.
+    expected: {name: shape}.
+    wrong: further lines of the error.
+    hint: what to say at its end; called only if there is an error.
+  """
+  lines = [
+    *(
+      f'  missing: {key}, expected {tuple(expected[key])}'
+      for key in sorted(expected.keys() - got.keys())
+    ),
+    *(
+      f'  surplus: {key}, got {tuple(got[key])}'
+      for key in sorted(got.keys() - expected.keys())
+    ),
+    *(
+      f'  misshapen: {key}, got {tuple(got[key])}, '
+      f'expected {tuple(expected[key])}'
+      for key in sorted(got.keys() & expected.keys())
+      if tuple(got[key]) != tuple(expected[key])
+    ),
+    *wrong,
+  ]
+  if lines:
+    raise ValueError(
+      f'{len(lines)} arrays do not fit the network:\n'
+      + '\n'.join(lines)
+      + hint()
+    )
+
+
+def _hint(arrays: Collection[str], expected: Collection[str]) -> str:
+  """Says what the likely reason is, where there is one."""
+  missing, surplus = set(expected) - set(arrays), set(arrays) - set(expected)
+  dual, dual_expected = (
+    any(key.startswith('WRN1.') for key in keys) for keys in (arrays, expected)
+  )
+  if arrays and dual != dual_expected:
+    kinds = ('a network with one head', "DH-AT's network with two heads")
+    return (
+      f'\nThe state dict is of {kinds[dual]}, the model is '
+      f"{kinds[dual_expected]}: config.stages=('main_head',) "
+      'makes one head, all three make two.'
+    )
+  if missing and all(re.match(r'(WRN\d\.)?bn\.', key) for key in missing):
+    return (
+      '\nThis network has batch norm and ReLU before the pooling (bn.*), as '
+      'adversarial training code has; the state dict is of the other '
+      'PreActResNet-18, without them, which computes something else.'
+    )
+  if any(key.startswith('WRN2.') for key in surplus):
+    return (
+      '\nThe second head gets its features from the trunk in WRN1: copies of '
+      'the trunk in WRN2 are accepted only if they equal it.'
+    )
+  return ''

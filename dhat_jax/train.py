@@ -1,0 +1,401 @@
+"""The run: stages in order, each resumable, then the evaluation."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+from absl import logging
+from flax import linen as nn
+
+from dhat_jax import (
+  build,
+  evaluate,
+  input_pipeline,
+  metrics,
+  parallel,
+  steps,
+  workdir,
+)
+from dhat_jax.checkpoint import Checkpoints
+from dhat_jax.datasets.base import Dataset, Split
+from dhat_jax.stages import ROLES, Stage
+from dhat_jax.train_state import TrainState, create_train_state
+
+
+class Preempted(Exception):
+  """The run was asked to stop (SIGTERM); its state is saved."""
+
+
+class _StopRequest:
+  """Turns SIGTERM into a flag while a stage trains."""
+
+  def __init__(self):
+    self.requested = False
+
+  def __enter__(self):
+    try:
+      self._old = signal.signal(signal.SIGTERM, self._handle)
+    except ValueError:  # not the main thread, which alone gets signals
+      self._old = None
+    return self
+
+  def __exit__(self, *_):
+    if self._old is not None:
+      signal.signal(signal.SIGTERM, self._old)
+
+  def _handle(self, *_):
+    self.requested = True
+
+
+class _StageRun:
+  """The training of one stage, from its newest checkpoint to its end."""
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    directory: str,
+    stage: Stage,
+    net: nn.Module,
+    train_split: Split,
+    validation_split: Split | None,
+  ):
+    self._config = config
+    self._directory = directory
+    self._stage = stage
+    self._net = net
+    self._train_split = train_split
+    self._validation_split = validation_split
+    self._evaluator = build.evaluator(config, net)
+    self._checkpoints = Checkpoints(
+      checkpoint_folder(directory, stage.name), keep=config.checkpoint.keep
+    )
+
+  def run(self, state: TrainState) -> tuple[Any, float]:
+    """Trains from `state`, or from the newest checkpoint if there is one.
+
+    Args:
+      state: the state at step 0.
+
+    Returns:
+      (variables of the best or the last checkpoint, as the stage says;
+      seconds that the stage took, those before an interruption included).
+    """
+    stage = self._stage
+    with self._checkpoints as checkpoints:
+      step, latest, info = checkpoints.restore_latest(state) or (None,) * 3
+      if step is None:
+        latest, info = state, {'seconds': 0.0}
+      else:
+        logging.info('%s: continuing from step %d', stage.name, step)
+      if step != stage.num_steps:
+        self._train(latest, step or 0, info['seconds'])
+        checkpoints.wait()
+      step, latest, info = checkpoints.restore_latest(state)
+      seconds = info['seconds']
+      if stage.keep == 'best':
+        step, latest, _ = checkpoints.restore_best(state)
+      logging.info(
+        '%s: handing on the %s checkpoint, step %d of %d',
+        *(stage.name, stage.keep, step, stage.num_steps),
+      )
+      return latest.variables(), seconds
+
+  def _train(self, state: TrainState, start_step: int, seconds: float) -> None:
+    """Trains to the end; the last thing it does is a checkpoint."""
+    stage = self._stage
+    is_first = jax.process_index() == 0
+    started = time.monotonic() - seconds
+    writer = (
+      metrics.Writer(self._directory, stage.name, start_step)
+      if is_first
+      else metrics.NullWriter()
+    )
+    bar = metrics.progress_bar(
+      *(stage.name, stage.num_steps, start_step),
+      unit='step',
+      disable=not is_first,
+    )
+    state = parallel.replicate(state)
+    if start_step == stage.num_steps:  # nothing to train: just hand it on
+      self._save(state, start_step, None, started)
+      return
+    step_fn = self._step_fn()
+    pending = []  # (step, sums on the device) since the last record
+    recorded = (start_step, time.monotonic())
+    with writer, bar, _StopRequest() as stop:
+      for step, batch in self._batches(start_step):
+        state, sums = step_fn(state, batch)
+        pending.append((step, sums))
+        bar.update()
+        validates = self._validates_at(step)
+        saves = validates or stop.requested or self._saves_at(step)
+        if saves or step % self._config.log_every_steps == 0:
+          # Before any checkpoint: one that is not finite must not be saved.
+          values = self._fetch(pending, recorded)
+          writer.write(step, {f'train/{k}': v for k, v in values.items()})
+          bar.set_postfix(_shown(values))
+          pending, recorded = [], (step, time.monotonic())
+        if saves:
+          accuracy = self._validate(state) if validates else None
+          if accuracy is not None:
+            writer.write(
+              step, {f'validation/{k}': v for k, v in accuracy.items()}
+            )
+          self._save(state, step, accuracy, started)
+          recorded = (step, time.monotonic())
+        if stop.requested and step < stage.num_steps:
+          self._checkpoints.wait()
+          raise Preempted(f'stage {stage.name}, step {step}')
+
+  def _step_fn(self):
+    stage = self._stage
+    return parallel.pmap_train_step(
+      steps.make_train_step(
+        net=self._net,
+        tx=stage.tx,
+        loss=stage.loss,
+        attack=stage.attack,
+        attack_scale=stage.attack_scale,
+        trains=stage.role.trains,
+        output=stage.role.output,
+        augment=build.augment(self._config),
+        ema_decay=stage.ema_decay,
+        axis_name=parallel.AXIS,
+      )
+    )
+
+  def _batches(self, start_step: int) -> Iterator:
+    """Yields (number of steps done once it is trained on, sharded batch)."""
+    # Another order of the images in each stage.
+    index = tuple(ROLES).index(self._stage.name)
+    batches = input_pipeline.train_batches(
+      self._train_split,
+      batch_size=self._stage.batch_size,
+      seed=self._config.seed * len(ROLES) + index,
+      start_step=start_step,
+      num_steps=self._stage.num_steps,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    sharded = (parallel.shard(batch) for batch in batches)
+    return enumerate(input_pipeline.prefetch(sharded), start_step + 1)
+
+  def _validates_at(self, step: int) -> bool:
+    if self._validation_split is None:
+      return False
+    every_epochs = self._config.validation.every_epochs
+    return (
+      step == self._stage.num_steps
+      or step % (every_epochs * self._stage.steps_per_epoch) == 0
+    )
+
+  def _saves_at(self, step: int) -> bool:
+    every_steps = self._config.checkpoint.every_steps
+    return step == self._stage.num_steps or step % every_steps == 0
+
+  def _fetch(self, pending, recorded: tuple[int, float]) -> dict[str, float]:
+    """Brings the sums since the last record to the host and checks them."""
+    stage = self._stage
+    host = [(step, parallel.to_host(sums)) for step, sums in pending]
+    saved = self._checkpoints.steps()
+    metrics.check_finite(
+      host,
+      f'of stage {stage.name}; last good checkpoint: '
+      + (f'{self._checkpoints.directory}/{saved[-1]}' if saved else 'none'),
+    )
+    step = host[-1][0]
+    images = stage.batch_size * (step - recorded[0])
+    return metrics.means(host) | {
+      'epoch': step / stage.steps_per_epoch,
+      'learning_rate': float(stage.schedule(step - 1)),
+      'images_per_second': images / (time.monotonic() - recorded[1]),
+    }
+
+  def _validate(self, state: TrainState) -> dict[str, float]:
+    output = self._stage.role.output
+    accuracy = self._evaluator.accuracies(
+      state.variables(),
+      self._validation_split,
+      build.validation_attacks(self._config),
+      jax.random.key(self._config.seed),
+      outputs=(output,),
+    )[output]
+    clean, robust = accuracy.values()
+    return {'clean_accuracy': clean, 'robust_accuracy': robust}
+
+  def _save(self, state, step, accuracy, started: float) -> None:
+    self._checkpoints.save(
+      step,
+      parallel.to_host(state),
+      metrics=accuracy,
+      info={'seconds': time.monotonic() - started},
+    )
+
+
+def _shown(values: dict[str, float]) -> dict[str, str]:
+  """What the progress bar shows of a record."""
+  shown = {'loss': f'{values["loss"]:.3f}'}
+  for label in ('clean', 'robust'):
+    if f'{label}_accuracy' in values:
+      shown[label] = f'{100 * values[f"{label}_accuracy"]:.1f}%'
+  shown['images/s'] = f'{values["images_per_second"]:.0f}'
+  return shown
+
+
+def checkpoint_folder(directory: str, stage: str) -> str:
+  """Returns where a stage's checkpoints are in a workdir."""
+  return os.path.join(directory, 'checkpoints', stage)
+
+
+def train(
+  config: ml_collections.ConfigDict, directory: str, dataset: Dataset
+) -> tuple[Any, dict[str, float]]:
+  """Trains all stages of a config, or what is missing of them.
+
+  Args:
+    config: the run's config.
+    directory: the workdir, already prepared.
+    dataset: the data set, already validated.
+
+  Returns:
+    (variables of the last stage as host arrays, {stage: seconds}).
+
+  Raises:
+    Preempted: SIGTERM came; everything is saved.
+    metrics.NonFiniteError: the loss or the gradient is not finite.
+  """
+  train_split, validation_split = input_pipeline.hold_out(
+    dataset.train, config.dataset.validation_size, seed=0
+  )
+  variables, seconds = None, {}
+  for index, name in enumerate(config.stages):
+    stage = build.stage(config, name, len(train_split.labels))
+    net = build.model(
+      config, outputs=stage.role.outputs, axis_name=build.norm_axis(config)
+    )
+    state = create_train_state(
+      net=net,
+      tx=stage.tx,
+      trains=stage.role.trains,
+      rng=jax.random.fold_in(jax.random.key(config.seed), index),
+      image_shape=dataset.train.images.shape[1:],
+      variables=variables,
+      ema=stage.ema_decay > 0,
+    )
+    run = _StageRun(
+      config, directory, stage, net, train_split, validation_split
+    )
+    variables, seconds[name] = run.run(state)
+  return variables, seconds
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, directory: str, *, mode: str = 'train'
+) -> dict[str, Any]:
+  """Runs a config: trains its stages, evaluates, writes results.json.
+
+  Called again with the same arguments it continues where it was stopped, and
+  ends with the same parameters, bit for bit.
+
+  Args:
+    config: as a file in `configs/` makes it.
+    directory: the workdir; a fresh folder, or that of the same config.
+    mode: 'train', or 'evaluate' to evaluate (again) what the workdir holds;
+      then `config.evaluation` may differ from the workdir's.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    ValueError: bad config, data or workdir; raised before anything compiles.
+    Preempted: SIGTERM came; the state is saved, call again to continue.
+    metrics.NonFiniteError: training diverged.
+  """
+  build.check(config)
+  results_path = os.path.join(directory, 'results.json')
+  if mode == 'evaluate':
+    _require_trained(config, directory)
+  workdir.prepare(
+    directory,
+    config,
+    may_differ=('evaluation.',) if mode == 'evaluate' else (),
+  )
+  if mode == 'train' and os.path.exists(results_path):
+    logging.info('%s is there: nothing left to do', results_path)
+    results = workdir.read_json(results_path)
+  else:
+    results = _run(config, directory)
+    if jax.process_index() == 0:
+      workdir.write_json(results_path, results)
+  if jax.process_index() == 0:
+    print(_summary(results))
+    print(f'\nresults: {results_path}')
+  return results
+
+
+def _require_trained(config, directory: str) -> None:
+  for name in config.stages:
+    if not os.path.isdir(checkpoint_folder(directory, name)):
+      raise ValueError(
+        f'workdir {directory}: stage {name!r} of {tuple(config.stages)} is not '
+        'trained; run with --mode=train first'
+      )
+
+
+def _run(config, directory: str) -> dict[str, Any]:
+  """Loads the data, trains, evaluates; returns the results."""
+  dataset = build.dataset(config)
+  results = _train_and_score(config, directory, dataset)
+  if config.compare_with_natural:
+    natural = build.natural(config)
+    folder = os.path.join(directory, 'natural')
+    workdir.prepare(folder, natural, may_differ=('evaluation.',))
+    scored = _train_and_score(natural, folder, dataset)
+    results['natural'] = {key: scored[key] for key in ('accuracy', 'seconds')}
+  return results
+
+
+def _train_and_score(config, directory, dataset) -> dict[str, Any]:
+  variables, seconds = train(config, directory, dataset)
+  started = time.monotonic()
+  accuracy = build.evaluator(config, build.model(config)).accuracies(
+    parallel.replicate(variables),
+    dataset.test,
+    build.evaluation_attacks(config),
+    jax.random.key(config.seed),
+    progress='evaluation',
+  )
+  seconds['evaluation'] = time.monotonic() - started
+  return {
+    'dataset': config.dataset.name,
+    'data_source': dataset.source,
+    'n_test': len(dataset.test.labels),
+    'config': workdir.as_json(config),
+    'versions': workdir.versions(),
+    'seed': config.seed,
+    'epsilon': build.epsilon(config.evaluation),
+    'accuracy': accuracy,
+    'seconds': {name: round(value, 1) for name, value in seconds.items()},
+  }
+
+
+def _summary(results: dict[str, Any]) -> str:
+  """Formats the accuracies for the console."""
+  epsilon = results['epsilon']
+  lines = [
+    '',
+    f'accuracy in % on {results["n_test"]} test images of '
+    f'{results["dataset"]}, epsilon {epsilon:.4f} ({255 * epsilon:.1f}/255)',
+    evaluate.table(results['accuracy']),
+  ]
+  if 'natural' in results:
+    lines += [
+      '',
+      'the same network trained without adversarial images',
+      evaluate.table(results['natural']['accuracy']),
+    ]
+  return '\n'.join(lines)

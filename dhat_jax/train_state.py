@@ -1,0 +1,121 @@
+"""What training carries from step to step, and what a checkpoint holds."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+
+class TrainState(struct.PyTreeNode):
+  """One immutable tree; everything random is derived from `rng` and `step`.
+
+  Attributes:
+    step: int32 scalar, the steps done in this stage.
+    params: {part: parameters} of all parts, frozen ones included.
+    batch_stats: {part: running statistics} of all parts.
+    opt_state: the optimiser's state, for the trained parts alone.
+    rng: typed key of the stage; never advanced, only folded with `step`.
+    ema_params: moving average of the trained parts' parameters, or None.
+  """
+
+  step: chex.Array
+  params: dict[str, Any]
+  batch_stats: dict[str, Any]
+  opt_state: optax.OptState
+  rng: chex.PRNGKey
+  ema_params: dict[str, Any] | None = None
+
+  def variables(self) -> dict[str, Any]:
+    """Returns what `net.apply` takes; averaged weights where there are any."""
+    params = {**self.params, **(self.ema_params or {})}
+    return {'params': params, 'batch_stats': self.batch_stats}
+
+
+def split_parts(
+  tree: Mapping[str, Any], trains: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Splits {part: subtree} into (trained, frozen); every part is in one.
+
+  Parts without parameters (the `mean` aggregator) are in neither.
+  """
+  trained = {part: tree[part] for part in tree if part in trains}
+  frozen = {part: tree[part] for part in tree if part not in trains}
+  return trained, frozen
+
+
+def create_train_state(
+  *,
+  net: nn.Module,
+  tx: optax.GradientTransformation,
+  trains: Collection[str],
+  rng: chex.PRNGKey,
+  image_shape: tuple[int, int, int],
+  variables: Mapping[str, Any] | None = None,
+  ema: bool = False,
+) -> TrainState:
+  """Creates the state in which a stage starts.
+
+  Args:
+    net: the network, a `DualHeadNet`.
+    tx: the optimiser of the trained parts.
+    trains: the parts to be trained; the others are frozen.
+    rng: typed key. Parts that `variables` lacks are initialised from it.
+    image_shape: (H, W, C).
+    variables: {'params': {part: ...}, 'batch_stats': {part: ...}} of parts
+      that exist already, from the stage before.
+    ema: whether to keep a moving average of the trained parameters.
+
+  Returns:
+    The state at step 0.
+
+  Raises:
+    ValueError: `variables` with parts or shapes that `net` does not have.
+  """
+  init_rng, state_rng = jax.random.split(rng)
+  # The mapped axis does not exist here; the parameters do not depend on it.
+  fresh = jax.jit(net.clone(axis_name=None).init)(
+    init_rng, jnp.zeros((1, *image_shape))
+  )
+  params, batch_stats = dict(fresh['params']), dict(fresh['batch_stats'])
+  if variables is not None:
+    for part, subtree in variables['params'].items():
+      if part not in params:
+        raise ValueError(f'part: got {part!r}, choices are {tuple(params)}')
+      _check_same_shapes(part, subtree, params[part])
+    # Copies: a step that donates its state must not delete the caller's.
+    params |= jax.tree.map(jnp.array, dict(variables['params']))
+    batch_stats |= jax.tree.map(jnp.array, dict(variables['batch_stats']))
+  trained, _ = split_parts(params, trains)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=tx.init(trained),
+    rng=state_rng,
+    ema_params=jax.tree.map(jnp.array, trained) if ema else None,
+  )
+
+
+def _check_same_shapes(part: str, got: Any, expected: Any) -> None:
+  got, expected = (
+    {
+      jax.tree_util.keystr(path): tuple(jnp.shape(leaf))
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (got, expected)
+  )
+  differing = {
+    key: (got.get(key), expected.get(key))
+    for key in got.keys() | expected.keys()
+    if got.get(key) != expected.get(key)
+  }
+  if differing:
+    lines = [f'  {k}: got {g}, expected {e}' for k, (g, e) in differing.items()]
+    raise ValueError(
+      f'parameters of {part} do not fit the network:\n' + '\n'.join(lines[:20])
+    )

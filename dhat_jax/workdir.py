@@ -1,0 +1,146 @@
+"""A run's folder: which config it belongs to, and what made it.
+
+Everything here is written atomically (a temporary file, then a rename), so
+that a run killed at any moment leaves a folder that it can resume from.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from typing import Any
+
+import jax
+import ml_collections
+
+PACKAGES = (
+  'dhat_jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+)
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a JSON file atomically."""
+  folder, name = os.path.split(os.path.abspath(path))
+  temporary = os.path.join(folder, f'.{name}.tmp')
+  with open(temporary, 'w') as file:
+    json.dump(value, file, indent=2)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def read_json(path: str) -> Any:
+  """Reads a JSON file; an unreadable one is named in the error."""
+  with open(path) as file:
+    try:
+      return json.load(file)
+    except ValueError as error:
+      raise ValueError(f'{path}: not readable as JSON: {error}') from error
+
+
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns a config as plain JSON values (tuples become lists)."""
+  return json.loads(config.to_json())
+
+
+def flat_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns {'dotted.key': value} with values as JSON gives them back."""
+  flat = {}
+
+  def visit(prefix, value):
+    if isinstance(value, dict):
+      for key, item in value.items():
+        visit(f'{prefix}.{key}' if prefix else key, item)
+    else:
+      flat[prefix] = value
+
+  visit('', as_json(config))
+  return flat
+
+
+def prepare(
+  path: str,
+  config: ml_collections.ConfigDict,
+  *,
+  may_differ: tuple[str, ...] = (),
+) -> None:
+  """Takes a workdir for a config: a fresh one, or one of the same config.
+
+  Args:
+    path: the folder; created if need be.
+    config: the run's config.
+    may_differ: prefixes of dotted keys that need not agree with the folder's.
+
+  Raises:
+    ValueError: the folder belongs to another config (the differing keys are
+      listed), or holds files but no config.
+  """
+  os.makedirs(path, exist_ok=True)
+  config_path = os.path.join(path, 'config.json')
+  if os.path.exists(config_path):
+    _check_same_config(path, read_json(config_path), config, may_differ)
+    return
+  foreign = sorted(n for n in os.listdir(path) if not n.startswith('.'))
+  if foreign:
+    raise ValueError(
+      f'workdir {path}: holds {foreign[:5]} but no config.json, so it is no '
+      'run of this program; choose an empty or a new folder'
+    )
+  if jax.process_index() == 0:
+    write_json(os.path.join(path, 'environment.json'), environment())
+    write_json(config_path, as_json(config))
+
+
+def _check_same_config(path, stored, config, may_differ):
+  stored = flat_config(ml_collections.ConfigDict(stored))
+  current = flat_config(config)
+  missing = '(no such key)'
+  differing = [
+    f'  {key}: workdir has {stored.get(key, missing)!r}, '
+    f'this run has {current.get(key, missing)!r}'
+    for key in sorted(stored.keys() | current.keys())
+    if stored.get(key, missing) != current.get(key, missing)
+    and not key.startswith(may_differ)
+  ]
+  if differing:
+    raise ValueError(
+      f'workdir {path}: belongs to another config; choose another --workdir, '
+      'or give the same config to resume. Differing keys:\n'
+      + '\n'.join(differing)
+    )
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of the packages that matter."""
+  found = {'python': platform.python_version()}
+  for package in PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      found[package] = 'not installed as a package'
+  return found
+
+
+def environment() -> dict[str, Any]:
+  """Returns versions, git commit and devices."""
+  git = subprocess.run(
+    ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  return {
+    'versions': versions(),
+    'git_commit': git.stdout.strip() or 'unknown',
+    'devices': [str(device) for device in jax.devices()],
+    'device_kind': jax.devices()[0].device_kind,
+    'platform': platform.platform(),
+  }

@@ -1,0 +1,169 @@
+"""Square against pyautoattack with the same draws, in double precision."""
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+pytest.importorskip('pyautoattack')
+
+from pyautoattack.square import SquareAttack
+
+from dhat_jax.attacks import square
+from tests.attacks import oracle
+
+pytestmark = pytest.mark.oracle
+N_QUERIES = 300
+SHAPE = (10, 10, 2)
+
+
+def _draws(count):
+  rng = np.random.default_rng(7)
+  tiles = len(square.tile_corners(*SHAPE[:2]))
+  start = square.StartDraw(
+    stripes=rng.uniform(size=(count, 1, SHAPE[1], SHAPE[2])),
+    flips=rng.uniform(size=tiles),
+    signs=rng.uniform(size=(count, tiles, SHAPE[2])),
+  )
+  query = square.QueryDraw(
+    windows=rng.uniform(size=(N_QUERIES, 4)),
+    flip=rng.uniform(size=N_QUERIES),
+    signs=rng.uniform(size=(N_QUERIES, count, SHAPE[2])),
+  )
+  return start, query
+
+
+def _dealer(start, query, norm):
+  """Yields what torch.rand is to return, in the oracle's order."""
+  if norm == 'Linf':
+    yield start.stripes.transpose(0, 3, 1, 2)
+  else:
+    for flip, signs in zip(
+      start.flips, start.signs.swapaxes(0, 1), strict=True
+    ):
+      yield flip
+      yield signs
+  for windows, flip, signs in zip(*query, strict=True):
+    yield from windows[: 2 if norm == 'Linf' else 4]
+    if norm == 'L2':
+      yield flip
+    yield signs
+
+
+def _original(weights, images, labels, start, query, norm, epsilon):
+  dealer = _dealer(start, query, norm)
+
+  def rand(shape):
+    return torch.tensor(np.array(next(dealer))).reshape(list(shape))
+
+  attack = SquareAttack(
+    oracle.TorchNet(weights),
+    norm=norm,
+    n_queries=N_QUERIES,
+    eps=epsilon,
+    resc_schedule=False,
+  )
+  images = oracle.nchw(images)
+  attack.init_hyperparam(images)
+  with mock.patch.object(torch, 'rand', rand):
+    queries, points = attack.attack_single_run(images, torch.tensor(labels))
+  return queries.numpy(), oracle.nhwc(points)
+
+
+@pytest.mark.parametrize(('norm', 'epsilon'), [('linf', 0.06), ('l2', 0.75)])
+def test_points_equal_the_original_with_recorded_draws(norm, epsilon):
+  weights, images, labels = oracle.make_problem(seed=2, count=10, shape=SHAPE)
+  start, query = _draws(len(images))
+  if norm == 'linf':
+    query = query._replace(signs=query.signs[:, :1])  # one for the batch
+  with oracle.float64():
+    if norm == 'linf':
+      _, expected = _original(
+        weights, images, labels, start, query, 'Linf', epsilon
+      )
+    else:
+      # The oracle draws signs for the examples that are left: one at a time,
+      # so that it is known whose they are.
+      parts = [
+        _original(
+          weights,
+          images[[n]],
+          labels[[n]],
+          start._replace(signs=start.signs[[n]]),
+          query._replace(signs=query.signs[:, [n]]),
+          'L2',
+          epsilon,
+        )
+        for n in range(len(images))
+      ]
+      expected = np.concatenate([points for _, points in parts])
+    table = jax.tree.map(jnp.asarray, query)
+    draws = square.Draws(
+      lambda: jax.tree.map(jnp.asarray, start),
+      lambda i: jax.tree.map(lambda leaf: leaf[i], table),
+    )
+    points = jax.jit(
+      lambda images: square.square_points(
+        oracle.jax_net(weights),
+        images,
+        labels,
+        None,
+        epsilon=epsilon,
+        norm=norm,
+        n_queries=N_QUERIES,
+        draws=draws,
+      )
+    )(images)
+    np.testing.assert_allclose(points, expected, rtol=0, atol=1e-10)
+    logits = oracle.jax_net(weights)(points)
+  broken = np.argmax(logits, axis=1) != labels
+  assert 0 < broken.mean() < 1
+
+
+@pytest.mark.parametrize('side', [8, 32, 224])
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_window_sizes_equal_the_original(norm, side):
+  attack = SquareAttack(None, n_queries=9000, eps=1.0, resc_schedule=False)
+  ours = square.window_sizes(9000, side, side, 0.8, norm)
+  for query in [
+    0,
+    10,
+    11,
+    50,
+    51,
+    200,
+    201,
+    500,
+    501,
+    1000,
+    1001,
+    2000,
+    2001,
+    4000,
+    4001,
+    6000,
+    6001,
+    8000,
+    8001,
+    8999,
+  ]:
+    side_p = np.sqrt(attack.p_selection(query) * side * side)
+    size = max(int(round(side_p)), 1 if norm == 'linf' else 3)
+    if norm == 'l2':
+      size += size % 2 == 0
+    assert ours[query] == min(size, side)
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 5, 8, 29])
+def test_stamps_equal_the_original(size):
+  attack = SquareAttack(None, norm='L2', eps=1.0, device='cpu')
+  with (
+    oracle.float64(),
+    mock.patch.object(torch, 'rand', lambda shape: torch.zeros(shape)),
+  ):
+    expected = attack.eta(size).numpy()
+  # Their weights 1/n^2 are float32 numbers whatever the default.
+  np.testing.assert_allclose(square.make_stamp(size), expected, atol=1e-6)
