@@ -12,8 +12,8 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
   """Returns the config of a variant, `<base>_<backbone>`."""
   base, backbone = recipes.split_variant(variant)
   attack = recipes.attack(
-    epsilon=0.15,
-    step_size=0.03,
+    epsilon=0.2,
+    step_size=0.05,
     start='uniform' if base == 'sat' else 'gaussian',
   )
   main, second, aggregated = recipes.losses(base, backbone)
@@ -38,17 +38,17 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
     },
     backbone=backbone,
     aggregator='pairwise',
-    main_head=recipes.stage(loss=main, epochs=20, drop_epochs=(16,), **common),
+    main_head=recipes.stage(loss=main, epochs=14, drop_epochs=(11,), **common),
     second_head=recipes.stage(
-      loss=second, epochs=16, drop_epochs=(12,), **common
+      loss=second, epochs=10, drop_epochs=(8,), **common
     ),
     aggregator_stage=recipes.stage(
-      loss=aggregated, epochs=10, drop_epochs=(6,), **common
+      loss=aggregated, epochs=6, drop_epochs=(5,), **common
     ),
   )
-  config.evaluation.epsilon = 0.15
-  config.evaluation.step_size = 0.015
-  config.evaluation.restarts = 1
-  config.validation.every_epochs = 4
+  config.evaluation.epsilon = 0.2
+  config.evaluation.step_size = 0.02
+  config.evaluation.batch_size = 360
+  config.validation.every_epochs = 2
   config.compare_with_natural = True
   return config

@@ -5,6 +5,7 @@ here and before anything expensive starts: see `check`.
 """
 
 import copy
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ import optax
 
 from dhat_jax import evaluate, input_pipeline, losses, optim, parallel
 from dhat_jax.attacks import balls, pgd
-from dhat_jax.datasets import digits
+from dhat_jax.datasets import digits, image_folder, tfds
 from dhat_jax.datasets.base import Dataset, validate
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
@@ -23,7 +24,18 @@ from dhat_jax.models.wide_resnet import WideResNet
 from dhat_jax.stages import ROLES, Stage
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-LOADERS = {'tfds': None, 'image_folder': None, 'digits': None}
+LOADERS = {
+  'tfds': lambda spec: tfds.load(
+    spec.name,
+    data_dir=spec.data_dir or None,
+    manual_dir=spec.manual_dir or None,
+    cache_dir=spec.cache_dir or None,
+  ),
+  'image_folder': lambda spec: image_folder.load(
+    data_dir=spec.data_dir, cache_dir=spec.cache_dir or None
+  ),
+  'digits': lambda spec: digits.load(),
+}
 
 
 def choose(name: str, got: Any, choices: Any) -> Any:
@@ -34,7 +46,7 @@ def choose(name: str, got: Any, choices: Any) -> Any:
 
 
 def _positive(name: str, got: float, least: float = 1) -> float:
-  if got < least:
+  if not got >= least:
     raise ValueError(f'{name}: got {got}, expected at least {least}')
   return got
 
@@ -97,21 +109,7 @@ def dataset(config: ml_collections.ConfigDict) -> Dataset:
     ValueError: broken data, or data that the config does not describe.
   """
   spec = config.dataset
-  loader = choose('config.dataset.loader', spec.loader, LOADERS)
-  del loader
-  if spec.loader == 'tfds':
-    data = tfds.load(
-      spec.name,
-      data_dir=spec.data_dir or None,
-      manual_dir=spec.manual_dir or None,
-      cache_dir=spec.cache_dir or None,
-    )
-  elif spec.loader == 'image_folder':
-    data = image_folder.load(
-      data_dir=spec.data_dir, cache_dir=spec.cache_dir or None
-    )
-  else:
-    data = digits.load()
+  data = choose('config.dataset.loader', spec.loader, LOADERS)(spec)
   validate(data)
   if len(data.class_names) != spec.num_classes:
     raise ValueError(
@@ -161,11 +159,22 @@ def attack(spec: ml_collections.ConfigDict) -> Callable:
   )
 
 
-def loss(spec: ml_collections.ConfigDict) -> losses.Loss:
+def _call(where: str, factory: Callable, options: dict[str, Any]) -> Any:
+  """Calls a factory with a config's options; surplus ones are named."""
+  known = inspect.signature(factory).parameters
+  if not set(options) <= set(known):
+    raise ValueError(
+      f'{where}: got {sorted(set(options) - set(known))}, choices are '
+      f'{sorted(known)}'
+    )
+  return factory(**options)
+
+
+def loss(spec: ml_collections.ConfigDict, where: str = 'loss') -> losses.Loss:
   """Returns the loss of a stage's config: its name and its parameters."""
   options = dict(spec)
-  factory = choose('loss', options.pop('name'), losses.LOSSES)
-  return factory(**options)
+  factory = choose(f'{where}.name', options.pop('name'), losses.LOSSES)
+  return _call(where, factory, options)
 
 
 def stage(
@@ -189,7 +198,11 @@ def stage(
       f'{num_train} training images'
     )
   steps_per_epoch = num_train // spec.batch_size
-  epochs = spec.epochs
+  epochs = _positive(f'config.{name}.epochs', spec.epochs, least=0)
+  if not 0 <= spec.ema_decay < 1:
+    raise ValueError(
+      f'config.{name}.ema_decay: got {spec.ema_decay}, expected in [0, 1)'
+    )
   # The mean of two logits has nothing to train.
   if name == 'aggregator' and config.model.aggregator == 'mean':
     epochs = 0
@@ -197,7 +210,7 @@ def stage(
   schedule = optim.make_schedule(
     num_steps=num_steps, steps_per_epoch=steps_per_epoch, **spec.schedule
   )
-  stage_loss = loss(spec.loss)
+  stage_loss = loss(spec.loss, f'config.{name}.loss')
   warmup_steps = round(spec.attack.warmup_epochs * steps_per_epoch)
   return Stage(
     name=name,

@@ -6,6 +6,7 @@ shape, dtype and CRC-32 of every array, and a checkpoint that does not fit is
 set aside, loudly, for the one before.
 """
 
+import json
 import os
 import zlib
 from typing import Any
@@ -74,6 +75,20 @@ def _check_fingerprint(stored: dict, current: dict, parts: slice) -> None:
     )
 
 
+def _seal(info: dict[str, Any]) -> dict[str, Any]:
+  """Adds a checksum of the values themselves."""
+  text = json.dumps(info, sort_keys=True)
+  return {**info, 'checksum': zlib.crc32(text.encode())}
+
+
+def _unseal(sealed: dict[str, Any]) -> dict[str, Any]:
+  """Inverts `_seal`; ValueError where the checksum does not fit."""
+  info = {key: value for key, value in sealed.items() if key != 'checksum'}
+  if _seal(info) != sealed:
+    raise ValueError('the checksum of the description does not fit')
+  return info
+
+
 class Checkpoints:
   """The checkpoints of one stage; use as a context manager.
 
@@ -96,6 +111,7 @@ class Checkpoints:
     self._open()
 
   def _open(self) -> None:
+    self._set_unreadable_metrics_aside()
     score = _score
     self._manager = ocp.CheckpointManager(
       self.directory,
@@ -153,7 +169,7 @@ class Checkpoints:
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(flat),
         info=ocp.args.JsonSave(
-          {'arrays': fingerprint(flat), 'info': info or {}}
+          _seal({'arrays': fingerprint(flat), 'info': info or {}})
         ),
       ),
     )
@@ -208,9 +224,10 @@ class Checkpoints:
     """Returns (tree, info), or None for a damaged checkpoint."""
     expected = flatten(like)
     try:
-      info = self._manager.restore(
+      sealed = self._manager.restore(
         step, args=ocp.args.Composite(info=ocp.args.JsonRestore())
       ).info
+      info = _unseal(sealed)
       stored = info['arrays']
     except Exception as error:
       return self._warn(step, error)
@@ -236,6 +253,25 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> None:
     self._manager.close()
+    self._move_aside(step)
+    self._open()
+
+  def _set_unreadable_metrics_aside(self) -> None:
+    """Sets aside what would keep Orbax from opening the directory at all."""
+    if not os.path.isdir(self.directory):
+      return
+    for step in sorted(filter(str.isdigit, os.listdir(self.directory))):
+      path = os.path.join(self.directory, step, 'metrics', 'metrics')
+      if not os.path.exists(path):
+        continue
+      try:
+        with open(path) as file:
+          _score(json.load(file))
+      except (ValueError, KeyError, TypeError) as error:
+        self._warn(int(step), error)
+        self._move_aside(int(step))
+
+  def _move_aside(self, step: int) -> None:
     base = os.path.join(os.path.dirname(self.directory), 'damaged')
     os.makedirs(base, exist_ok=True)
     name = f'{os.path.basename(self.directory)}_{step}'
@@ -245,7 +281,6 @@ class Checkpoints:
     if jax.process_index() == 0:
       os.rename(os.path.join(self.directory, str(step)), target)
       logging.error('moved to %s', target)
-    self._open()
 
 
 def _score(metrics: dict[str, float]) -> tuple:

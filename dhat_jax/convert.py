@@ -172,17 +172,17 @@ def import_workdir(
   )
   workdir.prepare(directory, config)
   for name, folder in folders.items():
-    state, stage = _initial_state(
+    state, stage = _empty_state(
       config,
       name,
       num_train=len(train_split.labels),
       image_shape=dataset.train.images.shape[1:],
-      variables=variables,
     )
-    state = state.replace(step=np.full_like(state.step, stage.num_steps))
     with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
       checkpoints.save(
-        stage.num_steps, state, info={'seconds': 0.0, 'imported_from': source}
+        stage.num_steps,
+        _filled(state, stage.num_steps, variables),
+        info={'seconds': 0.0, 'imported_from': source},
       )
 
 
@@ -210,35 +210,51 @@ def export_workdir(config: Any, directory: str) -> dict[str, np.ndarray]:
   return to_torch(state.variables(), build.model(config))
 
 
-def _initial_state(
-  config: Any,
-  name: str,
-  *,
-  num_train: int,
-  image_shape: tuple[int, int, int],
-  variables: Mapping[str, Any] | None = None,
+def _empty_state(
+  config: Any, name: str, *, num_train: int, image_shape: tuple[int, int, int]
 ) -> tuple[Any, Any]:
-  """Returns (state at step 0, as training makes it, the resolved stage)."""
+  """Returns (a stage's state as training makes it, all zeros; the stage)."""
   from dhat_jax import build
   from dhat_jax.train_state import create_train_state
 
   stage = build.stage(config, name, num_train)
   net = build.model(config, outputs=stage.role.outputs)
-  if variables is not None:
-    variables = {
-      collection: {part: tree[part] for part in net.parts if part in tree}
-      for collection, tree in variables.items()
-    }
-  state = create_train_state(
-    net=net,
-    tx=stage.tx,
-    trains=stage.role.trains,
-    rng=jax.random.key(config.seed),
-    image_shape=image_shape,
-    variables=variables,
-    ema=stage.ema_decay > 0,
+  rng = jax.random.key(config.seed)
+  # Shapes alone: initialising the network would have to be compiled.
+  shapes = jax.eval_shape(
+    lambda: create_train_state(
+      net=net,
+      tx=stage.tx,
+      trains=stage.role.trains,
+      rng=rng,
+      image_shape=image_shape,
+      ema=stage.ema_decay > 0,
+    )
   )
-  return state, stage
+  state = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.replace(rng=None)
+  )
+  return state.replace(rng=rng), stage
+
+
+def _filled(state: Any, step: int, variables: Mapping[str, Any]) -> Any:
+  """Returns a state with the weights of the parts that it has."""
+  params, batch_stats = (
+    {part: variables[collection][part] for part in parts}
+    for collection, parts in (
+      ('params', state.params),
+      ('batch_stats', state.batch_stats),
+    )
+  )
+  ema_params = state.ema_params and {
+    part: params[part] for part in state.ema_params
+  }
+  return state.replace(
+    step=np.full_like(state.step, step),
+    params=params,
+    batch_stats=batch_stats,
+    ema_params=ema_params,
+  )
 
 
 def _stored_state(config: Any, name: str, checkpoints: Any) -> Any:
@@ -246,7 +262,7 @@ def _stored_state(config: Any, name: str, checkpoints: Any) -> Any:
   # Neither the number of images nor their size shapes the state.
   num_train = config[name].batch_size
   for channels in (3, 1):  # a config does not say whether images are grey
-    like, stage = _initial_state(
+    like, stage = _empty_state(
       config, name, num_train=num_train, image_shape=(32, 32, channels)
     )
     restore = (

@@ -30,6 +30,7 @@ def hold_out(
 
   Returns:
     (N - size images, size images or None), both in their original order.
+    Every class gives its share of `size`, rounded up or down.
 
   Raises:
     ValueError: `size` is negative or leaves nothing to train on.
@@ -42,7 +43,7 @@ def hold_out(
     )
   if not size:
     return split, None
-  rng = np.random.default_rng([seed, size])
+  rng = _generator(seed, size)
   # Images in random order, each with its place within its class as a fraction:
   # the `size` smallest fractions hold as many of each class as is fair.
   order = rng.permutation(total)
@@ -59,17 +60,37 @@ def hold_out(
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-  """Returns the permutation of an epoch, a function of (seed, epoch) alone."""
-  return np.random.default_rng([seed, epoch]).permutation(num_examples)
+  """Returns the permutation of an epoch, a function of (seed, epoch) alone.
+
+  Args:
+    num_examples: N.
+    seed: at least 0.
+    epoch: at least 0.
+
+  Returns:
+    int64 [N].
+  """
+  return _generator(seed, epoch).permutation(num_examples)
+
+
+def _generator(seed: int, second: int) -> np.random.Generator:
+  if seed < 0:
+    raise ValueError(f'seed: got {seed}, expected at least 0')
+  return np.random.default_rng([seed, second])
 
 
 def _process_slice(
   batch_size: int, process_index: int, process_count: int
 ) -> slice:
-  if batch_size % process_count:
+  if batch_size < 1 or batch_size % process_count:
     raise ValueError(
-      f'batch_size: got {batch_size}, expected a multiple of the '
+      f'batch_size: got {batch_size}, expected a positive multiple of the '
       f'{process_count} processes'
+    )
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f'process_index: got {process_index}, expected from 0 to '
+      f'{process_count - 1}'
     )
   share = batch_size // process_count
   return slice(process_index * share, (process_index + 1) * share)
@@ -101,22 +122,33 @@ def train_batches(
     process_index: which contiguous share of each batch to give.
     process_count: number of shares.
 
-  Yields:
-    {'images': uint8 [b, H, W, C], 'labels': int32 [b], 'mask': bool [b]}.
+  Returns:
+    Iterator of {'images': uint8 [b, H, W, C], 'labels': int32 [b], 'mask': bool
+    [b]}; b = batch_size / process_count.
 
   Raises:
-    ValueError: a batch larger than the split, or not divisible.
+    ValueError: at the call: a batch larger than the split, or not divisible.
   """
   share = _process_slice(batch_size, process_index, process_count)
   total = len(split.labels)
-  if not 1 <= batch_size <= total:
+  if batch_size > total:
     raise ValueError(
-      f'batch_size: got {batch_size}, expected from 1 to the {total} training '
+      f'batch_size: got {batch_size}, expected at most the {total} training '
       'images'
     )
+  _generator(seed, 0)  # A wrong seed shows here.
+  return _train_batches(
+    split, batch_size, seed, range(start_step, num_steps), share
+  )
+
+
+def _train_batches(
+  split: Split, batch_size: int, seed: int, steps: range, share: slice
+) -> Iterator[Batch]:
+  total = len(split.labels)
   steps_per_epoch = total // batch_size
   known_epoch, order = None, None
-  for step in range(start_step, num_steps):
+  for step in steps:
     epoch, place = divmod(step, steps_per_epoch)
     if epoch != known_epoch:
       known_epoch = epoch
@@ -142,6 +174,12 @@ def eval_batches(
   batches as in `train_batches`.
   """
   share = _process_slice(batch_size, process_index, process_count)
+  return _eval_batches(split, batch_size, share)
+
+
+def _eval_batches(
+  split: Split, batch_size: int, share: slice
+) -> Iterator[Batch]:
   for first in range(0, len(split.labels), batch_size):
     images = split.images[first : first + batch_size]
     labels = split.labels[first : first + batch_size]
@@ -160,6 +198,8 @@ def prefetch(batches: Iterable, size: int = 2) -> Iterator:
   Its exceptions are raised here. The thread ends when this iterator is closed
   or exhausted.
   """
+  if size < 1:
+    raise ValueError(f'size: got {size}, expected at least 1')
   items: queue.Queue = queue.Queue(maxsize=size)
   closed = threading.Event()
 
@@ -196,13 +236,26 @@ def prefetch(batches: Iterable, size: int = 2) -> Iterator:
     thread.join()
 
 
+def to_float(images: chex.Array) -> chex.Array:
+  """Converts uint8 images to what networks and attacks see.
+
+  Args:
+    images: uint8 [B, H, W, C].
+
+  Returns:
+    float32 [B, H, W, C] in [0, 1]: the pixels divided by 255.
+  """
+  return jnp.asarray(images).astype(jnp.float32) / 255
+
+
 def augment(
   rngs: chex.PRNGKey, images: chex.Array, *, crop_padding: int, flip: bool
 ) -> chex.Array:
   """Random crop after zero padding, and random horizontal flip.
 
-  Runs inside the compiled step. An image's crop and flip depend on its own key
-  alone.
+  Runs inside the compiled step, on floats or on uint8 (0.8 ms for 128 images of
+  32 x 32 on two CPU cores). An image's crop and flip depend on its own key
+  alone, so that they do not change with the split of a batch over devices.
 
   Args:
     rngs: typed keys [B].
@@ -213,7 +266,14 @@ def augment(
 
   Returns:
     [B, H, W, C] of the same dtype.
+
+  Raises:
+    ValueError: negative padding.
   """
+  if crop_padding < 0:
+    raise ValueError(f'crop_padding: got {crop_padding}, expected at least 0')
+  if not crop_padding and not flip:
+    return images
   height, width = images.shape[1:3]
   pad = (crop_padding, crop_padding)
   padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))

@@ -1,9 +1,11 @@
 """Command line: python -m dhat_jax.main --config=configs/digits.py."""
 
+import logging
 import os
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 _DEFAULT_CONFIG = os.path.join(
@@ -54,23 +56,32 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(str(error).strip('"\'') or type(error).__name__)
 
 
+def run(config, workdir: str, mode: str) -> None:
+  """Runs a config; what the user can mend ends in one clear message."""
+  # Not before the flags are known to be good: JAX takes a second to import.
+  from dhat_jax import metrics, parallel, train
+
+  # Orbax logs every file that it touches through absl.
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  logger = logging.getLogger('dhat_jax')
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+  logger.addHandler(logging.StreamHandler())
+  parallel.initialize()
+  try:
+    train.train_and_evaluate(config, workdir, mode=mode)
+  except train.Preempted as stop:
+    print(f'stopped at {stop}: saved; resume with the same command')
+  except (ValueError, metrics.NonFiniteError, OSError) as error:
+    _fail(error)
+
+
 def main(argv: list[str]) -> None:
   """Runs the config that the flags name."""
   if len(argv) > 1:
     _fail(f'arguments: got {argv[1:]}, expected flags only')
-  # Not before the flags are known to be good: JAX takes a second to import.
-  from dhat_jax import metrics, parallel, train
-
-  logging.set_verbosity(logging.INFO)
-  parallel.initialize()
   config = _CONFIG.value
-  workdir = _WORKDIR.value or os.path.join('runs', config.name)
-  try:
-    train.train_and_evaluate(config, workdir, mode=_MODE.value)
-  except train.Preempted as stop:
-    print(f'stopped at {stop}; resume with the same command')
-  except (ValueError, metrics.NonFiniteError, OSError) as error:
-    _fail(error)
+  run(config, _WORKDIR.value or os.path.join('runs', config.name), _MODE.value)
 
 
 if __name__ == '__main__':

@@ -38,6 +38,8 @@ def make_schedule(
   """
   if learning_rate <= 0:
     raise ValueError(f'learning_rate: got {learning_rate}, expected > 0')
+  if warmup_epochs < 0:
+    raise ValueError(f'warmup_epochs: got {warmup_epochs}, expected >= 0')
   if name == 'step':
     drops = {(e - 1) * steps_per_epoch: drop_factor for e in drop_epochs}
     schedule = optax.piecewise_constant_schedule(learning_rate, drops)

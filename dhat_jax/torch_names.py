@@ -16,6 +16,7 @@ Key names, as published:
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -23,11 +24,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
+
+_logger = logging.getLogger(__name__)
 
 _PREFIXES = {
   'trunk': 'WRN1.',
@@ -186,7 +188,7 @@ def check_state_dict(
   copies = _trunk_copies(arrays, names)
   unused = _unused_blocks(arrays, names)
   if unused:
-    logging.warning(
+    _logger.warning(
       'left out, because the published network never runs it: sub_block1 '
       '(%d arrays)',
       len(unused),
@@ -196,7 +198,10 @@ def check_state_dict(
     {key: a.shape for key, a in arrays.items() if key not in ignored},
     {key: entry.torch_shape for key, entry in names.items()},
     wrong=[
-      f'  differs from WRN1: {key}' for key, same in copies.items() if not same
+      f'  surplus: {key}, which is not equal to the trunk in WRN1, and that is '
+      'what feeds the second head'
+      for key, same in copies.items()
+      if not same
     ],
     hint=lambda: _hint(arrays.keys(), names.keys()),
   )
@@ -279,7 +284,7 @@ def check_shapes(
 
 def _hint(arrays: Collection[str], expected: Collection[str]) -> str:
   """Says what the likely reason is, where there is one."""
-  missing, surplus = set(expected) - set(arrays), set(arrays) - set(expected)
+  missing = set(expected) - set(arrays)
   dual, dual_expected = (
     any(key.startswith('WRN1.') for key in keys) for keys in (arrays, expected)
   )
@@ -295,10 +300,5 @@ def _hint(arrays: Collection[str], expected: Collection[str]) -> str:
       '\nThis network has batch norm and ReLU before the pooling (bn.*), as '
       'adversarial training code has; the state dict is of the other '
       'PreActResNet-18, without them, which computes something else.'
-    )
-  if any(key.startswith('WRN2.') for key in surplus):
-    return (
-      '\nThe second head gets its features from the trunk in WRN1: copies of '
-      'the trunk in WRN2 are accepted only if they equal it.'
     )
   return ''

@@ -1,5 +1,6 @@
 """The run: stages in order, each resumable, then the evaluation."""
 
+import logging
 import os
 import signal
 import time
@@ -8,7 +9,6 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import logging
 from flax import linen as nn
 
 from dhat_jax import (
@@ -24,6 +24,8 @@ from dhat_jax.checkpoint import Checkpoints
 from dhat_jax.datasets.base import Dataset, Split
 from dhat_jax.stages import ROLES, Stage
 from dhat_jax.train_state import TrainState, create_train_state
+
+_logger = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
@@ -74,23 +76,32 @@ class _StageRun:
       checkpoint_folder(directory, stage.name), keep=config.checkpoint.keep
     )
 
-  def run(self, state: TrainState) -> tuple[Any, float]:
+  def run(self, state: TrainState, *, mode: str) -> tuple[Any, float]:
     """Trains from `state`, or from the newest checkpoint if there is one.
 
     Args:
       state: the state at step 0.
+      mode: 'train', or 'evaluate' to take what is there.
 
     Returns:
       (variables of the best or the last checkpoint, as the stage says;
       seconds that the stage took, those before an interruption included).
+
+    Raises:
+      ValueError: in mode 'evaluate', if the stage is not trained to its end.
     """
     stage = self._stage
     with self._checkpoints as checkpoints:
       step, latest, info = checkpoints.restore_latest(state) or (None,) * 3
+      if mode == 'evaluate' and step != stage.num_steps:
+        raise ValueError(
+          f'workdir {self._directory}: stage {stage.name!r} is at step {step} '
+          f'of {stage.num_steps}; finish it with --mode=train first'
+        )
       if step is None:
         latest, info = state, {'seconds': 0.0}
-      else:
-        logging.info('%s: continuing from step %d', stage.name, step)
+      elif step < stage.num_steps:
+        _logger.info('%s: continuing from step %d', stage.name, step)
       if step != stage.num_steps:
         self._train(latest, step or 0, info['seconds'])
         checkpoints.wait()
@@ -98,7 +109,7 @@ class _StageRun:
       seconds = info['seconds']
       if stage.keep == 'best':
         step, latest, _ = checkpoints.restore_best(state)
-      logging.info(
+      _logger.info(
         '%s: handing on the %s checkpoint, step %d of %d',
         *(stage.name, stage.keep, step, stage.num_steps),
       )
@@ -252,7 +263,11 @@ def checkpoint_folder(directory: str, stage: str) -> str:
 
 
 def train(
-  config: ml_collections.ConfigDict, directory: str, dataset: Dataset
+  config: ml_collections.ConfigDict,
+  directory: str,
+  dataset: Dataset,
+  *,
+  mode: str = 'train',
 ) -> tuple[Any, dict[str, float]]:
   """Trains all stages of a config, or what is missing of them.
 
@@ -260,11 +275,13 @@ def train(
     config: the run's config.
     directory: the workdir, already prepared.
     dataset: the data set, already validated.
+    mode: 'train', or 'evaluate' to take what is there and train nothing.
 
   Returns:
     (variables of the last stage as host arrays, {stage: seconds}).
 
   Raises:
+    ValueError: in mode 'evaluate', if a stage is not trained to its end.
     Preempted: SIGTERM came; everything is saved.
     metrics.NonFiniteError: the loss or the gradient is not finite.
   """
@@ -289,7 +306,7 @@ def train(
     run = _StageRun(
       config, directory, stage, net, train_split, validation_split
     )
-    variables, seconds[name] = run.run(state)
+    variables, seconds[name] = run.run(state, mode=mode)
   return variables, seconds
 
 
@@ -317,18 +334,20 @@ def train_and_evaluate(
   """
   build.check(config)
   results_path = os.path.join(directory, 'results.json')
-  if mode == 'evaluate':
-    _require_trained(config, directory)
+  if mode == 'evaluate' and not os.path.exists(
+    os.path.join(directory, 'config.json')
+  ):
+    raise ValueError(f'workdir {directory}: holds no run that can be evaluated')
   workdir.prepare(
     directory,
     config,
     may_differ=('evaluation.',) if mode == 'evaluate' else (),
   )
   if mode == 'train' and os.path.exists(results_path):
-    logging.info('%s is there: nothing left to do', results_path)
+    _logger.info('%s is there: nothing left to do', results_path)
     results = workdir.read_json(results_path)
   else:
-    results = _run(config, directory)
+    results = _run(config, directory, mode)
     if jax.process_index() == 0:
       workdir.write_json(results_path, results)
   if jax.process_index() == 0:
@@ -337,30 +356,21 @@ def train_and_evaluate(
   return results
 
 
-def _require_trained(config, directory: str) -> None:
-  for name in config.stages:
-    if not os.path.isdir(checkpoint_folder(directory, name)):
-      raise ValueError(
-        f'workdir {directory}: stage {name!r} of {tuple(config.stages)} is not '
-        'trained; run with --mode=train first'
-      )
-
-
-def _run(config, directory: str) -> dict[str, Any]:
+def _run(config, directory: str, mode: str) -> dict[str, Any]:
   """Loads the data, trains, evaluates; returns the results."""
   dataset = build.dataset(config)
-  results = _train_and_score(config, directory, dataset)
+  results = _train_and_score(config, directory, dataset, mode)
   if config.compare_with_natural:
     natural = build.natural(config)
     folder = os.path.join(directory, 'natural')
     workdir.prepare(folder, natural, may_differ=('evaluation.',))
-    scored = _train_and_score(natural, folder, dataset)
+    scored = _train_and_score(natural, folder, dataset, mode)
     results['natural'] = {key: scored[key] for key in ('accuracy', 'seconds')}
   return results
 
 
-def _train_and_score(config, directory, dataset) -> dict[str, Any]:
-  variables, seconds = train(config, directory, dataset)
+def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
+  variables, seconds = train(config, directory, dataset, mode=mode)
   started = time.monotonic()
   accuracy = build.evaluator(config, build.model(config)).accuracies(
     parallel.replicate(variables),

@@ -77,7 +77,9 @@ def random_like(tree, seed):
 def shapes_of(module, *args, **kwargs):
   """Returns the shapes of a module's variables; nothing is compiled."""
   rng = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.eval_shape(lambda rng: module.init(rng, *args, **kwargs), rng)
+  return jax.eval_shape(
+    lambda rng, *args: module.init(rng, *args, **kwargs), rng, *args
+  )
 
 
 def normal(*shape, seed=0):

@@ -1,1 +1,4 @@
-"""Image datasets: uint8 NHWC images and int32 labels in memory."""
+"""Image data sets: uint8 NHWC images and int32 labels in memory.
+
+A module's `load` gives a `base.Dataset`; `dhat_jax.build` names them.
+"""

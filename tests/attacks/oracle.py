@@ -29,7 +29,7 @@ def float64():
     torch.set_default_dtype(before)
 
 
-def make_weights(seed, sizes, scale=1.5):
+def make_weights(seed, sizes, scale):
   """Random weights of a network with one hidden layer: NumPy, float64."""
   rng = np.random.default_rng(seed)
   inputs, hidden, classes = sizes
@@ -79,9 +79,12 @@ def nhwc(images):
   return images.detach().permute(0, 2, 3, 1).contiguous().numpy().copy()
 
 
-def make_problem(seed=0, count=12, shape=(6, 5, 2), hidden=16, classes=7):
+def make_problem(
+  seed=0, count=12, shape=(6, 5, 2), hidden=16, classes=7, scale=1.5
+):
   """Weights, random images [B, H, W, C] and the labels that are predicted."""
-  weights = make_weights(seed, (int(np.prod(shape)), hidden, classes))
+  sizes = (int(np.prod(shape)), hidden, classes)
+  weights = make_weights(seed, sizes, scale)
   images = np.random.default_rng(seed + 1).uniform(size=(count, *shape))
   # Some pixels on the box's faces.
   images = np.clip(1.2 * images - 0.1, 0.0, 1.0)

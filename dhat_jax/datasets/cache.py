@@ -1,0 +1,116 @@
+"""Decoded data sets as npz files, so that decoding happens once.
+
+A cache file is written under a temporary name and then renamed, so that a
+reader never sees half of one; npz members carry a checksum, so that a damaged
+one is noticed and made anew.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from absl import logging
+
+from dhat_jax.datasets.base import Dataset, Split, validate
+
+_DAMAGED = (OSError, ValueError, KeyError, EOFError)
+_DAMAGED += (zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+def folder(cache_dir: str | None) -> str:
+  """Returns `cache_dir`, else $DHAT_JAX_CACHE, else ~/.cache/dhat_jax."""
+  default = os.environ.get('DHAT_JAX_CACHE') or '~/.cache/dhat_jax'
+  return os.path.expanduser(cache_dir or default)
+
+
+def fingerprint(root: str, files: Iterable[str]) -> str:
+  """Returns 16 hex digits that change when a listing of files does.
+
+  Args:
+    root: the folder; its absolute path counts.
+    files: paths relative to it; their order, sizes and times of modification
+      count, their content does not.
+  """
+  digest = hashlib.sha256(os.path.abspath(root).encode())
+  for name in files:
+    stat = os.stat(os.path.join(root, name))
+    digest.update(f'\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}'.encode())
+  return digest.hexdigest()[:16]
+
+
+def read(path: str) -> Dataset | None:
+  """Returns the data set of a cache file; None for none or a damaged one."""
+  if not os.path.exists(path):
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      dataset = Dataset(
+        train=Split(arrays['train_images'], arrays['train_labels']),
+        test=Split(arrays['test_images'], arrays['test_labels']),
+        class_names=tuple(arrays['class_names'].tolist()),
+        source=f'{arrays["source"].item()}, cached in {path}',
+      )
+    validate(dataset)
+  except _DAMAGED as error:
+    logging.warning(
+      'The cache file %s is damaged (%s: %s); it is made anew.',
+      path,
+      type(error).__name__,
+      error,
+    )
+    return None
+  return dataset
+
+
+def write(path: str, dataset: Dataset) -> None:
+  """Writes a cache file, whole or not at all.
+
+  A place that cannot be written to costs time in the next run, not this run:
+  it is a warning.
+  """
+  temporary = None
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+      dir=os.path.dirname(path), suffix='.tmp', delete=False
+    ) as file:
+      temporary = file.name
+      np.savez(
+        file,
+        train_images=dataset.train.images,
+        train_labels=dataset.train.labels,
+        test_images=dataset.test.images,
+        test_labels=dataset.test.labels,
+        class_names=np.array(dataset.class_names),
+        source=np.array(dataset.source),
+      )
+    os.replace(temporary, path)
+  except OSError as error:
+    logging.warning('The cache file %s cannot be written: %s', path, error)
+  finally:
+    if temporary is not None:
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(temporary)
+
+
+def read_or_make(path: str, make: Callable[[], Dataset]) -> Dataset:
+  """Returns the data set of a cache file, or `make()`, which is then cached.
+
+  Raises:
+    ValueError: `make` gave data that `validate` refuses; nothing is cached.
+  """
+  dataset = read(path)
+  if dataset is None:
+    dataset = make()
+    validate(dataset)
+    write(path, dataset)
+    dataset = dataclasses.replace(
+      dataset, source=f'{dataset.source}, cached in {path}'
+    )
+  return dataset

@@ -1,0 +1,67 @@
+"""CIFAR-10, CIFAR-100 and SVHN by tensorflow-datasets, without TensorFlow."""
+
+import os
+
+from dhat_jax.datasets import cache, tfds_builders, tfds_prepared
+from dhat_jax.datasets.base import Dataset
+
+
+def load(
+  name: str,
+  *,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  cache_dir: str | None = None,
+  download: bool = True,
+) -> Dataset:
+  """Loads a data set of TFDS.
+
+  What is there first is taken: the decoded arrays of an earlier run (the npz
+  cache); a folder that TFDS has prepared, in ArrayRecord or TFRecord; the
+  original archives, from `manual_dir` or downloaded, their checksums verified,
+  prepared in `data_dir`. Other data sets of TFDS, with splits `train` and
+  `test` and images of one size, are read too, and prepared where TensorFlow
+  is installed.
+
+  Args:
+    name: 'cifar10', 'cifar100' or 'svhn_cropped' (without its split `extra`).
+    data_dir: a folder of prepared data sets, or of this one; default: TFDS's,
+      $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    manual_dir: where archives lie, under their original names, that were
+      downloaded by hand; default: `downloads/manual` in `data_dir`.
+    cache_dir: default: see `cache.folder`.
+    download: whether archives may be downloaded.
+
+  Returns:
+    The training and the test split in TFDS's order.
+
+  Raises:
+    FileNotFoundError: no data; the message says what to put where.
+    ValueError: data or names that are not what they should be.
+  """
+  root = os.path.expanduser(data_dir or tfds_prepared.default_root())
+  if manual_dir is not None:
+    manual_dir = os.path.expanduser(manual_dir)
+    if not os.path.isdir(manual_dir):
+      raise FileNotFoundError(
+        f'config.dataset.manual_dir: {manual_dir} is not a folder'
+      )
+
+  def prepared() -> str:
+    return tfds_prepared.find(name, root) or tfds_builders.prepare(
+      name, root=root, manual_dir=manual_dir, download=download
+    )
+
+  if data_dir is None and name in tfds_builders.VERSIONS:
+    # Without a folder of the user's own it is the official data, whichever
+    # way it comes: the cache file alone will do, also on another machine.
+    key, found = tfds_builders.VERSIONS[name], None
+  else:
+    found = prepared()
+    key = tfds_prepared.fingerprint(found)
+  return cache.read_or_make(
+    os.path.join(
+      cache.folder(cache_dir), f'tfds_{name.replace("/", "_")}_{key}.npz'
+    ),
+    lambda: tfds_prepared.read(name, found or prepared()),
+  )

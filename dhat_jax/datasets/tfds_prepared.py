@@ -1,0 +1,196 @@
+"""Reads folders that TFDS has prepared, without TensorFlow.
+
+ArrayRecord is read by TFDS itself. TFRecord, TFDS's default format, it reads
+by TensorFlow alone; its framing is four lines, and the examples in it are
+decoded by TFDS as they would be from ArrayRecord.
+"""
+
+import importlib.util
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from dhat_jax.datasets import cache
+from dhat_jax.datasets.base import Dataset, Split
+
+INFO_FILE = 'dataset_info.json'
+# Length, its checksum; data; the data's checksum.
+_HEADER, _FOOTER = struct.Struct('<QI'), struct.Struct('<I')
+
+
+def has_tensorflow() -> bool:
+  """Returns whether TensorFlow is installed."""
+  return importlib.util.find_spec('tensorflow') is not None
+
+
+def default_root() -> str:
+  """Returns TFDS's own folder: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+  default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  return os.path.expanduser(default)
+
+
+def find(name: str, root: str) -> str | None:
+  """Finds a prepared data set.
+
+  Args:
+    name: of the data set.
+    root: TFDS's folder, the data set's folder in it, or that of a version.
+
+  Returns:
+    The folder of the newest version, or None.
+  """
+  for parent in (os.path.join(root, name), root):
+    if os.path.isdir(parent):
+      versions = [
+        folder
+        for folder in os.listdir(parent)
+        if re.fullmatch(r'\d+\.\d+\.\d+', folder)
+        and os.path.exists(os.path.join(parent, folder, INFO_FILE))
+      ]
+      if versions:
+        newest = max(versions, key=lambda v: tuple(map(int, v.split('.'))))
+        return os.path.join(parent, newest)
+  return root if os.path.exists(os.path.join(root, INFO_FILE)) else None
+
+
+def fingerprint(folder: str) -> str:
+  """Returns 16 hex digits that change when a file of the folder does."""
+  return cache.fingerprint(folder, sorted(os.listdir(folder)))
+
+
+def read(name: str, folder: str) -> Dataset:
+  """Reads the training and the test split of a prepared data set.
+
+  Args:
+    name: what the folder should hold.
+    folder: as from `find`.
+
+  Returns:
+    The images in the order in which TFDS stores them.
+
+  Raises:
+    ValueError: another data set, missing splits, damaged files, or a file
+      format that needs TensorFlow where there is none.
+  """
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(folder)
+  info = builder.info
+  if info.name != name.partition('/')[0]:
+    raise ValueError(f'{folder}: holds {info.name!r}, expected {name!r}')
+  missing = {'train', 'test'} - set(info.splits)
+  if missing:
+    raise ValueError(
+      f'{folder}: has the splits {sorted(info.splits)}, expected train and test'
+    )
+  image_key, label_key = info.supervised_keys or ('image', 'label')
+  classes = info.features[label_key]
+  splits = {
+    split: _collect(
+      _examples(builder, split),
+      (image_key, label_key),
+      f'{folder}, {split} split',
+      info.splits[split].num_examples,
+    )
+    for split in ('train', 'test')
+  }
+  return Dataset(
+    **splits,
+    class_names=tuple(
+      classes.names or (str(label) for label in range(classes.num_classes))
+    ),
+    source=f'tfds {info.full_name.replace("/", ":")} from {folder}',
+  )
+
+
+def _examples(builder: Any, split: str) -> Iterator[dict]:
+  """Yields the decoded examples of a split in their stored order."""
+  file_format = builder.info.file_format.value
+  if file_format == 'array_record':
+    yield from builder.as_data_source(split=split)
+  elif file_format == 'tfrecord':
+    decode = builder.info.features.deserialize_example_np
+    for path in builder.info.splits[split].filepaths:
+      yield from _decode_records(os.fspath(path), decode)
+  elif has_tensorflow():
+    import tensorflow_datasets as tfds
+
+    yield from tfds.as_numpy(builder.as_dataset(split=split))
+  else:
+    raise ValueError(
+      f'{builder.data_path}: is in the file format {file_format!r}; choices '
+      "without TensorFlow are 'array_record' and 'tfrecord', with it "
+      "(pip install 'dhat_jax[tf]') all that TFDS has"
+    )
+
+
+def _decode_records(path: str, decode: Any) -> Iterator[dict]:
+  for index, record in enumerate(tfrecords(path)):
+    try:
+      yield decode(record)
+    except Exception as error:  # Protobuf's, PIL's and NumPy's.
+      raise ValueError(
+        f'{path}: record {index} is damaged ({type(error).__name__}: {error})'
+      ) from error
+
+
+def tfrecords(path: str) -> Iterator[bytes]:
+  """Yields the records of a TFRecord file.
+
+  A record is its length (8 bytes, little endian), a checksum of the length (4
+  bytes), the data and a checksum of the data (4 bytes). The checksums are not
+  verified: CRC-32C in Python is slow, and the images in the records have
+  checksums of their own.
+
+  Raises:
+    ValueError: the file ends within a record; it names the file.
+  """
+  left = os.path.getsize(path)
+  with open(path, 'rb') as file:
+    while left:
+      header = file.read(_HEADER.size)
+      complete = len(header) == _HEADER.size
+      length = _HEADER.unpack(header)[0] if complete else 0
+      left -= _HEADER.size + length + _FOOTER.size
+      if left < 0 or not complete:
+        raise ValueError(
+          f'{path}: is damaged or truncated; it ends within a record'
+        )
+      yield file.read(length)
+      file.read(_FOOTER.size)
+
+
+def _collect(
+  examples: Iterable[dict],
+  keys: tuple[str, str],
+  where: str,
+  num_examples: int,
+) -> Split:
+  images, labels = [], []
+  try:
+    for example in examples:
+      image = example[keys[0]]
+      if images and image.shape != images[0].shape:
+        raise ValueError(
+          f'{where}: image {len(images)} has the shape {image.shape}, expected '
+          f'{images[0].shape} as the first'
+        )
+      images.append(image)
+      labels.append(example[keys[1]])
+  except ValueError:
+    raise
+  except Exception as error:  # Of ArrayRecord and of PIL.
+    raise ValueError(
+      f'{where}: example {len(images)} cannot be read '
+      f'({type(error).__name__}: {error})'
+    ) from error
+  if len(images) != num_examples or not images:
+    raise ValueError(
+      f'{where}: holds {len(images)} examples, expected '
+      f'{num_examples or "at least one"}'
+    )
+  return Split(np.stack(images), np.array(labels, np.int32))

@@ -1,0 +1,217 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.resnet import ResNet18
+from dhat_jax.models.wide_resnet import WideResNet
+from tests.tiny import flat, normal, random_variables, shapes_of
+
+WRN34, WRN28, WRN16 = WideResNet(34, 10), WideResNet(28, 10), WideResNet(16, 4)
+RESNET, PREACT = ResNet18(), ResNet18(preact=True)
+TINY = WideResNet(10, 1)
+IMAGE = np.zeros((1, 32, 32, 3), np.float32)
+
+
+def counts(backbone, num_classes=10, **kwargs):
+  """Returns {part: number of parameters}; nothing is compiled."""
+  net = DualHeadNet(backbone=backbone, num_classes=num_classes, **kwargs)
+  return {
+    part: sum(leaf.size for leaf in jax.tree.leaves(subtree))
+    for part, subtree in shapes_of(net, IMAGE)['params'].items()
+  }
+
+
+# PreActResNet-18 by hand (weights of a batch norm: 2 per channel).
+# Trunk: conv 3*64*9 = 1,728; two units of 2*128 + 2*36,864 = 73,984 each:
+#   149,696.
+# Block 2: 128 + 73,728 + 256 + 147,456 + shortcut 8,192 = 229,760, then
+#   2*256 + 2*147,456 = 295,424: 525,184.
+# Block 3: 256 + 294,912 + 512 + 589,824 + 32,768 = 918,272, then
+#   2*512 + 2*589,824 = 1,180,672: 2,098,944.
+# Block 4: 512 + 1,179,648 + 1,024 + 2,359,296 + 131,072 = 3,671,552, then
+#   2*1,024 + 2*2,359,296 = 4,720,640: 8,392,192.
+# Head: these, batch norm 1,024, linear 5,130: 11,022,474.
+# Plain 149,696 + 11,022,474; DH-AT one more head and the aggregator's 28,930.
+@pytest.mark.parametrize(
+  ('backbone', 'plain', 'dual'),
+  [
+    (WRN34, 46_160_474, 90_247_334),
+    (WRN28, 36_479_194, 71_346_214),
+    (WRN16, 2_748_890, 5_405_030),
+    (RESNET, 11_173_962, 22_227_030),
+    (PREACT, 11_172_170, 22_223_574),
+  ],
+)
+def test_parameter_counts(backbone, plain, dual):
+  assert sum(counts(backbone, outputs=('main',)).values()) == plain
+  assert sum(counts(backbone).values()) == dual
+
+
+def test_parameter_counts_by_part():
+  assert counts(WRN34) == {
+    'trunk': 2_102_544,
+    'main_head': 44_057_930,
+    'second_head': 44_057_930,
+    'aggregator': 28_930,
+  }
+  assert counts(PREACT, outputs=('main',)) == {
+    'trunk': 149_696,
+    'main_head': 11_022_474,
+  }
+
+
+@pytest.mark.parametrize(
+  ('backbone', 'channels'), [(WRN34, 640), (WRN16, 256), (RESNET, 512)]
+)
+def test_parameter_counts_with_100_classes(backbone, channels):
+  ten = counts(backbone)
+  hundred = counts(backbone, 100, aggregator='classwise')
+  assert hundred['trunk'] == ten['trunk']
+  for head in ('main_head', 'second_head'):
+    assert hundred[head] - ten[head] == 90 * (channels + 1)
+  assert hundred['aggregator'] == 80_140
+
+
+@pytest.mark.parametrize('backbone', [WRN16, PREACT])
+def test_attach_point_moves_parameters_only(backbone):
+  first = counts(backbone, outputs=('main',))
+  second = counts(backbone, outputs=('main',), attach='block2')
+  assert sum(first.values()) == sum(second.values())
+  assert second['trunk'] > 2 * first['trunk']
+
+
+@pytest.mark.parametrize('shape', [(8, 8, 1), (28, 28, 1), (64, 64, 3)])
+@pytest.mark.parametrize('backbone', [TINY, RESNET, PREACT])
+def test_other_image_sizes(backbone, shape):
+  net = DualHeadNet(backbone=backbone, num_classes=7)
+  images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+  variables = shapes_of(net, images)
+  kernel = variables['params']['trunk']['conv']['kernel']
+  assert kernel.shape[:3] == (3, 3, shape[2])
+  outputs = jax.eval_shape(net.apply, variables, images)
+  assert [leaf.shape for leaf in outputs] == [(2, 7)] * 3
+  trunk = backbone.trunk(backbone, 'block2')
+  trunk_variables = shapes_of(trunk, images, train=False)
+  features = jax.eval_shape(
+    functools.partial(trunk.apply, train=False), trunk_variables, images
+  )
+  assert features.shape[1:3] == (shape[0] // 2, shape[1] // 2)
+
+
+@pytest.mark.parametrize(
+  ('depth', 'width', 'message'),
+  [
+    (33, 10, r'depth: got 33, expected 6n \+ 4'),
+    (4, 10, r'depth: got 4, expected 6n \+ 4'),
+    (16, 0, 'widen factor: got 0, expected >= 1'),
+  ],
+)
+def test_wrong_depth_or_width(depth, width, message):
+  with pytest.raises(ValueError, match=message):
+    WideResNet(depth, width)
+
+
+def test_initialisation_is_he_normal():
+  net = DualHeadNet(
+    backbone=WideResNet(10, 2), num_classes=10, outputs=('main',)
+  )
+  params = jax.jit(net.init)(jax.random.key(0), IMAGE[:, :8, :8])['params']
+  convs = 0
+  for name, values in flat(params).items():
+    if values.ndim == 4:
+      convs += 1
+      kernel, out = values.shape[0], values.shape[3]
+      expected = np.sqrt(2 / (kernel * kernel * out))
+      # Five standard errors of a measured deviation.
+      tolerance = 5 / np.sqrt(2 * values.size)
+      assert abs(values.std() / expected - 1) < tolerance, name
+      assert abs(values.mean()) < 5 * expected / np.sqrt(values.size), name
+    elif name.endswith('scale'):
+      np.testing.assert_array_equal(values, 1)
+    elif name.endswith('bias'):
+      np.testing.assert_array_equal(values, 0)
+  assert convs == 1 + 3 + 6
+
+
+class TorchNet:
+  """The plain networks in torch.nn.functional, from the papers' figures."""
+
+  def __init__(self, variables):
+    torch = pytest.importorskip('torch')
+    self.torch, self.ops = torch, torch.nn.functional
+    self.leaves = {
+      name.replace('blocks/', ''): torch.tensor(leaf)
+      for kind in ('params', 'batch_stats')
+      for name, leaf in flat(variables[kind]).items()
+    }
+
+  def conv(self, x, name, stride=1):
+    kernel = self.leaves[f'{name}/kernel'].permute(3, 2, 0, 1)
+    return self.ops.conv2d(
+      x, kernel, stride=stride, padding=kernel.shape[2] // 2
+    )
+
+  def norm(self, x, name):
+    mean, var, scale, bias = (
+      self.leaves[f'{name}/{leaf}'] for leaf in ('mean', 'var', 'scale', 'bias')
+    )
+    return self.ops.batch_norm(x, mean, var, scale, bias, eps=1e-5)
+
+  def preact_unit(self, x, name, stride):
+    out = self.norm(x, f'{name}/norm1').relu()
+    if f'{name}/shortcut/kernel' in self.leaves:
+      x = self.conv(out, f'{name}/shortcut', stride)
+    out = self.conv(out, f'{name}/conv1', stride)
+    out = self.norm(out, f'{name}/norm2').relu()
+    return x + self.conv(out, f'{name}/conv2')
+
+  def postact_unit(self, x, name, stride):
+    out = self.norm(self.conv(x, f'{name}/conv1', stride), f'{name}/norm1')
+    out = self.norm(self.conv(out.relu(), f'{name}/conv2'), f'{name}/norm2')
+    if f'{name}/shortcut/kernel' in self.leaves:
+      x = self.conv(x, f'{name}/shortcut', stride)
+      x = self.norm(x, f'{name}/shortcut_norm')
+    return (x + out).relu()
+
+  def __call__(self, images, unit, blocks, units, stem_norm):
+    x = self.torch.tensor(images).permute(0, 3, 1, 2)
+    x = self.conv(x, 'trunk/conv')
+    if stem_norm:
+      x = self.norm(x, 'trunk/norm').relu()
+    for block in range(1, blocks + 1):
+      part = 'trunk' if block == 1 else 'main_head'
+      for index in range(1, units + 1):
+        stride = 2 if block > 1 and index == 1 else 1
+        x = unit(self, x, f'{part}/block{block}_unit{index}', stride)
+    if not stem_norm:
+      x = self.norm(x, 'main_head/norm').relu()
+    dense = 'main_head/classifier/dense'
+    return (
+      x.mean(dim=(2, 3)) @ self.leaves[f'{dense}/kernel']
+      + self.leaves[f'{dense}/bias']
+    ).numpy()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+  ('backbone', 'unit', 'blocks', 'units'),
+  [
+    (WideResNet(16, 1), TorchNet.preact_unit, 3, 2),
+    (RESNET, TorchNet.postact_unit, 4, 2),
+    (PREACT, TorchNet.preact_unit, 4, 2),
+  ],
+)
+def test_plain_networks_equal_pytorch(backbone, unit, blocks, units):
+  images = normal(2, 9, 8, 3)
+  net = DualHeadNet(backbone=backbone, num_classes=5, outputs=('main',))
+  variables = random_variables(net, images)
+  logits = jax.jit(net.apply)(variables, images).main
+  expected = TorchNet(variables)(
+    images, unit, blocks, units, stem_norm=backbone is RESNET
+  )
+  size = np.abs(expected).max()
+  np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4 * size)

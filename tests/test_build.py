@@ -1,0 +1,162 @@
+"""What a user may get wrong in a config, each with one clear error."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cifar10, digits
+from dhat_jax import build, optim
+from dhat_jax.models.resnet import ResNet18
+from dhat_jax.models.wide_resnet import WideResNet
+
+
+@pytest.fixture
+def config():
+  return digits.get_config()
+
+
+def set_key(config, path, value):
+  """Sets a dotted key, whatever its type."""
+  *groups, key = path.split('.')
+  for group in groups:
+    config = config[group]
+  with config.ignore_type():
+    config[key] = value
+
+
+@pytest.mark.parametrize(
+  ('path', 'value', 'message'),
+  [
+    ('stages', (), r'config\.stages: got \(\), choices are'),
+    ('stages', ('second_head',), r"main_head', 'second_head'"),
+    ('stages', ('main_head', 'aggregator'), 'choices are'),
+    ('model.backbone', 'vgg16', r"got 'vgg16'.*resnet18"),
+    ('model.backbone', 'wrn35_10', r'got 35, expected 6n \+ 4'),
+    ('model.backbone', 'wrn16_0', 'got 0, expected >= 1'),
+    ('model.attach', 'block3', r"attach: got 'block3'.*block1.*block2"),
+    ('model.aggregator', 'vote', r"got 'vote'.*pairwise.*classwise.*mean"),
+    ('model.dtype', 'float16', r"got 'float16'.*float32.*bfloat16"),
+    ('model.mean', (0.5,), 'mean and std'),
+    ('dataset.num_classes', 1, 'num_classes: got 1'),
+    ('dataset.loader', 'csv', r"got 'csv'.*tfds.*image_folder.*digits"),
+    ('dataset.validation_size', 0, r"keep: got 'best'.*validation"),
+    ('main_head.loss.name', 'madry', r"got 'madry'.*natural.*sat.*trades"),
+    ('main_head.loss.beta', -1.0, 'beta: got -1.0'),
+    ('main_head.attack.epsilon', -0.1, 'epsilon: got -0.1'),
+    ('main_head.attack.epsilon', 8.0, r'epsilon: got 8.0, expected in \[0, 1'),
+    ('main_head.attack.epsilon', None, 'give epsilon or epsilon_255'),
+    ('main_head.attack.steps', -1, 'steps: got -1'),
+    ('main_head.attack.norm', 'l1', r"norm: got 'l1'.*linf"),
+    ('main_head.attack.start', 'zero', r"start: got 'zero'.*uniform"),
+    ('main_head.batch_size', 31, r'batch_size: got 31.*\[30, 32\]'),
+    ('main_head.batch_size', 0, 'batch_size: got 0'),
+    ('main_head.schedule.name', 'linear', r"got 'linear'.*step.*cosine"),
+    ('main_head.schedule.learning_rate', 0.0, 'learning_rate: got 0.0'),
+    ('main_head.optimizer.momentum', 1.0, 'momentum: got 1.0'),
+    ('main_head.optimizer.weight_decay', -1.0, 'weight_decay: got -1.0'),
+    ('main_head.keep', 'all', r"keep: got 'all'.*best.*last"),
+    ('main_head.ema_decay', 1.0, 'ema_decay: got 1.0'),
+    ('main_head.epochs', -1.0, 'epochs: got -1.0'),
+    ('second_head.loss.name', 'natura', 'choices are'),
+    ('evaluation.attacks', ('pgd',), r"got 'pgd'.*pgd_<steps>"),
+    ('evaluation.attacks', (), 'expected different names'),
+    ('evaluation.attacks', ('clean', 'clean'), 'expected different names'),
+    ('evaluation.norm', 'l0', 'choices are'),
+    ('evaluation.restarts', 0, 'restarts: got 0'),
+    ('evaluation.batch_size', 0, 'batch_size: got 0'),
+    ('evaluation.dtype', 'int8', 'choices are'),
+    ('validation.attack', 'square', 'choices are'),
+    ('validation.every_epochs', 0, 'every_epochs: got 0'),
+    ('checkpoint.every_steps', 0, 'every_steps: got 0'),
+    ('checkpoint.keep', 0, 'keep: got 0'),
+    ('log_every_steps', 0, 'log_every_steps: got 0'),
+  ],
+)
+def test_check_names_the_mistake(config, path, value, message):
+  set_key(config, path, value)
+  with pytest.raises(ValueError, match=message):
+    build.check(config)
+
+
+def test_image_folder_needs_a_folder():
+  config = cifar10.get_config()
+  config.dataset.loader = 'image_folder'
+  with pytest.raises(ValueError, match='data_dir: got nothing'):
+    build.check(config)
+
+
+def test_unknown_loss_option_is_named(config):
+  set_key(config, 'main_head.loss', ConfigDict({'name': 'sat', 'beta': 6.0}))
+  with pytest.raises(ValueError, match=r"config.main_head.loss.*'beta'"):
+    build.check(config)
+
+
+def test_backbones():
+  assert build.backbone('wrn34_10') == WideResNet(34, 10)
+  assert build.backbone('resnet18') == ResNet18()
+  assert build.backbone('preact_resnet18') == ResNet18(preact=True)
+
+
+def test_255_has_precedence():
+  spec = ConfigDict({'epsilon': 0.031, 'epsilon_255': None})
+  assert build.epsilon(spec) == 0.031
+  with spec.ignore_type():
+    spec.epsilon_255 = 8.0
+  assert build.epsilon(spec) == 8 / 255
+
+
+def test_schedule_counts_epochs_as_published():
+  config = cifar10.get_config()
+  stage = build.stage(config, 'main_head', num_train=49_000)
+  assert stage.steps_per_epoch == 382
+  assert stage.num_steps == 100 * 382
+  assert stage.schedule(74 * 382 - 1) == pytest.approx(0.1)
+  assert stage.schedule(74 * 382) == pytest.approx(0.01)
+  assert build.stage(config, 'second_head', 49_000).num_steps == 76 * 382
+
+
+def test_epsilon_warm_up():
+  config = digits.get_config()
+  config.main_head.attack.warmup_epochs = 2.0
+  stage = build.stage(config, 'main_head', num_train=640)
+  assert stage.attack_scale(0) == 0
+  assert stage.attack_scale(10) == pytest.approx(0.5)
+  assert stage.attack_scale(20) == stage.attack_scale(100) == 1
+
+
+def test_mean_aggregator_trains_nothing(config):
+  config.model.aggregator = 'mean'
+  assert build.stage(config, 'aggregator', num_train=640).num_steps == 0
+
+
+def test_plain_network_has_one_output(config):
+  config.stages = ('main_head',)
+  net = build.model(config)
+  images = jnp.zeros((2, 8, 8, 1))
+  variables = jax.eval_shape(net.init, jax.random.key(0), images)
+  outputs = jax.eval_shape(net.apply, variables, images)
+  assert outputs.main.shape == (2, 10)
+  assert outputs.second is None
+  assert outputs.aggregated is None
+  assert set(variables['params']) == {'trunk', 'main_head'}
+
+
+def test_natural_config_attacks_nothing(config):
+  natural = build.natural(config)
+  for name in natural.stages:
+    stage = build.stage(natural, name, num_train=640)
+    assert stage.attack is None
+    assert stage.loss.name == 'natural'
+  assert config.main_head.loss.name == 'trades'
+
+
+def test_schedules_reject_negative_warmup():
+  with pytest.raises(ValueError, match='warmup_epochs: got -1'):
+    optim.make_schedule(
+      name='constant',
+      learning_rate=0.1,
+      num_steps=10,
+      steps_per_epoch=5,
+      warmup_epochs=-1,
+    )

@@ -1,0 +1,124 @@
+"""Every config x variant x stage builds, is plain data, and is all read."""
+
+import ast
+import importlib
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from configs import recipes
+from dhat_jax import build, workdir
+from dhat_jax.stages import ROLES
+
+SOURCES = pathlib.Path(build.__file__).parent
+VARIANTS = [
+  f'{base}_{backbone}'
+  for base in recipes.BASES
+  for backbone in recipes.BACKBONES
+]
+CONFIGS = [
+  *((name, v) for name in ('cifar10', 'cifar100', 'svhn') for v in VARIANTS),
+  *(('digits', f'{base}_wrn10_1') for base in recipes.BASES),
+]
+# With 10 and with 100 classes (then with the classwise aggregator):
+# backbone -> parameters of the plain network, of the dual-head one.
+SIZES = {
+  10: {
+    'wrn34_10': (46_160_474, 90_247_334),
+    'wrn28_10': (36_479_194, 71_346_214),
+    'wrn16_4': (2_748_890, 5_405_030),
+    'resnet18': (11_173_962, 22_227_030),
+    # ResNet-18 with norms before instead of behind: 1,792 fewer numbers.
+    'preact_resnet18': (11_172_170, 22_223_574),
+    'wrn10_1': (77_850, 151_118),
+  },
+}
+
+
+def get_config(name, variant):
+  return importlib.import_module(f'configs.{name}').get_config(variant)
+
+
+@pytest.mark.parametrize(('name', 'variant'), CONFIGS)
+def test_builds_every_stage(name, variant):
+  config = get_config(name, variant)
+  build.check(config)
+  assert config.name.startswith(name)
+  for stage_name in config.stages:
+    stage = build.stage(config, stage_name, num_train=45_000)
+    assert stage.role is ROLES[stage_name]
+    assert stage.num_steps > 0
+    assert stage.attack is not None
+
+
+@pytest.mark.parametrize(('name', 'variant'), CONFIGS)
+def test_survives_json(name, variant):
+  config = get_config(name, variant)
+  values = json.loads(config.to_json())
+  again = ml_collections.ConfigDict(values)
+  assert workdir.flat_config(again) == workdir.flat_config(config)
+
+
+def test_default_variants():
+  assert get_config('cifar10', 'trades_wrn34_10').name == 'cifar10'
+  module = importlib.import_module('configs.cifar10')
+  assert module.get_config().name == 'cifar10'
+  assert get_config('svhn', 'sat_resnet18').name == 'svhn_sat_resnet18'
+
+
+@pytest.mark.parametrize('variant', ['trades', 'trades_vgg', 'fgsm_resnet18'])
+def test_unknown_variant_lists_choices(variant):
+  with pytest.raises(ValueError, match=r'trades.*mart.*wrn34_10'):
+    get_config('cifar10', variant)
+
+
+def count(config, outputs):
+  net = build.model(config, outputs=outputs)
+  shapes = jax.eval_shape(
+    net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+  )
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
+
+
+@pytest.mark.parametrize('backbone', recipes.BACKBONES)
+def test_parameter_counts(backbone):
+  plain, dual = SIZES[10][backbone]
+  config = get_config('cifar10', f'trades_{backbone}')
+  assert count(config, ('main',)) == plain
+  assert count(config, None) == dual
+  # 100 classes: 90 more outputs in each linear layer, another aggregator.
+  features = {'wrn16_4': 256, 'resnet18': 512, 'preact_resnet18': 512}
+  more = 90 * (features.get(backbone, 640) + 1)
+  config = get_config('cifar100', f'trades_{backbone}')
+  assert count(config, ('main',)) == plain + more
+  assert count(config, None) == dual + 2 * more - 28_930 + 80_140
+
+
+def test_every_configured_backbone_has_a_size():
+  assert set(recipes.BACKBONES) <= set(SIZES[10])
+
+
+def names_in_source():
+  """Every attribute, argument and string in the package."""
+  names = set()
+  for path in SOURCES.rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Attribute):
+        names.add(node.attr)
+      elif isinstance(node, ast.arg):
+        names.add(node.arg)
+      elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        names.add(node.value)
+  return names
+
+
+def test_no_key_that_nobody_reads():
+  known = names_in_source()
+  for name, variant in CONFIGS:
+    for path in workdir.flat_config(get_config(name, variant)):
+      key = path.rpartition('.')[2].removesuffix('_255')
+      assert key in known, path

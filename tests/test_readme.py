@@ -1,0 +1,64 @@
+"""README says what is true: its program runs, its tables are generated."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+from dhat_jax import build
+from dhat_jax.datasets import digits
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def readme():
+  with open(os.path.join(ROOT, 'README.md')) as file:
+    return file.read()
+
+
+def test_training_loop_runs_as_it_stands():
+  (program,) = re.findall(r'```python\n(.*?)```', readme(), re.DOTALL)
+  assert len(program.strip().split('\n')) <= 33
+  train = digits.load().train
+  names = {'images': train.images[:256], 'labels': train.labels[:256]}
+  exec(program, names)
+  assert names['robust'].shape == (64,)
+  assert names['robust'].dtype == bool
+  assert int(names['state'].step) == 4
+  assert np.isfinite(float(names['metrics']['loss'][0]))
+
+
+def test_tables_are_generated():
+  subprocess.run(
+    [sys.executable, os.path.join(ROOT, 'docs', 'make_tables.py'), '--check'],
+    check=True,
+  )
+
+
+def test_every_key_that_readme_names_exists():
+  from configs import cifar10
+
+  flags = re.findall(r'--config\.([\w.]+)=', readme())
+  assert flags
+  for flag in flags:
+    value = cifar10.get_config()
+    for key in flag.split('.'):
+      value = value[key]
+
+
+def test_names_in_the_choices_table_exist():
+  for name in ('wrn34_10', 'wrn28_10', 'wrn16_4', 'resnet18'):
+    assert f'`{name}`' in readme()
+    build.backbone(name)
+
+
+def test_figure_is_generated():
+  sys.path.insert(0, os.path.join(ROOT, 'docs'))
+  try:
+    import make_figure
+  finally:
+    sys.path.pop(0)
+  with open(os.path.join(ROOT, 'docs', 'dhat.svg')) as file:
+    assert file.read() == make_figure.figure()

@@ -1,0 +1,59 @@
+"""A whole run that takes seconds: digits, a tiny backbone, few steps.
+
+    python -m tests.tiny_run WORKDIR [dotted.key=value ...]
+
+runs it as the command line would; tests kill it and run it again.
+"""
+
+import ast
+import sys
+
+from configs import digits
+from dhat_jax import build
+from tests.tiny import TinyBackbone
+
+
+def get_config(**overrides):
+  """Returns the config; overrides are {'dotted.key': value}."""
+  config = digits.get_config()
+  config.name = 'tiny'
+  config.compare_with_natural = False
+  for name in config.stages:
+    config[name].epochs = 0.5  # 10 steps
+    config[name].attack.steps = 2
+  config.checkpoint.every_steps = 3
+  config.log_every_steps = 2
+  config.validation.attack = 'pgd_2'
+  config.evaluation.attacks = ('clean', 'fgsm', 'pgd_2', 'cw_2')
+  config.evaluation.batch_size = 100  # 360 images: the last batch is padded
+  for path, value in overrides.items():
+    *groups, key = path.split('.')
+    target = config
+    for group in groups:
+      target = target[group]
+    with target.ignore_type():
+      target[key] = value
+  return config
+
+
+def use_tiny_backbone(monkeypatch=None):
+  """Makes `build` return the tiny backbone, whatever the config names."""
+  if monkeypatch is None:
+    build.backbone = lambda name: TinyBackbone()
+  else:
+    monkeypatch.setattr(build, 'backbone', lambda name: TinyBackbone())
+
+
+def main():
+  """Runs with the arguments of the command line, as `dhat_jax.main` does."""
+  from dhat_jax import main as command
+
+  use_tiny_backbone()
+  workdir, *overrides = sys.argv[1:]
+  pairs = (override.split('=', 1) for override in overrides)
+  config = get_config(**{k: ast.literal_eval(v) for k, v in pairs})
+  command.run(config, workdir, 'train')
+
+
+if __name__ == '__main__':
+  main()
