@@ -48,7 +48,7 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
   )
   config.evaluation.epsilon = 0.2
   config.evaluation.step_size = 0.02
-  config.evaluation.batch_size = 360
+  config.evaluation.batch_size = 128
   config.validation.every_epochs = 2
   config.compare_with_natural = True
   return config

@@ -20,7 +20,7 @@ _PUBLIC = {
   'train_and_evaluate': 'train',
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str):

@@ -267,7 +267,7 @@ def evaluation_attack(
       restarts=1,
       start_scale=0.0,
     )
-    return evaluate.Attack(name, 'cross_entropy', settings)
+    return evaluate.Attack(name, settings)
   match = re.fullmatch(r'(pgd|cw)_([1-9]\d*)', name)
   if not match:
     raise ValueError(
@@ -280,9 +280,11 @@ def evaluation_attack(
     steps=int(match[2]),
     restarts=_positive('config.evaluation.restarts', spec.restarts),
     start_scale=1.0,
+    objective=list(pgd.OBJECTIVES).index(
+      {'pgd': 'cross_entropy', 'cw': 'margin'}[match[1]]
+    ),
   )
-  objective = {'pgd': 'cross_entropy', 'cw': 'margin'}[match[1]]
-  return evaluate.Attack(name, objective, settings)
+  return evaluate.Attack(name, settings)
 
 
 def evaluation_attacks(

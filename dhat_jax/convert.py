@@ -1,4 +1,4 @@
-"""PyTorch state dicts <-> Flax variables, and workdirs made of them.
+r"""PyTorch state dicts <-> Flax variables, and workdirs made of them.
 
     python -m dhat_jax.convert --from_torch=model.pt \
         --config=configs/cifar10.py --workdir=runs/imported
@@ -6,7 +6,8 @@
         --config=configs/cifar10.py --workdir=runs/cifar10
 
 `.pt`, `.pth`, `.tar` and `.bin` files are PyTorch's and need it (the extra
-[oracle]); `.npz` files, one array per key, do not.
+[oracle]); `.npz` files, one array per key, do not. The keys are those of the
+published code: see `dhat_jax.torch_names`.
 
 Batch norm's running variances are taken over as they are, though PyTorch's
 estimate is unbiased and ours is not (see `dhat_jax.models.layers`): in
@@ -22,7 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from dhat_jax import torch_bridge, torch_names
@@ -51,11 +52,12 @@ def from_torch(
   *,
   image_channels: int | None = None,
 ) -> dict[str, Any]:
-  """Converts a PyTorch state dict; see the module's docstring for the keys.
+  """Converts a PyTorch state dict; `dhat_jax.torch_names` has its keys.
 
   A prefix `module.` on all keys and `num_batches_tracked` are accepted. So is
   a second head that is stored as a whole network, if its trunk equals the
-  main head's, which is the one that feeds it.
+  main head's, which is the one that feeds it; and, with a warning, the block
+  `sub_block1` that TRADES' code stores but never runs.
 
   Args:
     state_dict: {key: array} of NumPy, PyTorch or JAX.
@@ -314,6 +316,11 @@ def _parse(argv: list[str]) -> flags.FlagValues:
 
 def main(argv: list[str]) -> None:
   """Converts what the flags name; argv[0] is the program."""
+  if '--help' in argv:
+    print(__doc__)
+    return
+  # Orbax warns that checkpoints have no validation, which is so.
+  logging.set_verbosity(logging.ERROR)
   try:
     values = _parse(argv)
     config, directory = values.config, values.workdir

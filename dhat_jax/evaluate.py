@@ -20,12 +20,10 @@ class Attack:
 
   Attributes:
     name: as in the results: 'clean', 'fgsm', 'pgd_40', 'cw_40', ...
-    objective: 'cross_entropy' or 'margin'.
     settings: what may change without compiling again.
   """
 
   name: str
-  objective: str
   settings: pgd.Settings
 
 
@@ -36,8 +34,17 @@ def output_names(net: nn.Module) -> tuple[str, ...]:
   return ('main', 'second', 'mean', *net.outputs[2:])
 
 
+def _smallest(net: nn.Module, output: str) -> nn.Module:
+  """Returns the network without the parts that an output does not need.
+
+  So the validation of a stage and the final evaluation share what is compiled.
+  """
+  count = {'main': 1, 'second': 2, 'mean': 2, 'aggregated': 3}[output]
+  return net.clone(outputs=net.outputs[:count])
+
+
 class Evaluator:
-  """Evaluates one network; each (output, objective) compiles once.
+  """Evaluates one network; each output compiles once, for all attacks.
 
   The last batch is padded and masked, so that every image counts exactly once
   and nothing compiles again for it.
@@ -57,19 +64,18 @@ class Evaluator:
     self._batch_size = -(-batch_size // devices) * devices
     self._steps = {}
 
-  def _step(self, output: str, objective: str):
-    key = (output, objective)
-    if key not in self._steps:
+  def _step(self, output: str):
+    if output not in self._steps:
       step = steps.make_eval_step(
-        net=self._net,
+        net=_smallest(self._net, output),
         output=output,
-        attack=pgd.make_evaluation_attack(objective=objective, norm=self._norm),
+        attack=pgd.make_evaluation_attack(objective=None, norm=self._norm),
         axis_name=parallel.AXIS,
       )
-      self._steps[key] = parallel.pmap_eval_step(
+      self._steps[output] = parallel.pmap_eval_step(
         step, in_axes=(0, 0, None, None, None)
       )
-    return self._steps[key]
+    return self._steps[output]
 
   def robust(
     self,
@@ -94,7 +100,12 @@ class Evaluator:
     Returns:
       bool [N].
     """
-    step = self._step(output, attack.objective)
+    step = self._step(output)
+    parts = _smallest(self._net, output).parts
+    variables = {
+      group: {part: tree for part, tree in subtrees.items() if part in parts}
+      for group, subtrees in variables.items()
+    }
     rng = jax.random.fold_in(rng, zlib.crc32(attack.name.encode()))
     flags, offset = [], 0
     for batch in self.batches(split):

@@ -140,7 +140,7 @@ def make_train_step(
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     trained = optax.apply_updates(trained, updates)
     metrics = {name: (total, count) for name, total in sums.items()}
-    metrics['grad_norm'] = (optax.global_norm(grads), jnp.ones(()))
+    metrics['grad_norm'] = (optax.tree.norm(grads), jnp.ones(()))
     return (
       state.replace(
         step=state.step + 1,

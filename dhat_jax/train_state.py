@@ -11,6 +11,9 @@ from flax import linen as nn
 from flax import struct
 
 
+_COMPILE_FAST = {'xla_backend_optimization_level': 0}
+
+
 class TrainState(struct.PyTreeNode):
   """One immutable tree; everything random is derived from `rng` and `step`.
 
@@ -78,18 +81,30 @@ def create_train_state(
   """
   init_rng, state_rng = jax.random.split(rng)
   # The mapped axis does not exist here; the parameters do not depend on it.
-  fresh = jax.jit(net.clone(axis_name=None).init)(
-    init_rng, jnp.zeros((1, *image_shape))
-  )
-  params, batch_stats = dict(fresh['params']), dict(fresh['batch_stats'])
-  if variables is not None:
-    for part, subtree in variables['params'].items():
-      if part not in params:
-        raise ValueError(f'part: got {part!r}, choices are {tuple(params)}')
-      _check_same_shapes(part, subtree, params[part])
-    # Copies: a step that donates its state must not delete the caller's.
-    params |= jax.tree.map(jnp.array, dict(variables['params']))
-    batch_stats |= jax.tree.map(jnp.array, dict(variables['batch_stats']))
+  init = net.clone(axis_name=None).init
+  images = jnp.zeros((1, *image_shape))
+  shapes = jax.eval_shape(init, init_rng, images)
+  given = {'params': {}, 'batch_stats': {}} if variables is None else variables
+  for part, subtree in given['params'].items():
+    if part not in shapes['params']:
+      raise ValueError(
+        f'part: got {part!r}, choices are {tuple(shapes["params"])}'
+      )
+    _check_same_shapes(part, subtree, shapes['params'][part])
+
+  def init_missing(rng):
+    fresh = init(rng, images)
+    return {
+      group: {k: v for k, v in fresh[group].items() if k not in given[group]}
+      for group in given
+    }
+
+  # It runs once: compiling it well would take longer than running it.
+  fresh = jax.jit(init_missing, compiler_options=_COMPILE_FAST)(init_rng)
+  # Copies: a step that donates its state must not delete the caller's.
+  given = jax.tree.map(jnp.array, dict(given))
+  params = {**given['params'], **fresh['params']}
+  batch_stats = {**given['batch_stats'], **fresh['batch_stats']}
   trained, _ = split_parts(params, trains)
   return TrainState(
     step=jnp.zeros((), jnp.int32),

@@ -88,7 +88,12 @@ def prepare(
   if os.path.exists(config_path):
     _check_same_config(path, read_json(config_path), config, may_differ)
     return
-  foreign = sorted(n for n in os.listdir(path) if not n.startswith('.'))
+  # A run killed before it wrote its config leaves environment.json alone.
+  foreign = sorted(
+    name
+    for name in os.listdir(path)
+    if not name.startswith('.') and name != 'environment.json'
+  )
   if foreign:
     raise ValueError(
       f'workdir {path}: holds {foreign[:5]} but no config.json, so it is no '
@@ -100,6 +105,11 @@ def prepare(
 
 
 def _check_same_config(path, stored, config, may_differ):
+  if not isinstance(stored, dict):
+    raise ValueError(
+      f'{path}/config.json: not readable as JSON: got {stored!r:.50}, expected '
+      'an object'
+    )
   stored = flat_config(ml_collections.ConfigDict(stored))
   current = flat_config(config)
   missing = '(no such key)'

@@ -12,6 +12,11 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
+# Tests compile much and compute little.
+os.environ['XLA_FLAGS'] = ' '.join(
+  [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0']
+).strip()
+
 import jax
 
 jax.config.update('jax_num_cpu_devices', 2)

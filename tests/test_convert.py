@@ -377,7 +377,7 @@ def test_existing_checkpoints_are_not_overwritten(imported, tmp_path, capsys):
   assert 'is there already' in capsys.readouterr().err
 
 
-def test_module_does_not_import_torch():
+def test_pytorch_is_needed_by_the_bridge_alone():
   code = (
     'import sys; sys.modules["torch"] = None; '
     'from dhat_jax import convert, torch_bridge; '

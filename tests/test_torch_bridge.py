@@ -72,6 +72,14 @@ def test_inputs_may_be_overwritten_afterwards():
   np.testing.assert_allclose(logits, smooth(random_images(4)), rtol=1e-6)
 
 
+def test_views_and_unaligned_memory_are_read_right():
+  module = torch_bridge.as_torch(smooth)
+  images = random_images(9)
+  for view in (slice(1, 5), slice(1, 9, 2), slice(3, 4)):
+    logits = module(oracle.nchw(images)[view])
+    np.testing.assert_allclose(logits, jax.jit(smooth)(images[view]), rtol=1e-6)
+
+
 def test_images_changed_before_backward_are_noticed():
   module = torch_bridge.as_torch(smooth)
   images = oracle.nchw(random_images(4)).requires_grad_()

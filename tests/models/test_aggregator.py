@@ -76,7 +76,9 @@ def slow_pairwise(variables, logits):
       values = _batch_norm(values, params['norm'], stats['norm'])
       for window in range(8):  # kernel 2, stride 2, over the 16 channels
         features.append((values[2 * window] + values[2 * window + 1]) / 2)
-  return np.array(features) @ params['dense']['kernel'] + params['dense']['bias']
+  return (
+    np.array(features) @ params['dense']['kernel'] + params['dense']['bias']
+  )
 
 
 @pytest.mark.parametrize('num_classes', [2, 3, 10])

@@ -105,20 +105,17 @@ def count_convolutions(jaxpr):
   ('backbone', 'attach', 'trunk', 'head'),
   [
     # A unit has two convolutions, and a shortcut where the width changes.
-    (WideResNet(16, 2), 'block1', 1 + 5, 5 + 5),
-    (WideResNet(16, 2), 'block2', 1 + 5 + 5, 5),
+    (WideResNet(10, 2), 'block1', 1 + 3, 3 + 3),
+    (WideResNet(10, 2), 'block2', 1 + 3 + 3, 3),
     (ResNet18(), 'block1', 1 + 4, 5 + 5 + 5),
     (ResNet18(preact=True), 'block3', 1 + 4 + 5 + 5, 5),
   ],
 )
 def test_trunk_runs_once(backbone, attach, trunk, head):
-  def count(names):
-    net = make_net(backbone=backbone, attach=attach, outputs=names)
-    shapes = shapes_of(net, IMAGES)
-    return count_convolutions(jax.make_jaxpr(net.apply)(shapes, IMAGES).jaxpr)
-
-  assert count(('main',)) == trunk + head
-  assert count(('main', 'second', 'aggregated')) == trunk + 2 * head
+  net = make_net(backbone=backbone, attach=attach)
+  shapes = shapes_of(net, IMAGES)
+  jaxpr = jax.make_jaxpr(net.apply)(shapes, IMAGES).jaxpr
+  assert count_convolutions(jaxpr) == trunk + 2 * head
 
 
 @pytest.mark.parametrize(
@@ -259,9 +256,7 @@ def test_gradient_reaches_the_images_through_both_heads():
   def gradients(images):
     def first_class(x):
       outputs = net.apply(variables, x)
-      return [
-        outputs.select(name)[:, 0] for name in ('main', 'second', 'mean')
-      ]
+      return [outputs.select(name)[:, 0] for name in ('main', 'second', 'mean')]
 
     _, vjp = jax.vjp(first_class, images)
     ones, zeros = jnp.ones(6), jnp.zeros(6)

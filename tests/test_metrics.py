@@ -1,0 +1,115 @@
+import glob
+import json
+import os
+
+import numpy as np
+import pytest
+
+from dhat_jax import metrics
+
+
+def test_means_divide_sums_by_counts_once():
+  # A last batch of 2 among batches of 8: not the mean of the means.
+  records = [
+    (1, {'loss': (np.float32(8.0), 8.0), 'grad_norm': (3.0, 1.0)}),
+    (2, {'loss': (np.float32(16.0), 8.0), 'grad_norm': (4.0, 1.0)}),
+    (3, {'loss': (np.float32(12.0), 2.0), 'grad_norm': (8.0, 1.0)}),
+  ]
+  got = metrics.means(records)
+  assert got == {'loss': 2.0, 'grad_norm': 5.0}
+  assert all(type(value) is float for value in got.values())
+  assert metrics.means([]) == {}
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_check_finite_names_the_first_bad_step(bad):
+  good = {'loss': (1.0, 1.0), 'grad_norm': (2.0, 1.0)}
+  worse = {'loss': (np.float32(bad), 1.0), 'grad_norm': (bad, 1.0)}
+  records = [
+    (11, good),
+    (12, {**good, 'loss': (np.float32(bad), 1.0)}),
+    (13, worse),
+  ]
+  metrics.check_finite(records[:1], '')
+  with pytest.raises(metrics.NonFiniteError) as error:
+    metrics.check_finite(records, 'of stage main_head; last good: 10')
+  assert str(error.value) == (
+    'loss not finite at step 12 of stage main_head; last good: 10'
+  )
+  with pytest.raises(metrics.NonFiniteError, match='grad_norm, loss not'):
+    metrics.check_finite(records[2:], '')
+
+
+def lines(folder):
+  return metrics.read_json_lines(os.path.join(folder, 'metrics.jsonl'))
+
+
+def write(folder, stage, start_step, steps):
+  with metrics.Writer(str(folder), stage, start_step) as writer:
+    for step in steps:
+      writer.write(step, {'loss': step / 2})
+
+
+def test_writer_writes_json_lines_and_tensorboard(tmp_path):
+  write(tmp_path, 'main_head', 0, (1, 2))
+  assert lines(tmp_path) == [
+    {'stage': 'main_head', 'step': 1, 'loss': 0.5},
+    {'stage': 'main_head', 'step': 2, 'loss': 1.0},
+  ]
+  events = glob.glob(str(tmp_path / 'tensorboard' / 'main_head' / 'events*'))
+  assert len(events) == 1
+  with open(events[0], 'rb') as file:
+    assert b'loss' in file.read()
+
+
+def test_writer_drops_records_after_the_start_step(tmp_path):
+  write(tmp_path, 'main_head', 0, (2, 4, 6))
+  write(tmp_path, 'second_head', 0, (2, 4, 6, 8))
+  # Resumed at step 4, stage 2 writes 6 again; stage 1 is not touched.
+  write(tmp_path, 'second_head', 4, (6,))
+  got = [(r['stage'], r['step']) for r in lines(tmp_path)]
+  assert got == [
+    *(('main_head', step) for step in (2, 4, 6)),
+    *(('second_head', step) for step in (2, 4, 6)),
+  ]
+  # Begun again, it has nothing left.
+  write(tmp_path, 'second_head', 0, ())
+  assert {r['stage'] for r in lines(tmp_path)} == {'main_head'}
+
+
+def test_last_line_cut_off_by_a_kill(tmp_path):
+  write(tmp_path, 'main_head', 0, (1, 2))
+  path = tmp_path / 'metrics.jsonl'
+  whole = path.read_text()
+  for cut in (5, 20):
+    path.write_text(whole[:-cut])
+    assert [r['step'] for r in lines(tmp_path)] == [1]
+  # A resumed stage writes after the last whole line, not into the cut one.
+  write(tmp_path, 'main_head', 1, (2,))
+  assert path.read_text() == whole
+  assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_lines_are_on_disk_before_the_writer_is_closed(tmp_path):
+  with metrics.Writer(str(tmp_path), 'main_head', 0) as writer:
+    writer.write(1, {'loss': 0.5})
+    assert [r['step'] for r in lines(tmp_path)] == [1]
+
+
+def test_null_writer_writes_nothing(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with metrics.NullWriter() as writer:
+    writer.write(1, {'loss': 0.5})
+  assert os.listdir(tmp_path) == []
+
+
+def test_progress_bar_starts_where_training_continues(capsys):
+  with metrics.progress_bar(
+    'main_head', 10, 4, unit='step', disable=False
+  ) as bar:
+    bar.update()
+    assert (bar.n, bar.total) == (5, 10)
+  assert 'main_head:  50%' in capsys.readouterr().err
+  with metrics.progress_bar('x', 10, 4, unit='step', disable=True):
+    pass
+  assert capsys.readouterr().err == ''

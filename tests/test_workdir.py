@@ -1,0 +1,132 @@
+import json
+import os
+import re
+
+import ml_collections
+import pytest
+
+from dhat_jax import workdir
+
+
+def make_config(**changes):
+  config = ml_collections.ConfigDict(
+    {
+      'seed': 0,
+      'stages': ('main_head', 'second_head'),
+      'model': {'backbone': 'wrn16_4', 'mean': (), 'scale': None},
+      'evaluation': {'epsilon': 0.031, 'attacks': ('clean',)},
+    }
+  )
+  for key, value in changes.items():
+    config.update_from_flattened_dict({key.replace('__', '.'): value})
+  return config
+
+
+def read(path):
+  with open(path) as file:
+    return json.load(file)
+
+
+def test_fresh_folder_gets_config_and_environment(tmp_path):
+  folder = str(tmp_path / 'runs' / 'new')
+  workdir.prepare(folder, make_config())
+  stored = read(os.path.join(folder, 'config.json'))
+  assert stored['model'] == {'backbone': 'wrn16_4', 'mean': [], 'scale': None}
+  assert stored['stages'] == ['main_head', 'second_head']
+  environment = read(os.path.join(folder, 'environment.json'))
+  assert len(environment['devices']) == 2
+  assert environment['versions'] == workdir.versions()
+  assert re.fullmatch('[0-9a-f]{40}|unknown', environment['git_commit'])
+
+
+def test_same_config_resumes(tmp_path):
+  workdir.prepare(str(tmp_path), make_config())
+  (tmp_path / 'metrics.jsonl').write_text('')
+  before = (tmp_path / 'config.json').stat().st_mtime_ns
+  workdir.prepare(str(tmp_path), make_config())
+  # Lists and tuples are the same: JSON does not tell them apart.
+  workdir.prepare(
+    str(tmp_path), make_config(stages=('main_head', 'second_head'))
+  )
+  assert (tmp_path / 'config.json').stat().st_mtime_ns == before
+
+
+def test_other_config_is_refused_with_the_differing_keys(tmp_path):
+  workdir.prepare(str(tmp_path), make_config())
+  other = make_config(model__backbone='resnet18', evaluation__epsilon=0.1)
+  del other.seed
+  other.extra = 1
+  with pytest.raises(ValueError, match='belongs to another config') as error:
+    workdir.prepare(str(tmp_path), other)
+  message = str(error.value)
+  assert str(tmp_path) in message
+  assert message.splitlines()[1:] == [
+    '  evaluation.epsilon: workdir has 0.031, this run has 0.1',
+    "  extra: workdir has '(no such key)', this run has 1",
+    "  model.backbone: workdir has 'wrn16_4', this run has 'resnet18'",
+    "  seed: workdir has 0, this run has '(no such key)'",
+  ]
+  # The folder still belongs to the first.
+  workdir.prepare(str(tmp_path), make_config())
+
+
+def test_some_keys_may_differ(tmp_path):
+  workdir.prepare(str(tmp_path), make_config())
+  other = make_config(evaluation__epsilon=0.1)
+  workdir.prepare(str(tmp_path), other, may_differ=('evaluation.',))
+  other.seed = 1
+  with pytest.raises(ValueError, match='seed') as error:
+    workdir.prepare(str(tmp_path), other, may_differ=('evaluation.',))
+  assert 'epsilon' not in str(error.value)
+
+
+def test_foreign_files_are_refused(tmp_path):
+  (tmp_path / 'thesis.tex').write_text('')
+  with pytest.raises(ValueError, match=r"\['thesis.tex'\] but no config.json"):
+    workdir.prepare(str(tmp_path), make_config())
+  assert os.listdir(tmp_path) == ['thesis.tex']
+
+
+@pytest.mark.parametrize('left', ['.config.json.tmp', 'environment.json'])
+def test_killed_before_the_config_was_written(tmp_path, left):
+  (tmp_path / left).write_text('{"cut o')
+  workdir.prepare(str(tmp_path), make_config())
+  assert read(tmp_path / 'config.json')['seed'] == 0
+
+
+@pytest.mark.parametrize('text', ['', '{"seed": 0, "mod', '[1, 2]', 'null'])
+def test_damaged_config_names_the_file(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(ValueError, match=r'config\.json') as error:
+    workdir.prepare(str(tmp_path), make_config())
+  assert 'JSON' in str(error.value)
+
+
+def test_flat_config():
+  assert workdir.flat_config(make_config()) == {
+    'seed': 0,
+    'stages': ['main_head', 'second_head'],
+    'model.backbone': 'wrn16_4',
+    'model.mean': [],
+    'model.scale': None,
+    'evaluation.epsilon': 0.031,
+    'evaluation.attacks': ['clean'],
+  }
+
+
+def test_write_json_replaces_whole_files(tmp_path):
+  path = str(tmp_path / 'results.json')
+  workdir.write_json(path, {'a': 1})
+  workdir.write_json(path, {'b': [1.5, None]})
+  assert workdir.read_json(path) == {'b': [1.5, None]}
+  # What JSON cannot hold leaves the file as it was.
+  with pytest.raises(TypeError):
+    workdir.write_json(path, {'c': object()})
+  assert workdir.read_json(path) == {'b': [1.5, None]}
+
+
+def test_versions():
+  found = workdir.versions()
+  assert set(found) == {'python', *workdir.PACKAGES}
+  for package in ('python', 'jax', 'flax', 'numpy'):
+    assert re.match(r'\d+\.\d+', found[package])
