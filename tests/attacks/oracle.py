@@ -6,8 +6,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
+import pytest
 
+torch = pytest.importorskip('torch')
 # Tiny networks: more threads only wait for each other.
 torch.set_num_threads(1)
 

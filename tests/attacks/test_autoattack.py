@@ -1,5 +1,6 @@
 """The ensemble: who is attacked, how often it compiles, resume, refusals."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -62,7 +63,7 @@ def standard():
 def test_flags_shrink_in_the_order_of_the_original(standard):
   assert tuple(standard.flags) == ('clean', *_NAMES)
   flags = list(standard.flags.values())
-  for before, after in zip(flags, flags[1:], strict=False):
+  for before, after in itertools.pairwise(flags):
     assert not np.any(after & ~before)
   np.testing.assert_array_equal(standard.robust, flags[-1])
   np.testing.assert_array_equal(flags[0], [False] * 3 + [True] * 17)

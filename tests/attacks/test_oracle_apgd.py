@@ -8,20 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip('torch')
-pytest.importorskip('pyautoattack')
-
-from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-
 from dhat_jax.attacks import apgd
 from tests.attacks import oracle
+
+torch = pytest.importorskip('torch')
+original_apgd = pytest.importorskip('pyautoattack.autopgd_base')
 
 pytestmark = pytest.mark.oracle
 NORMS = {'linf': ('Linf', 0.01), 'l2': ('L2', 0.06)}
 LOSSES = {
-  'ce': (APGDAttack, 'ce'),
-  'dlr': (APGDAttack, 'dlr'),
-  'targeted_dlr': (APGDAttack_targeted, 'dlr-targeted'),
+  'ce': (original_apgd.APGDAttack, 'ce'),
+  'dlr': (original_apgd.APGDAttack, 'dlr'),
+  'targeted_dlr': (original_apgd.APGDAttack_targeted, 'dlr-targeted'),
 }
 N_ITER = 100
 

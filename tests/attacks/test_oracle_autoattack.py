@@ -5,11 +5,11 @@ import logging
 import numpy as np
 import pytest
 
-torch = pytest.importorskip('torch')
-pyautoattack = pytest.importorskip('pyautoattack')
-
 from dhat_jax.attacks.autoattack import autoattack
 from tests.attacks import nets, oracle
+
+torch = pytest.importorskip('torch')
+pyautoattack = pytest.importorskip('pyautoattack')
 
 pytestmark = pytest.mark.oracle
 COUNT = 600

@@ -5,14 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip('torch')
-pytest.importorskip('pyautoattack')
-
-from pyautoattack import fab_projections as oracle_projections
-from pyautoattack.fab_pt import FABAttack_PT
-
 from dhat_jax.attacks import fab, fab_projections
 from tests.attacks import oracle
+
+torch = pytest.importorskip('torch')
+fab_pt = pytest.importorskip('pyautoattack.fab_pt')
+oracle_projections = pytest.importorskip('pyautoattack.fab_projections')
 
 pytestmark = pytest.mark.oracle
 NORMS = {'linf': 'Linf', 'l2': 'L2'}
@@ -43,14 +41,13 @@ def _trajectory(logits_fn, images, labels, norm, targets):
   return run(start)
 
 
-@pytest.mark.oracle
 @pytest.mark.parametrize('targeted', [True, False])
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 def test_every_iterate_equals_the_original(norm, targeted):
   weights, images, labels = oracle.make_problem()
   with oracle.float64():
     net = oracle.TorchNet(weights)
-    attack = FABAttack_PT(
+    attack = fab_pt.FABAttack_PT(
       net, norm=NORMS[norm], n_iter=N_ITER, eps=0.1, targeted=targeted
     )
     attack.target_class = 3
@@ -94,7 +91,6 @@ def _planes(seed, count=200, size=30):
   return points, normals, offsets
 
 
-@pytest.mark.oracle
 @pytest.mark.parametrize('seed', range(5))
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 def test_projections_equal_the_original(norm, seed):
@@ -110,14 +106,13 @@ def test_projections_equal_the_original(norm, seed):
   assert ends.max() < 1 + 1e-9
 
 
-@pytest.mark.oracle
 @pytest.mark.parametrize('targeted', [True, False])
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 def test_flags_of_whole_attack_equal_the_original(norm, targeted):
   weights, images, labels = oracle.make_problem(seed=3, count=40)
   epsilon = {'linf': 0.03, 'l2': 0.15}[norm]
   with oracle.float64():
-    attack = FABAttack_PT(
+    attack = fab_pt.FABAttack_PT(
       oracle.TorchNet(weights),
       norm=NORMS[norm],
       n_iter=20,

@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip('torch')
-pytest.importorskip('pyautoattack')
-
-from pyautoattack.square import SquareAttack
-
 from dhat_jax.attacks import square
 from tests.attacks import oracle
+
+torch = pytest.importorskip('torch')
+original_square = pytest.importorskip('pyautoattack.square')
 
 pytestmark = pytest.mark.oracle
 N_QUERIES = 300
@@ -59,7 +57,7 @@ def _original(weights, images, labels, start, query, norm, epsilon):
   def rand(shape):
     return torch.tensor(np.array(next(dealer))).reshape(list(shape))
 
-  attack = SquareAttack(
+  attack = original_square.SquareAttack(
     oracle.TorchNet(weights),
     norm=norm,
     n_queries=N_QUERIES,
@@ -126,7 +124,9 @@ def test_points_equal_the_original_with_recorded_draws(norm, epsilon):
 @pytest.mark.parametrize('side', [8, 32, 224])
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 def test_window_sizes_equal_the_original(norm, side):
-  attack = SquareAttack(None, n_queries=9000, eps=1.0, resc_schedule=False)
+  attack = original_square.SquareAttack(
+    None, n_queries=9000, eps=1.0, resc_schedule=False
+  )
   ours = square.window_sizes(9000, side, side, 0.8, norm)
   for query in [
     0,
@@ -151,7 +151,7 @@ def test_window_sizes_equal_the_original(norm, side):
     8999,
   ]:
     side_p = np.sqrt(attack.p_selection(query) * side * side)
-    size = max(int(round(side_p)), 1 if norm == 'linf' else 3)
+    size = max(round(side_p), 1 if norm == 'linf' else 3)
     if norm == 'l2':
       size += size % 2 == 0
     assert ours[query] == min(size, side)
@@ -159,7 +159,7 @@ def test_window_sizes_equal_the_original(norm, side):
 
 @pytest.mark.parametrize('size', [1, 2, 3, 5, 8, 29])
 def test_stamps_equal_the_original(size):
-  attack = SquareAttack(None, norm='L2', eps=1.0, device='cpu')
+  attack = original_square.SquareAttack(None, norm='L2', eps=1.0, device='cpu')
   with (
     oracle.float64(),
     mock.patch.object(torch, 'rand', lambda shape: torch.zeros(shape)),
