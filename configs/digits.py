@@ -17,12 +17,8 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
     start='uniform' if base == 'sat' else 'gaussian',
   )
   main, second, aggregated = recipes.losses(base, backbone)
-  common = {
-    'attack': attack,
-    'weight_decay': 2e-4,
-    'learning_rate': 0.1,
-    'batch_size': 64,
-  }
+  common = {'attack': attack, 'weight_decay': 2e-4, 'batch_size': 64}
+  heads = {**common, 'learning_rate': 0.1}
   config = recipes.run(
     name='digits' if variant == 'trades_wrn10_1' else f'digits_{variant}',
     dataset={
@@ -38,12 +34,16 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
     },
     backbone=backbone,
     aggregator='pairwise',
-    main_head=recipes.stage(loss=main, epochs=14, drop_epochs=(11,), **common),
-    second_head=recipes.stage(
-      loss=second, epochs=10, drop_epochs=(8,), **common
-    ),
+    main_head=recipes.stage(loss=main, epochs=12, drop_epochs=(10,), **heads),
+    second_head=recipes.stage(loss=second, epochs=8, drop_epochs=(7,), **heads),
+    # At .1, the published rate, so short a stage ends with logits in the
+    # thousands: they hide the gradient from PGD, but not from CW.
     aggregator_stage=recipes.stage(
-      loss=aggregated, epochs=6, drop_epochs=(5,), **common
+      loss=aggregated,
+      epochs=5,
+      drop_epochs=(4,),
+      learning_rate=0.01,
+      **common,
     ),
   )
   config.evaluation.epsilon = 0.2

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from dhat_jax import evaluate, input_pipeline, losses, optim, parallel
-from dhat_jax.attacks import balls, pgd
+from dhat_jax import input_pipeline, losses, optim, parallel
+from dhat_jax.attacks import pgd
 from dhat_jax.datasets import digits, image_folder, tfds
 from dhat_jax.datasets.base import Dataset, validate
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.options import at_least, choose, in_unit
 from dhat_jax.stages import ROLES, Stage
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -36,19 +37,6 @@ LOADERS = {
   ),
   'digits': lambda spec: digits.load(),
 }
-
-
-def choose(name: str, got: Any, choices: Any) -> Any:
-  """Returns `choices[got]` (or `got`), or raises with the choices listed."""
-  if got not in choices:
-    raise ValueError(f'{name}: got {got!r}, choices are {tuple(choices)}')
-  return choices[got] if isinstance(choices, dict) else got
-
-
-def _positive(name: str, got: float, least: float = 1) -> float:
-  if not got >= least:
-    raise ValueError(f'{name}: got {got}, expected at least {least}')
-  return got
 
 
 def backbone(name: str) -> WideResNet | ResNet18:
@@ -129,20 +117,6 @@ def augment(config: ml_collections.ConfigDict) -> Callable | None:
   )
 
 
-def in_unit(spec: ml_collections.ConfigDict, name: str) -> float:
-  """Returns `name` in [0, 1] units; `name_255`, where given, has precedence.
-
-  The only place where a number over 255 is converted.
-  """
-  over_255 = spec[f'{name}_255']
-  value = spec[name] if over_255 is None else over_255 / 255
-  if value is None:
-    raise ValueError(f'{name}: got nothing; give {name} or {name}_255')
-  if not 0 <= value <= 1:
-    raise ValueError(f'{name}: got {value}, expected in [0, 1]')
-  return value
-
-
 def epsilon(spec: ml_collections.ConfigDict) -> float:
   """Returns the radius of a config's attack in [0, 1] units."""
   return in_unit(spec, 'epsilon')
@@ -198,7 +172,7 @@ def stage(
       f'{num_train} training images'
     )
   steps_per_epoch = num_train // spec.batch_size
-  epochs = _positive(f'config.{name}.epochs', spec.epochs, least=0)
+  epochs = at_least(f'config.{name}.epochs', spec.epochs, least=0)
   if not 0 <= spec.ema_decay < 1:
     raise ValueError(
       f'config.{name}.ema_decay: got {spec.ema_decay}, expected in [0, 1)'
@@ -230,81 +204,6 @@ def stage(
     ema_decay=spec.ema_decay,
     keep=choose(f'config.{name}.keep', spec.keep, ('best', 'last')),
   )
-
-
-def evaluator(
-  config: ml_collections.ConfigDict, net: DualHeadNet
-) -> evaluate.Evaluator:
-  """Returns the evaluator of a network, in the evaluation's precision."""
-  spec = config.evaluation
-  return evaluate.Evaluator(
-    net.clone(
-      dtype=choose('config.evaluation.dtype', spec.dtype, DTYPES),
-      axis_name=None,
-    ),
-    norm=choose('config.evaluation.norm', spec.norm, balls.NORMS),
-    batch_size=_positive('config.evaluation.batch_size', spec.batch_size),
-  )
-
-
-def evaluation_attack(
-  name: str, spec: ml_collections.ConfigDict
-) -> evaluate.Attack:
-  """Returns an attack by name: 'clean', 'fgsm', 'pgd_<k>' or 'cw_<k>'.
-
-  `pgd` ascends the cross entropy and `cw` the margin, k steps from a random
-  start; `fgsm` is one step of epsilon from the clean image.
-
-  Raises:
-    ValueError: no such name.
-  """
-  radius = epsilon(spec)
-  if name in ('clean', 'fgsm'):
-    settings = pgd.Settings(
-      epsilon=radius if name == 'fgsm' else 0.0,
-      step_size=radius,
-      steps=int(name == 'fgsm'),
-      restarts=1,
-      start_scale=0.0,
-    )
-    return evaluate.Attack(name, settings)
-  match = re.fullmatch(r'(pgd|cw)_([1-9]\d*)', name)
-  if not match:
-    raise ValueError(
-      f'config.evaluation.attacks: got {name!r}, choices are '
-      "'clean', 'fgsm', 'pgd_<steps>' and 'cw_<steps>', as in 'pgd_40'"
-    )
-  settings = pgd.Settings(
-    epsilon=radius,
-    step_size=in_unit(spec, 'step_size'),
-    steps=int(match[2]),
-    restarts=_positive('config.evaluation.restarts', spec.restarts),
-    start_scale=1.0,
-    objective=list(pgd.OBJECTIVES).index(
-      {'pgd': 'cross_entropy', 'cw': 'margin'}[match[1]]
-    ),
-  )
-  return evaluate.Attack(name, settings)
-
-
-def evaluation_attacks(
-  config: ml_collections.ConfigDict,
-) -> list[evaluate.Attack]:
-  """Returns the attacks of the evaluation."""
-  names = tuple(config.evaluation.attacks)
-  if not names or len(set(names)) < len(names):
-    raise ValueError(
-      f'config.evaluation.attacks: got {names}, expected different names'
-    )
-  return [evaluation_attack(name, config.evaluation) for name in names]
-
-
-def validation_attacks(
-  config: ml_collections.ConfigDict,
-) -> list[evaluate.Attack]:
-  """Returns 'clean' and the attack that model selection is made by."""
-  names = ('clean', config.validation.attack)
-  return [evaluation_attack(name, config.evaluation) for name in names]
 
 
 def natural(
@@ -356,6 +255,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     'log_every_steps',
   ):
     group, _, key = name.rpartition('.')
-    _positive(f'config.{name}', (config[group] if group else config)[key])
+    at_least(f'config.{name}', (config[group] if group else config)[key])
   if config.compare_with_natural:
     natural(config)

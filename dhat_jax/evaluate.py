@@ -2,8 +2,8 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,15 +16,32 @@ from dhat_jax.datasets.base import Split
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-  """An attack of the evaluation, by name.
+  """A gradient attack of the evaluation, by name.
 
   Attributes:
     name: as in the results: 'clean', 'fgsm', 'pgd_40', 'cw_40', ...
     settings: what may change without compiling again.
+    stream: attacks of one stream start from the same points; default: those
+      of one name.
   """
 
   name: str
   settings: pgd.Settings
+  stream: str = ''
+
+
+class Found(NamedTuple):
+  """What an attack found on N images.
+
+  Attributes:
+    robust: bool [N], classified correctly by the attacked output.
+    logits: of the attacked images, of each output, float [N, K].
+    images_adv: float [N, H, W, C], or None if not asked for.
+  """
+
+  robust: np.ndarray
+  logits: dict[str, np.ndarray]
+  images_adv: np.ndarray | None
 
 
 def output_names(net: nn.Module) -> tuple[str, ...]:
@@ -34,7 +51,7 @@ def output_names(net: nn.Module) -> tuple[str, ...]:
   return ('main', 'second', 'mean', *net.outputs[2:])
 
 
-def _smallest(net: nn.Module, output: str) -> nn.Module:
+def smallest(net: nn.Module, output: str) -> nn.Module:
   """Returns the network without the parts that an output does not need.
 
   So the validation of a stage and the final evaluation share what is compiled.
@@ -43,11 +60,24 @@ def _smallest(net: nn.Module, output: str) -> nn.Module:
   return net.clone(outputs=net.outputs[:count])
 
 
+def parts_of(variables: Any, parts: Sequence[str]) -> dict[str, dict]:
+  """Returns the variables of some parts of the network."""
+  return {
+    group: {part: tree for part, tree in subtrees.items() if part in parts}
+    for group, subtrees in variables.items()
+  }
+
+
 class Evaluator:
   """Evaluates one network; each output compiles once, for all attacks.
 
   The last batch is padded and masked, so that every image counts exactly once
   and nothing compiles again for it.
+
+  Attributes:
+    net: the network.
+    norm: 'linf' or 'l2', of all attacks.
+    batch_size: global, a multiple of the devices.
   """
 
   def __init__(self, net: nn.Module, *, norm: str, batch_size: int):
@@ -58,24 +88,62 @@ class Evaluator:
       norm: 'linf' or 'l2', of all attacks.
       batch_size: global; rounded up to a multiple of the devices.
     """
-    self._net = net
-    self._norm = norm
+    self.net = net
+    self.norm = norm
     devices = jax.device_count()
-    self._batch_size = -(-batch_size // devices) * devices
+    self.batch_size = -(-batch_size // devices) * devices
+    self._networks = {
+      output: (smallest(net, output), output) for output in output_names(net)
+    }
     self._steps = {}
+    self._logits = None
 
-  def _step(self, output: str):
-    if output not in self._steps:
+  def add_network(self, name: str, net: Any, output: str) -> None:
+    """Adds a network to attack beside the outputs.
+
+    Args:
+      name: under which it is attacked.
+      net: has `parts` and `apply(variables, images) -> Outputs`.
+      output: of that network, which is attacked.
+    """
+    self._networks.setdefault(name, (net, output))
+
+  def scored_output(self, network: str) -> str:
+    """Returns the output that attacks on a network are about."""
+    return self._networks[network][1]
+
+  def _step(self, network: str):
+    if network not in self._steps:
+      net, output = self._networks[network]
       step = steps.make_eval_step(
-        net=_smallest(self._net, output),
+        net=net,
         output=output,
-        attack=pgd.make_evaluation_attack(objective=None, norm=self._norm),
+        attack=pgd.make_evaluation_attack(objective=None, norm=self.norm),
         axis_name=parallel.AXIS,
+        returns_images=True,
       )
-      self._steps[output] = parallel.pmap_eval_step(
+      self._steps[network] = parallel.pmap_eval_step(
         step, in_axes=(0, 0, None, None, None)
       )
-    return self._steps[output]
+    return self._steps[network]
+
+  def _under_attack(
+    self, variables, split, network, attack, rng
+  ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+    """Yields each batch's (robust [B], images_adv [D, B / D, ...])."""
+    step = self._step(network)
+    variables = parts_of(variables, self._networks[network][0].parts)
+    stream = (attack.stream or attack.name).encode()
+    rng = jax.random.fold_in(rng, zlib.crc32(stream))
+    for number, batch in enumerate(self.batches(split)):
+      robust, images_adv = step(
+        variables,
+        parallel.shard(batch),
+        rng,
+        number * self.batch_size,
+        attack.settings,
+      )
+      yield parallel.first_copy(robust), images_adv
 
   def robust(
     self,
@@ -84,7 +152,7 @@ class Evaluator:
     output: str,
     attack: Attack,
     rng: jax.Array,
-    on_batch=lambda: None,
+    on_batch: Callable[[], Any] = lambda: None,
   ) -> np.ndarray:
     """Returns which images an output classifies correctly under attack.
 
@@ -93,42 +161,97 @@ class Evaluator:
       split: the images.
       output: which output is attacked and scored.
       attack: the attack.
-      rng: typed key; the noise of an image depends on it, the attack's name
+      rng: typed key; the noise of an image depends on it, the attack's stream
         and the image's place in the split alone.
       on_batch: called after each batch, for progress.
 
     Returns:
       bool [N].
     """
-    step = self._step(output)
-    parts = _smallest(self._net, output).parts
-    variables = {
-      group: {part: tree for part, tree in subtrees.items() if part in parts}
-      for group, subtrees in variables.items()
-    }
-    rng = jax.random.fold_in(rng, zlib.crc32(attack.name.encode()))
-    flags, offset = [], 0
-    for batch in self.batches(split):
-      robust = step(
-        variables, parallel.shard(batch), rng, offset, attack.settings
-      )
-      flags.append(parallel.first_copy(robust))
-      offset += self._batch_size
+    flags = []
+    for robust, _ in self._under_attack(variables, split, output, attack, rng):
+      flags.append(robust)
       on_batch()
     return np.concatenate(flags)[: len(split.labels)]
+
+  def find(
+    self,
+    variables: Any,
+    split: Split,
+    network: str,
+    attack: Attack,
+    rng: jax.Array,
+    *,
+    keep_images: bool = False,
+    on_batch: Callable[[], Any] = lambda: None,
+  ) -> Found:
+    """Attacks one output and shows the images to all of them.
+
+    Args and noise as in `robust`; `network` is an output or the name of an
+    added network.
+    """
+    count = len(split.labels)
+    flags, rows, kept = [], [], []
+    for robust, images_adv in self._under_attack(
+      variables, split, network, attack, rng
+    ):
+      flags.append(robust)
+      rows.append(self._predict(variables, images_adv))
+      if keep_images:
+        kept.append(parallel.unshard(images_adv))
+      on_batch()
+    return Found(
+      np.concatenate(flags)[:count],
+      {
+        output: np.concatenate([row[output] for row in rows])[:count]
+        for output in rows[0]
+      },
+      np.concatenate(kept)[:count] if kept else None,
+    )
+
+  def _predict(self, variables, images: jax.Array) -> dict[str, np.ndarray]:
+    """Returns the logits [B, K] of all outputs for images [D, B / D, ...]."""
+    if self._logits is None:
+
+      def logits(variables, images):
+        outputs = self.net.apply(variables, images)
+        return {
+          name: parallel.all_gather(outputs.select(name), parallel.AXIS)
+          for name in output_names(self.net)
+        }
+
+      self._logits = parallel.pmap_eval_step(logits, in_axes=(0, 0))
+    found = self._logits(parts_of(variables, self.net.parts), images)
+    return {name: parallel.first_copy(rows) for name, rows in found.items()}
+
+  def logits(self, variables: Any, split: Split) -> dict[str, np.ndarray]:
+    """Returns the logits of each output, float [N, K].
+
+    Args:
+      variables: replicated.
+      split: the images, float in [0, 1].
+    """
+    rows = [
+      self._predict(variables, parallel.shard(batch['images']))
+      for batch in self.batches(split)
+    ]
+    return {
+      output: np.concatenate([row[output] for row in rows])[: len(split.labels)]
+      for output in rows[0]
+    }
 
   def batches(self, split: Split):
     """Iterates over this process's shares of the padded batches."""
     return input_pipeline.eval_batches(
       split,
-      batch_size=self._batch_size,
+      batch_size=self.batch_size,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
 
   def num_batches(self, split: Split) -> int:
     """Returns how many batches a split makes."""
-    return -(-len(split.labels) // self._batch_size)
+    return -(-len(split.labels) // self.batch_size)
 
   def accuracies(
     self,
@@ -150,7 +273,7 @@ class Evaluator:
       outputs: default: all that the network has, and the heads' mean.
       progress: title of a progress bar, or None for none.
     """
-    outputs = outputs or output_names(self._net)
+    outputs = outputs or output_names(self.net)
     total = len(outputs) * len(attacks) * self.num_batches(split)
     with metrics.progress_bar(
       progress or '',
@@ -174,10 +297,13 @@ class Evaluator:
 
 def table(accuracy: Mapping[str, Mapping[str, float]]) -> str:
   """Formats {output: {attack: accuracy in [0, 1]}} as text, in percent."""
-  attacks = list(next(iter(accuracy.values())))
+  attacks = list(dict.fromkeys(name for row in accuracy.values() for name in row))
   width = max(10, *(len(name) + 2 for name in attacks))
   lines = [' ' * 12 + ''.join(f'{name:>{width}}' for name in attacks)]
   for output, row in accuracy.items():
-    cells = ''.join(f'{100 * row[name]:>{width}.2f}' for name in attacks)
+    cells = ''.join(
+      f'{100 * row[name]:>{width}.2f}' if name in row else f'{"-":>{width}}'
+      for name in attacks
+    )
     lines.append(f'{output:<12}{cells}')
   return '\n'.join(lines)

@@ -5,11 +5,12 @@ here it is mapped over all devices with `jax.pmap`, named axis `AXIS`.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
 import jax
+import jax.extend as jex
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +48,7 @@ def check_batch_size(name: str, batch_size: int) -> None:
   """Raises ValueError unless the global batch divides over all devices."""
   devices = jax.device_count()
   if batch_size < 1 or batch_size % devices:
-    lower = batch_size // devices * devices
+    lower = max(batch_size, 0) // devices * devices
     nearest = [size for size in (lower, lower + devices) if size > 0]
     raise ValueError(
       f'{name}: got {batch_size}, expected a multiple of the {devices} '
@@ -98,6 +99,12 @@ def shard(batch: Any) -> Any:
   return jax.tree.map(split, batch)
 
 
+def unshard(array: jax.Array) -> np.ndarray:
+  """Undoes `shard` for one array of this process, on the host."""
+  array = np.asarray(array)
+  return array.reshape(-1, *array.shape[2:])
+
+
 def pmap_train_step(step: Callable) -> Callable:
   """Maps (state, batch) -> (state, metrics) over all devices.
 
@@ -121,6 +128,47 @@ def pmap_eval_step(step: Callable, in_axes: Any) -> Callable:
   return lambda *args: jax.block_until_ready(mapped(*args))
 
 
+def pmap_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
+  """Maps fn over all devices, with closed-over arrays as arguments.
+
+  Else a closed-over network's weights would become constants of the program.
+
+  Args:
+    fn: one replica's arrays -> arrays with the batch as first axis; traced
+      once, so that all calls have the same shapes.
+    in_axes: 0 for arguments that are split over the devices, None for others.
+
+  Returns:
+    fn on whole batches, host arrays in and out.
+  """
+  compiled = []
+
+  def call(*args):
+    args = [
+      shard(np.asarray(arg)) if axis == 0 else arg
+      for arg, axis in zip(args, in_axes, strict=True)
+    ]
+    if not compiled:
+      shares = [
+        arg[0] if axis == 0 else arg
+        for arg, axis in zip(args, in_axes, strict=True)
+      ]
+      closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*shares)
+
+      def run(consts, *args):
+        flat = jex.core.jaxpr_as_fun(
+          jex.core.ClosedJaxpr(closed.jaxpr, consts)
+        )(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+
+      mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, *in_axes))
+      compiled.extend([mapped, replicate(closed.consts)])
+    mapped, consts = compiled
+    return jax.tree.map(unshard, mapped(consts, *args))
+
+  return call
+
+
 def example_indices(batch_size: int, axis_name: str | None) -> chex.Array:
   """Returns each example's place in the global batch: int32 [B].
 
@@ -133,7 +181,7 @@ def example_indices(batch_size: int, axis_name: str | None) -> chex.Array:
 
 
 def psum(tree: Any, axis_name: str | None) -> Any:
-  """Sums a tree over the replicas in one all-reduce per dtype.
+  """Sums a tree of floats over the replicas in one all-reduce.
 
   The leaves are ravelled into one vector first: not every compiler merges the
   hundreds of small all-reduces that a network's gradients would make.

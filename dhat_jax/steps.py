@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from dhat_jax import parallel
+from dhat_jax import input_pipeline, parallel
 from dhat_jax.losses import Loss
 from dhat_jax.train_state import TrainState, split_parts
 
@@ -159,7 +159,7 @@ def _prepare(batch: Mapping[str, chex.Array]) -> dict[str, chex.Array]:
   """Returns the batch with float images in [0, 1] and a float mask."""
   images = batch['images']
   if images.dtype == jnp.uint8:
-    images = images.astype(jnp.float32) / 255
+    images = input_pipeline.to_float(images)
   mask = batch.get('mask', jnp.ones(images.shape[0]))
   return {
     'images': images,
@@ -200,6 +200,7 @@ def make_eval_step(
   output: str,
   attack: Callable,
   axis_name: str | None = None,
+  returns_images: bool = False,
 ) -> Callable:
   """Creates one step of evaluation under attack.
 
@@ -211,6 +212,8 @@ def make_eval_step(
       images_adv). `settings` is a tree of numbers that may change from call
       to call without recompiling (epsilon, number of steps, ...).
     axis_name: the mapped axis under `pmap`, or None.
+    returns_images: whether to return (robust, images_adv) instead, the images
+      of this replica [B, ...].
 
   Returns:
     (variables, batch, rng, offset, settings) -> robust bool [global B], False
@@ -222,14 +225,14 @@ def make_eval_step(
     batch = _prepare(batch)
     images, labels = batch['images'], batch['labels']
     rngs = example_rngs(rng, images.shape[0], axis_name, offset)
-    robust, _ = attack(
+    robust, images_adv = attack(
       lambda inputs: net.apply(variables, inputs).select(output),
       images,
       labels,
       rngs,
       settings,
     )
-    robust = robust & (batch['mask'] > 0)
-    return parallel.all_gather(robust, axis_name)
+    robust = parallel.all_gather(robust & (batch['mask'] > 0), axis_name)
+    return (robust, images_adv) if returns_images else robust
 
   return step

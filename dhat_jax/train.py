@@ -288,9 +288,12 @@ def train(
   train_split, validation_split = input_pipeline.hold_out(
     dataset.train, config.dataset.validation_size, seed=0
   )
+  # All of them before the first trains: mistakes show at once.
+  stages = [
+    build.stage(config, name, len(train_split.labels)) for name in config.stages
+  ]
   variables, seconds = None, {}
-  for index, name in enumerate(config.stages):
-    stage = build.stage(config, name, len(train_split.labels))
+  for index, stage in enumerate(stages):
     net = build.model(
       config, outputs=stage.role.outputs, axis_name=build.norm_axis(config)
     )
@@ -306,7 +309,7 @@ def train(
     run = _StageRun(
       config, directory, stage, net, train_split, validation_split
     )
-    variables, seconds[name] = run.run(state, mode=mode)
+    variables, seconds[stage.name] = run.run(state, mode=mode)
   return variables, seconds
 
 
@@ -338,16 +341,16 @@ def train_and_evaluate(
     os.path.join(directory, 'config.json')
   ):
     raise ValueError(f'workdir {directory}: holds no run that can be evaluated')
-  workdir.prepare(
-    directory,
-    config,
-    may_differ=('evaluation.',) if mode == 'evaluate' else (),
-  )
+  may_differ = ('evaluation.',) if mode == 'evaluate' else ()
+  workdir.check(directory, config, may_differ=may_differ)
   if mode == 'train' and os.path.exists(results_path):
     _logger.info('%s is there: nothing left to do', results_path)
     results = workdir.read_json(results_path)
   else:
-    results = _run(config, directory, mode)
+    # Data first: a run that finds none leaves nothing behind.
+    dataset = build.dataset(config)
+    workdir.prepare(directory, config, may_differ=may_differ)
+    results = _run(config, directory, dataset, mode)
     if jax.process_index() == 0:
       workdir.write_json(results_path, results)
   if jax.process_index() == 0:
@@ -356,9 +359,8 @@ def train_and_evaluate(
   return results
 
 
-def _run(config, directory: str, mode: str) -> dict[str, Any]:
-  """Loads the data, trains, evaluates; returns the results."""
-  dataset = build.dataset(config)
+def _run(config, directory, dataset, mode) -> dict[str, Any]:
+  """Trains and evaluates, the natural twin too; returns the results."""
   results = _train_and_score(config, directory, dataset, mode)
   if config.compare_with_natural:
     natural = build.natural(config)

@@ -10,7 +10,6 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-
 _COMPILE_FAST = {'xla_backend_optimization_level': 0}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 PACKAGES = (
   'dhat_jax',
@@ -32,6 +33,18 @@ def write_json(path: str, value: Any) -> None:
   with open(temporary, 'w') as file:
     json.dump(value, file, indent=2)
     file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_npz(path: str, arrays: dict[str, np.ndarray]) -> None:
+  """Writes an npz file atomically; its folder is created if need be."""
+  folder, name = os.path.split(os.path.abspath(path))
+  os.makedirs(folder, exist_ok=True)
+  temporary = os.path.join(folder, f'.{name}.tmp')
+  with open(temporary, 'wb') as file:
+    np.savez(file, **arrays)
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
@@ -66,16 +79,20 @@ def flat_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return flat
 
 
-def prepare(
+# Where data is found on a machine says nothing about the run.
+_PLACES = ('dataset.manual_dir', 'dataset.cache_dir')
+
+
+def check(
   path: str,
   config: ml_collections.ConfigDict,
   *,
   may_differ: tuple[str, ...] = (),
 ) -> None:
-  """Takes a workdir for a config: a fresh one, or one of the same config.
+  """Checks that a folder can hold a run of a config; writes nothing.
 
   Args:
-    path: the folder; created if need be.
+    path: the folder; it need not exist.
     config: the run's config.
     may_differ: prefixes of dotted keys that need not agree with the folder's.
 
@@ -83,10 +100,12 @@ def prepare(
     ValueError: the folder belongs to another config (the differing keys are
       listed), or holds files but no config.
   """
-  os.makedirs(path, exist_ok=True)
+  if not os.path.exists(path):
+    return
   config_path = os.path.join(path, 'config.json')
   if os.path.exists(config_path):
-    _check_same_config(path, read_json(config_path), config, may_differ)
+    stored = read_json(config_path)
+    _check_same_config(path, stored, config, may_differ + _PLACES)
     return
   # A run killed before it wrote its config leaves environment.json alone.
   foreign = sorted(
@@ -99,9 +118,25 @@ def prepare(
       f'workdir {path}: holds {foreign[:5]} but no config.json, so it is no '
       'run of this program; choose an empty or a new folder'
     )
-  if jax.process_index() == 0:
-    write_json(os.path.join(path, 'environment.json'), environment())
-    write_json(config_path, as_json(config))
+
+
+def prepare(
+  path: str,
+  config: ml_collections.ConfigDict,
+  *,
+  may_differ: tuple[str, ...] = (),
+) -> None:
+  """Takes a folder for a config, after `check`: writes what the run is.
+
+  Args and errors as in `check`; the folder is created if need be.
+  """
+  check(path, config, may_differ=may_differ)
+  config_path = os.path.join(path, 'config.json')
+  if os.path.exists(config_path) or jax.process_index() > 0:
+    return
+  os.makedirs(path, exist_ok=True)
+  write_json(os.path.join(path, 'environment.json'), environment())
+  write_json(config_path, as_json(config))
 
 
 def _check_same_config(path, stored, config, may_differ):

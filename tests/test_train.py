@@ -317,3 +317,20 @@ def test_sigterm_saves_and_exits_with_0(tmp_path):
   assert 'resume with the same command' in output
   steps = os.listdir(os.path.join(directory, 'checkpoints', 'main_head'))
   assert steps
+
+
+def test_a_run_without_data_leaves_nothing_behind(tmp_path):
+  """So that the same command can be given again with a `data_dir`."""
+  config = tiny_run.get_config(
+    **{'dataset.loader': 'image_folder', 'dataset.data_dir': '/no/such/folder'}
+  )
+  with pytest.raises((ValueError, OSError), match='/no/such/folder'):
+    train_and_evaluate(config, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_too_large_a_batch_shows_before_training(tmp_path):
+  config = tiny_run.get_config(**{'aggregator.batch_size': 2000})
+  with pytest.raises(ValueError, match='at most the 1309 training images'):
+    train_and_evaluate(config, str(tmp_path))
+  assert not (tmp_path / 'checkpoints').exists()

@@ -4,6 +4,8 @@ Everything here works on [B, ...] of any rank, one ball per example. The
 radius may be a traced number.
 """
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -125,7 +127,11 @@ def per_example_keys(rng: chex.PRNGKey, batch_size: int) -> chex.PRNGKey:
 
 def _draw(sample, rngs: chex.PRNGKey, images: chex.Array) -> chex.Array:
   """Draws each example's noise from its own key: [B] -> [B, ...]."""
-  return jax.vmap(lambda rng: sample(rng, images.shape[1:], images.dtype))(rngs)
+  # The same numbers as drawn in the image's shape, but XLA's CPU compiler
+  # takes several times as long for random bits of that shape.
+  size = math.prod(images.shape[1:])
+  flat = jax.vmap(lambda rng: sample(rng, (size,), images.dtype))(rngs)
+  return flat.reshape(images.shape)
 
 
 def _uniform(rngs, images, norm):

@@ -43,20 +43,20 @@ class Draws(NamedTuple):
   query: Callable  # (query) -> QueryDraw
 
 
-def tile_corners(height: int, width: int) -> list[tuple[int, int]]:
-  """Upper left corners of the L2 start's tiles, row by row.
+def tile_grid(height: int, width: int) -> tuple[int, int, int, int]:
+  """Where the L2 start's tiles lie, all within the image.
 
-  Tiles are height // 5 wide and high. Those that would stick out of the image
-  are left out; the reference fails on them unless they are of side 1.
+  Tiles that would stick out of the image are left out; the reference fails on
+  them unless they are of side 1.
+
+  Returns:
+    side of a tile (a fifth of the height), first row and column, numbers of
+    rows and of columns of tiles.
   """
   tile = max(height // 5, 1)
   first = max((height - tile * 5) // 2, 0)
-
-  def starts(length):
-    corners = [first + n * tile for n in range(length // tile)]
-    return [corner for corner in corners if corner + tile <= length]
-
-  return [(top, left) for top in starts(height) for left in starts(width)]
+  rows, columns = ((length - first) // tile for length in (height, width))
+  return tile, first, rows, columns
 
 
 def make_draws(
@@ -78,7 +78,8 @@ def make_draws(
     dtype: of the draws.
   """
   _, height, width, channels = shape
-  tiles = len(tile_corners(height, width))
+  _, _, rows, columns = tile_grid(height, width)
+  tiles = rows * columns
   start_rng, flip_rng, query_rng = jax.random.split(rng, 3)
 
   def uniform(key, shape):
@@ -183,14 +184,22 @@ def start_l2(
   images: chex.Array, epsilon: chex.Numeric, draw: StartDraw
 ) -> chex.Array:
   """A grid of stamps with random signs, scaled to norm epsilon."""
-  _, height, width, _ = images.shape
-  tile = max(height // 5, 1)
+  batch, height, width, channels = images.shape
+  tile, first, rows, columns = tile_grid(height, width)
   stamp = jnp.asarray(make_stamp(tile), images.dtype)
-  deltas = jnp.zeros_like(images)
-  for n, (top, left) in enumerate(tile_corners(height, width)):
-    tiled = jnp.where(draw.flips[n] > 0.5, stamp.T, stamp)[None, :, :, None]
-    signed = tiled * _sign(draw.signs[:, n])[:, None, None, :]
-    deltas = deltas.at[:, top : top + tile, left : left + tile].add(signed)
+  flips = draw.flips[:, None, None] > 0.5
+  stamps = jnp.where(flips, stamp.T[None], stamp[None])  # [T, t, t]
+  signs = _sign(draw.signs)[:, :, None, None, :]  # [B, T, 1, 1, C]
+  tiles = stamps[None, :, :, :, None] * signs
+  tiles = tiles.reshape(batch, rows, columns, tile, tile, channels)
+  deltas = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(
+    batch, rows * tile, columns * tile, channels
+  )
+  margins = [
+    (first, length - first - count * tile)
+    for length, count in [(height, rows), (width, columns)]
+  ]
+  deltas = jnp.pad(deltas, [(0, 0), *margins, (0, 0)])
   deltas = per_example.normalise(deltas, 'l2')
   return jnp.clip(images + deltas * epsilon, 0.0, 1.0)
 

@@ -20,7 +20,8 @@ SHAPE = (10, 10, 2)
 
 def _draws(count):
   rng = np.random.default_rng(7)
-  tiles = len(square.tile_corners(*SHAPE[:2]))
+  _, _, rows, columns = square.tile_grid(*SHAPE[:2])
+  tiles = rows * columns
   start = square.StartDraw(
     stripes=rng.uniform(size=(count, 1, SHAPE[1], SHAPE[2])),
     flips=rng.uniform(size=tiles),

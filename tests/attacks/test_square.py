@@ -142,11 +142,17 @@ def test_logits_are_not_overwritten():
 
 @pytest.mark.parametrize('side', [3, 4, 8, 14, 28, 32])
 def test_tiles_of_the_l2_start_fit_the_image(side):
-  corners = square.tile_corners(side, side)
-  tile = max(side // 5, 1)
-  assert len(corners) >= 9
-  assert max(max(corner) for corner in corners) + tile <= side
-  assert min(min(corner) for corner in corners) >= 0
+  tile, first, rows, columns = square.tile_grid(side, side)
+  assert rows * columns >= 9
+  assert first >= 0
+  assert side - tile < first + rows * tile <= side
+  images = jnp.full((2, side, side, 1), 0.5)
+  draws = square.make_draws(
+    jax.random.key(0), jnp.arange(2), images.shape, 'l2', jnp.float32
+  )
+  start = square.start_l2(images, 0.1, draws.start())
+  sizes = per_example.norms(start - images, 'l2')
+  np.testing.assert_allclose(sizes, 0.1, rtol=1e-5)
 
 
 def test_images_of_another_rank_are_refused():

@@ -1,0 +1,118 @@
+"""What a killed evaluation leaves on disk, so that it can go on.
+
+One npz file per finished part, written atomically. Each carries the digest of
+all that it depends on; what belongs to another network, data set or setting
+counts as missing.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dhat_jax import workdir
+
+Part = dict[str, np.ndarray]
+
+
+def digest(value: Any) -> str:
+  """SHA-256 of a tree of arrays, numbers and names."""
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+    sha.update(jax.tree_util.keystr(path).encode())
+    if isinstance(leaf, np.ndarray | jax.Array):
+      array = np.ascontiguousarray(leaf)
+      sha.update(f'{array.shape} {array.dtype}'.encode())
+      sha.update(array.tobytes())
+    else:
+      sha.update(repr(leaf).encode())
+  return sha.hexdigest()
+
+
+class Store:
+  """Parts by name, in memory and, with a folder, on disk."""
+
+  def __init__(self, directory: str | None, identity: str):
+    """Creates the store; nothing is read or written yet.
+
+    Args:
+      directory: where the files are, or None.
+      identity: digest of what all parts depend on.
+    """
+    self.directory = directory
+    self._identity = identity
+    self._parts: dict[str, Part] = {}
+
+  def _digest(self, settings: Any) -> str:
+    return digest([self._identity, settings])
+
+  def get(
+    self,
+    name: str,
+    settings: Any,
+    make: Callable[[], Part],
+    *,
+    again: bool = False,
+  ) -> Part:
+    """Returns a part, made and stored if it is not there.
+
+    Args:
+      name: of the file, below the folder, without suffix.
+      settings: a tree of what else the part depends on.
+      make: makes the part.
+      again: whether to make it even if it is there.
+    """
+    owner = self._digest(settings)
+    key = f'{name} {owner}'
+    if key not in self._parts:
+      part = None if again else self._load(name, owner)
+      if part is None:
+        part = make()
+        self._save(name, owner, part)
+      self._parts[key] = part
+    return self._parts[key]
+
+  def _path(self, name: str) -> str:
+    return os.path.join(self.directory, f'{name}.npz')
+
+  def _load(self, name: str, owner: str) -> Part | None:
+    if self.directory is None:
+      return None
+    try:
+      with np.load(self._path(name)) as file:
+        part = dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+      return None  # missing or damaged: made again
+    return part if str(part.pop('digest', '')) == owner else None
+
+  def _save(self, name: str, owner: str, part: Part) -> None:
+    if self.directory is not None and jax.process_index() == 0:
+      workdir.write_npz(self._path(name), {**part, 'digest': np.array(owner)})
+
+  def folder(self, name: str, settings: Any) -> str | None:
+    """Returns a folder for whoever keeps files there himself.
+
+    One that belongs to something else is emptied first.
+    """
+    if self.directory is None:
+      return None
+    path = os.path.join(self.directory, name)
+    label = os.path.join(path, 'evaluation.json')
+    owner = {'digest': self._digest(settings)}
+    try:
+      with open(label) as file:
+        if json.load(file) == owner:
+          return path
+    except (OSError, ValueError):
+      pass
+    if jax.process_index() == 0:
+      shutil.rmtree(path, ignore_errors=True)
+      os.makedirs(path)
+      workdir.write_json(label, owner)
+    return path
