@@ -14,6 +14,7 @@ _PUBLIC = {
   'Settings': 'attacks.pgd',
   'make_attack': 'attacks.pgd',
   'make_evaluation_attack': 'attacks.pgd',
+  'autoattack': 'attacks.autoattack',
   'create_train_state': 'train_state',
   'make_eval_step': 'steps',
   'make_train_step': 'steps',

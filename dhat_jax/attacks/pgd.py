@@ -271,7 +271,9 @@ def make_evaluation_attack(
       robust, highest, kept = carry
       images_adv = iterate(index)
       logits = logits_fn(images_adv)
-      correct = logits.argmax(axis=1) == labels
+      # NaN would be the argmax of class 0, and pass for robust.
+      finite = jnp.isfinite(logits).all(axis=1)
+      correct = finite & (logits.argmax(axis=1) == labels)
       values = objective_fn(logits, labels).astype(highest.dtype)
       # Nothing is higher than the first misclassified image.
       values = jnp.where(correct, values, jnp.inf)

@@ -367,3 +367,34 @@ def test_unknown_evaluation_options():
     pgd.make_evaluation_attack(objective='dlr')
   with pytest.raises(ValueError, match="norm: got 'l0'"):
     pgd.make_evaluation_attack(objective='margin', norm='l0')
+
+
+def test_logits_that_are_not_finite_are_not_robust():
+  images = jnp.full((3, 2, 2, 1), 0.5)
+  robust, _ = pgd.make_evaluation_attack()(
+    lambda inputs: jnp.full((inputs.shape[0], 4), jnp.nan),
+    images,
+    jnp.zeros(3, int),
+    jax.random.key(0),
+    pgd.Settings(epsilon=0.1, step_size=0.1, steps=1),
+  )
+  assert not robust.any()
+
+
+def test_one_function_serves_both_objectives():
+  weights = jax.random.normal(jax.random.key(1), (4, 3))
+
+  def logits_fn(inputs):
+    return inputs.reshape(inputs.shape[0], -1) @ weights
+
+  images = jax.random.uniform(jax.random.key(2), (8, 2, 2, 1))
+  labels = logits_fn(images).argmax(axis=1)
+  shared = pgd.make_evaluation_attack(objective=None)
+  for index, name in enumerate(pgd.OBJECTIVES):
+    settings = pgd.Settings(0.2, 0.05, 5, objective=index)
+    expected = pgd.make_evaluation_attack(objective=name)(
+      logits_fn, images, labels, jax.random.key(3), settings
+    )
+    actual = shared(logits_fn, images, labels, jax.random.key(3), settings)
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_allclose(actual[1], expected[1], atol=1e-6)
