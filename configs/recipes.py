@@ -156,6 +156,7 @@ def run(
       'checkpoint': {'every_steps': 500, 'keep': 2},
       'log_every_steps': 20,
       'evaluation': {
+        # Also 'autoattack', or some of its attacks: 'apgd-t', 'square', ...
         'attacks': ('clean', 'fgsm', 'pgd_20', 'pgd_40', 'cw_40'),
         **length('epsilon', 0.031, None),
         **length('step_size', 0.003, None),
@@ -163,6 +164,24 @@ def run(
         'restarts': 1,
         'batch_size': 512,
         'dtype': 'float32',
+        # Whose budget, where it is not the standard one, the results name.
+        'autoattack_version': 'standard',
+        'autoattack_outputs': (),  # (): all
+        'autoattack_images': 0,  # the first so many; 0: all
+        'autoattack_n_iter': 100,
+        'autoattack_queries': 5000,
+        'autoattack_targets': 9,
+        # PGD at these radii; (): none. At the last one nothing may resist.
+        'sweep_epsilons_255': (0.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0),
+        'sweep_steps': 20,
+        # PGD's loss after so many steps; (): none.
+        'loss_steps': (0, 1, 2, 5, 10, 20, 50),
+        # Whether the aggregated output hides its gradients.
+        'audit': True,
+        'audit_steps': 20,
+        'audit_queries': 1000,  # of Square; 0: without it
+        # Adversarial images as npz in the workdir.
+        'export_images': False,
       },
       # Whether the same network is trained without adversarial images too.
       'compare_with_natural': False,

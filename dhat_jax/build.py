@@ -10,11 +10,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import ml_collections
 import optax
 
-from dhat_jax import input_pipeline, losses, optim, parallel
+from dhat_jax import input_pipeline, losses, optim, parallel, plan
 from dhat_jax.attacks import pgd
 from dhat_jax.datasets import digits, image_folder, tfds
 from dhat_jax.datasets.base import Dataset, validate
@@ -24,7 +23,6 @@ from dhat_jax.models.wide_resnet import WideResNet
 from dhat_jax.options import at_least, choose, in_unit
 from dhat_jax.stages import ROLES, Stage
 
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 LOADERS = {
   'tfds': lambda spec: tfds.load(
     spec.name,
@@ -80,7 +78,7 @@ def model(
     outputs=outputs or ROLES[config.stages[-1]].outputs,
     mean=tuple(spec.mean),
     std=tuple(spec.std),
-    dtype=choose('config.model.dtype', spec.dtype, DTYPES),
+    dtype=choose('config.model.dtype', spec.dtype, plan.DTYPES),
     axis_name=axis_name,
   )
 
@@ -216,6 +214,10 @@ def natural(
   with config.unlocked():
     for name in config.stages:
       config[name].loss = ml_collections.ConfigDict({'name': 'natural'})
+    # For comparison the accuracies will do.
+    config.evaluation.update(
+      sweep_epsilons_255=(), loss_steps=(), audit=False, export_images=False
+    )
   return config
 
 
@@ -245,9 +247,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.{name}.keep: got 'best', which needs validation images; give "
         "'last', or config.dataset.validation_size > 0"
       )
-  evaluation_attacks(config)
-  validation_attacks(config)
-  evaluator(config, model(config))
+  net = model(config)
+  plan.evaluation(config, net)
+  plan.validation_attacks(config)
+  plan.evaluator(config, net)
   for name in (
     'checkpoint.every_steps',
     'checkpoint.keep',

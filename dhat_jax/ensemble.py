@@ -46,7 +46,11 @@ class Ensemble:
   @property
   def budget(self) -> dict[str, Any]:
     """What differs from the reference's standard evaluation."""
-    labels = {'n_iter': 'n_iter', 'n_queries': 'queries', 'n_targets': 'targets'}
+    labels = {
+      'n_iter': 'n_iter',
+      'n_queries': 'queries',
+      'n_targets': 'targets',
+    }
     different = {
       label: getattr(self, key)
       for key, label in labels.items()
@@ -107,9 +111,7 @@ def run(
     progress: as `autoattack` takes it.
   """
   net = evaluate.smallest(net, output).clone(dtype=jnp.float32)
-  variables = jax.tree.map(
-    jnp.asarray, evaluate.parts_of(variables, net.parts)
-  )
+  variables = jax.tree.map(jnp.asarray, evaluate.parts_of(variables, net.parts))
   devices = jax.device_count()
   padded = -(-len(split.labels) // devices) * devices
   return autoattack.autoattack(

@@ -222,7 +222,9 @@ class Evaluator:
 
       self._logits = parallel.pmap_eval_step(logits, in_axes=(0, 0))
     found = self._logits(parts_of(variables, self.net.parts), images)
-    return {name: parallel.first_copy(rows) for name, rows in found.items()}
+    return {
+      name: parallel.first_copy(found[name]) for name in output_names(self.net)
+    }
 
   def logits(self, variables: Any, split: Split) -> dict[str, np.ndarray]:
     """Returns the logits of each output, float [N, K].
@@ -297,7 +299,9 @@ class Evaluator:
 
 def table(accuracy: Mapping[str, Mapping[str, float]]) -> str:
   """Formats {output: {attack: accuracy in [0, 1]}} as text, in percent."""
-  attacks = list(dict.fromkeys(name for row in accuracy.values() for name in row))
+  attacks = list(
+    dict.fromkeys(name for row in accuracy.values() for name in row)
+  )
   width = max(10, *(len(name) + 2 for name in attacks))
   lines = [' ' * 12 + ''.join(f'{name:>{width}}' for name in attacks)]
   for output, row in accuracy.items():

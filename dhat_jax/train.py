@@ -17,7 +17,10 @@ from dhat_jax import (
   input_pipeline,
   metrics,
   parallel,
+  plan,
+  robustbench,
   steps,
+  suite,
   workdir,
 )
 from dhat_jax.checkpoint import Checkpoints
@@ -71,7 +74,7 @@ class _StageRun:
     self._net = net
     self._train_split = train_split
     self._validation_split = validation_split
-    self._evaluator = build.evaluator(config, net)
+    self._evaluator = plan.evaluator(config, net)
     self._checkpoints = Checkpoints(
       checkpoint_folder(directory, stage.name), keep=config.checkpoint.keep
     )
@@ -231,7 +234,7 @@ class _StageRun:
     accuracy = self._evaluator.accuracies(
       state.variables(),
       self._validation_split,
-      build.validation_attacks(self._config),
+      plan.validation_attacks(self._config),
       jax.random.key(self._config.seed),
       outputs=(output,),
     )[output]
@@ -373,16 +376,20 @@ def _run(config, directory, dataset, mode) -> dict[str, Any]:
 
 def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
   variables, seconds = train(config, directory, dataset, mode=mode)
+  net = build.model(config)
   started = time.monotonic()
-  accuracy = build.evaluator(config, build.model(config)).accuracies(
-    parallel.replicate(variables),
+  found = suite.run(
+    plan.evaluator(config, net),
+    variables,
     dataset.test,
-    build.evaluation_attacks(config),
-    jax.random.key(config.seed),
+    plan.evaluation(config, net),
+    class_names=dataset.class_names,
+    seed=config.seed,
+    directory=os.path.join(directory, 'evaluation'),
     progress='evaluation',
   )
   seconds['evaluation'] = time.monotonic() - started
-  return {
+  results = {
     'dataset': config.dataset.name,
     'data_source': dataset.source,
     'n_test': len(dataset.test.labels),
@@ -390,9 +397,13 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
     'versions': workdir.versions(),
     'seed': config.seed,
     'epsilon': build.epsilon(config.evaluation),
-    'accuracy': accuracy,
+    **found,
     'seconds': {name: round(value, 1) for name, value in seconds.items()},
   }
+  entry = robustbench.entry(results)
+  if entry is not None and jax.process_index() == 0:
+    workdir.write_json(os.path.join(directory, 'robustbench.json'), entry)
+  return results
 
 
 def _summary(results: dict[str, Any]) -> str:
@@ -402,7 +413,7 @@ def _summary(results: dict[str, Any]) -> str:
     '',
     f'accuracy in % on {results["n_test"]} test images of '
     f'{results["dataset"]}, epsilon {epsilon:.4f} ({255 * epsilon:.1f}/255)',
-    evaluate.table(results['accuracy']),
+    suite.summary(results),
   ]
   if 'natural' in results:
     lines += [

@@ -13,12 +13,17 @@ ROWS = [
   ['convert', 'benchmark'],
   ['train'],
   ['build'],
+  ['plan'],
+  ['suite', 'robustbench'],
+  ['audit'],
+  ['parts'],
+  ['ensemble', 'evaluation_store'],
   ['evaluate'],
   ['stages', 'steps', 'checkpoint', 'optim', 'metrics', 'workdir'],
   ['input_pipeline'],
   ['torch_bridge', 'torch_names', 'torch_reference'],
   ['losses', 'attacks', 'models', 'datasets'],
-  ['divergences', 'outputs', 'parallel', 'train_state'],
+  ['divergences', 'outputs', 'options', 'parallel', 'train_state'],
 ]
 
 

@@ -25,6 +25,7 @@ def get_config(**overrides):
   config.log_every_steps = 2
   config.validation.attack = 'pgd_2'
   config.evaluation.attacks = ('clean', 'fgsm', 'pgd_2', 'cw_2')
+  config.evaluation.audit = False
   config.evaluation.batch_size = 100  # 360 images: the last batch is padded
   for path, value in overrides.items():
     *groups, key = path.split('.')
