@@ -33,6 +33,17 @@ def _fail(message: object) -> None:
   sys.exit(2)
 
 
+def _reason(error: BaseException) -> str:
+  """Returns what an error says, without the traceback inside it.
+
+  A config's own ValueError comes wrapped in the text of its traceback; for
+  any other error of a config file that traceback is what its author needs.
+  """
+  message = str(error).strip('"\'')
+  _, found, tail = message.rpartition('\nValueError: ')
+  return (tail if found else message).strip() or type(error).__name__
+
+
 def _parse(argv: list[str]) -> list[str]:
   """Parses flags; whatever is wrong with them becomes one line."""
   for argument in argv:
@@ -53,7 +64,7 @@ def _parse(argv: list[str]) -> list[str]:
     TypeError,
     ValueError,
   ) as error:
-    _fail(str(error).strip('"\'') or type(error).__name__)
+    _fail(_reason(error))
 
 
 def run(config, workdir: str, mode: str) -> None:

@@ -99,7 +99,9 @@ def create_train_state(
     }
 
   # It runs once: compiling it well would take longer than running it.
-  fresh = jax.jit(init_missing, compiler_options=_COMPILE_FAST)(init_rng)
+  traced = isinstance(rng, jax.core.Tracer)  # then it is not compiled here
+  options = None if traced else _COMPILE_FAST
+  fresh = jax.jit(init_missing, compiler_options=options)(init_rng)
   # Copies: a step that donates its state must not delete the caller's.
   given = jax.tree.map(jnp.array, dict(given))
   params = {**given['params'], **fresh['params']}
