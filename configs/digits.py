@@ -46,12 +46,13 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
       **common,
     ),
   )
+  config.evaluation.attacks = ('clean', 'fgsm', 'pgd_40', 'cw_40')
   config.evaluation.epsilon = 0.2
   config.evaluation.step_size = 0.02
   config.evaluation.batch_size = 128
   config.evaluation.sweep_epsilons_255 = ()
   config.evaluation.loss_steps = ()
   config.evaluation.audit_queries = 0
-  config.validation.every_epochs = 2
+  config.validation.every_epochs = 4
   config.compare_with_natural = True
   return config

@@ -319,6 +319,7 @@ def main(argv: list[str]) -> None:
   if '--help' in argv:
     print(__doc__)
     return
+  verbosity = logging.get_verbosity()
   # Orbax warns that checkpoints have no validation, which is so.
   logging.set_verbosity(logging.ERROR)
   try:
@@ -345,6 +346,8 @@ def main(argv: list[str]) -> None:
   ) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  finally:
+    logging.set_verbosity(verbosity)
 
 
 if __name__ == '__main__':
