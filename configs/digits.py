@@ -52,7 +52,7 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
   config.evaluation.batch_size = 128
   config.evaluation.sweep_epsilons_255 = ()
   config.evaluation.loss_steps = ()
-  config.evaluation.audit_queries = 0
+  config.evaluation.audit = False
   config.validation.every_epochs = 4
   config.compare_with_natural = True
   return config
