@@ -34,14 +34,14 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
     },
     backbone=backbone,
     aggregator='pairwise',
-    main_head=recipes.stage(loss=main, epochs=12, drop_epochs=(10,), **heads),
-    second_head=recipes.stage(loss=second, epochs=8, drop_epochs=(7,), **heads),
+    main_head=recipes.stage(loss=main, epochs=10, drop_epochs=(8,), **heads),
+    second_head=recipes.stage(loss=second, epochs=6, drop_epochs=(5,), **heads),
     # At .1, the published rate, so short a stage ends with logits in the
     # thousands: they hide the gradient from PGD, but not from CW.
     aggregator_stage=recipes.stage(
       loss=aggregated,
-      epochs=5,
-      drop_epochs=(4,),
+      epochs=4,
+      drop_epochs=(3,),
       learning_rate=0.01,
       **common,
     ),

@@ -99,7 +99,7 @@ def create_train_state(
     }
 
   # It runs once: compiling it well would take longer than running it.
-  traced = isinstance(rng, jax.core.Tracer)  # then it is not compiled here
+  traced = isinstance(images, jax.core.Tracer)  # then nothing compiles here
   options = None if traced else _COMPILE_FAST
   fresh = jax.jit(init_missing, compiler_options=options)(init_rng)
   # Copies: a step that donates its state must not delete the caller's.
