@@ -13,7 +13,9 @@ from dhat_jax.models.wide_resnet import WideResNet
 
 @pytest.fixture
 def config():
-  return digits.get_config()
+  config = digits.get_config()
+  config.evaluation.audit = True  # so that its options are checked too
+  return config
 
 
 def set_key(config, path, value):
