@@ -9,15 +9,16 @@ import optax
 import pytest
 
 from dhat_jax import losses, parallel, steps
-from dhat_jax.attacks import pgd
+from dhat_jax.attacks import balls, pgd
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.stages import ROLES
 from dhat_jax.train_state import create_train_state
-from tests.tiny import TinyBackbone
+from tests.tiny import TinyBackbone, random_like, random_variables, shapes_of
 
 SHAPE = (6, 6, 1)
 CLASSES = 4
 BATCH = 8
+HALVES = (slice(0, 4), slice(4, 8))
 
 
 def make_net(outputs=('main', 'second', 'aggregated'), **kwargs):
@@ -35,45 +36,72 @@ def make_batch(seed=0, size=BATCH):
   }
 
 
-def make(stage, *, loss=None, axis_name=None, steps_=2, decay=0.0, **net):
-  """Returns (state, step) of a stage on random variables."""
+def flip(rngs, images):
+  """Mirrors about half of the images, by their own keys."""
+  mirrored = jax.vmap(jax.random.bernoulli)(rngs)
+  return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
+# In L2 a rounding error moves no pixel by a whole step, as a sign would.
+ATTACK = {'epsilon': 0.8, 'step_size': 0.5, 'steps': 2, 'norm': 'l2'}
+
+
+def make(
+  stage, *, loss=None, axis_name=None, shared=True, decay=0.0, dtype=None
+):
+  """Returns (state, step) of a stage on random variables.
+
+  `shared` says whether batch norm sees the whole batch under `axis_name`.
+  """
   role = ROLES[stage]
   tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9))
-  network = make_net(role.outputs, axis_name=axis_name, **net)
+  network = make_net(
+    role.outputs, axis_name=axis_name if shared else None, dtype=dtype
+  )
+  shapes = shapes_of(network.clone(axis_name=None), jnp.zeros((1, *SHAPE)))
   state = create_train_state(
     net=network,
     tx=tx,
     trains=role.trains,
     rng=jax.random.key(0),
     image_shape=SHAPE,
+    variables=random_like(shapes, 1),
     ema=decay > 0,
   )
   step = steps.make_train_step(
     net=network,
     tx=tx,
     loss=loss or losses.trades(beta=6.0),
-    attack=pgd.make_attack(epsilon=0.1, step_size=0.05, steps=steps_),
+    attack=pgd.make_attack(**ATTACK),
     trains=role.trains,
     output=role.output,
     ema_decay=decay,
     axis_name=axis_name,
+    augment=flip,
+    attack_scale=lambda step: 0.5 * (step + 1),
   )
   return state, step
 
 
 @functools.cache
+def compiled(stage):
+  """(state, jitted TRADES step) of a stage."""
+  state, step = make(stage)
+  return state, jax.jit(step)
+
+
+@functools.cache
 def trained(stage):
-  """(state before, state after two steps, metrics of the first)."""
-  before, step = make(stage)
-  step = jax.jit(step)
-  after, metrics = step(before, make_batch())
+  """(state before, state after two steps)."""
+  before, step = compiled(stage)
+  after, _ = step(before, make_batch())
   after, _ = step(after, make_batch(1))
-  return before, after, metrics
+  return before, after
 
 
 @pytest.mark.parametrize('stage', list(ROLES))
 def test_frozen_means_bitwise_frozen(stage):
-  before, after, _ = trained(stage)
+  before, after = trained(stage)
   for group in ('params', 'batch_stats'):
     old, new = getattr(before, group), getattr(after, group)
     assert old.keys() == new.keys()
@@ -91,65 +119,112 @@ def test_frozen_means_bitwise_frozen(stage):
   assert int(after.step) == 2
 
 
-def test_first_step_equals_a_slow_rendering():
-  """Loss, gradient and statistics of TRADES, written out."""
-  before, step = make('main_head', steps_=0)
-  after, metrics = jax.jit(step)(before, make_batch())
-  net = make_net(('main',))
-  batch = make_batch()
-  images = jnp.asarray(batch['images'], jnp.float32) / 255
-  rng = jax.random.fold_in(before.rng, 0)
-  attack = pgd.make_attack(epsilon=0.1, step_size=0.05, steps=0)
-  keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(BATCH))
-  keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-  images_adv = attack(None, keys, images)
-  parts = ('trunk', 'main_head')
+def keys_by_hand(rng, step, purpose):
+  rng = jax.random.fold_in(rng, step)
+  rngs = [jax.random.fold_in(rng, place) for place in range(BATCH)]
+  return jnp.stack([jax.random.fold_in(key, purpose) for key in rngs])
 
-  def mean_loss(params):
-    stats, logits = before.batch_stats, []
+
+def attack_by_hand(logits_fn, rngs, images, scale):
+  """Projected ascent in L2 on the KL divergence from the clean prediction."""
+  epsilon, step_size = ATTACK['epsilon'] * scale, ATTACK['step_size'] * scale
+  target = jax.nn.log_softmax(logits_fn(images))
+
+  def divergence(inputs):
+    log_q = jax.nn.log_softmax(logits_fn(inputs))
+    return (jnp.exp(target) * (target - log_q)).sum()
+
+  def norms(arrays):
+    return jnp.sqrt((arrays**2).sum(axis=(1, 2, 3), keepdims=True))
+
+  images_adv = balls.random_start(rngs, images, epsilon, 'l2', 'uniform')
+  for _ in range(ATTACK['steps']):
+    gradient = jax.grad(divergence)(images_adv)
+    delta = images_adv + step_size * gradient / norms(gradient) - images
+    delta = delta * jnp.minimum(1, epsilon / norms(delta))
+    images_adv = jnp.clip(images + delta, 0, 1)
+  return images_adv
+
+
+def rendering(stage, state, batch):
+  """One TRADES step written out: loss, terms, gradient, statistics."""
+  role = ROLES[stage]
+  net = make_net(role.outputs)
+  mask = batch['mask'].astype(jnp.float32)
+  images = jnp.asarray(batch['images'], jnp.float32) / 255
+  images = flip(keys_by_hand(state.rng, 0, 0), images)
+  images_adv = attack_by_hand(
+    lambda inputs: net.apply(state.variables(), inputs).select(role.output),
+    keys_by_hand(state.rng, 0, 1),
+    images,
+    0.5,
+  )
+
+  def mean_loss(trained):
+    stats, logits = state.batch_stats, []
     # Clean first, then adversarial: the order of the running averages.
     for inputs in (images, images_adv):
       outputs, updated = net.apply(
-        {'params': params, 'batch_stats': stats},
+        {'params': {**state.params, **trained}, 'batch_stats': stats},
         inputs,
-        training_parts=parts,
+        training_parts=role.trains,
         mutable=['batch_stats'],
       )
       stats = updated['batch_stats']
-      logits.append(jax.nn.log_softmax(outputs.main))
+      logits.append(jax.nn.log_softmax(outputs.select(role.output)))
     clean, adversarial = logits
-    own = clean[jnp.arange(BATCH), batch['labels']]
+    own = -clean[jnp.arange(BATCH), batch['labels']]
     kl = (jnp.exp(clean) * (clean - adversarial)).sum(axis=1)
-    return (-own + 6 * kl).mean(), stats
+    terms = {
+      'loss': own + 6 * kl,
+      'natural_loss': own,
+      'robust_loss': kl,
+      'clean_accuracy': clean.argmax(axis=1) == batch['labels'],
+      'robust_accuracy': adversarial.argmax(axis=1) == batch['labels'],
+    }
+    means = {k: (v * mask).sum() / mask.sum() for k, v in terms.items()}
+    return means['loss'], (means, stats)
 
-  (loss, stats), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-    before.params
+  trained = {part: state.params[part] for part in role.trains}
+  (_, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(trained)
+  return (*aux, grads)
+
+
+@pytest.mark.parametrize('stage', list(ROLES))
+def test_first_step_equals_a_slow_rendering(stage):
+  """Augmentation, attack, loss, gradient, statistics, mask; every stage."""
+  before, step = compiled(stage)
+  batch = make_batch()
+  batch['mask'][6:] = False
+  after, metrics = step(before, batch)
+  means, stats, grads = jax.jit(functools.partial(rendering, stage))(
+    before, batch
   )
-  total, count = metrics['loss']
-  assert count == BATCH
-  np.testing.assert_allclose(total / count, loss, rtol=1e-5)
-  expected = jax.tree.map(
-    lambda p, g: p - 0.1 * (g + 0.1 * p), before.params, grads
-  )
-  for actual, wanted in (
-    (after.params, expected),
-    (after.batch_stats, stats),
-  ):
-    jax.tree.map(
-      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-      actual,
-      wanted,
+  assert means['robust_loss'] > 1e-3
+  assert metrics.keys() == {*means, 'grad_norm'}
+  for name, mean in means.items():
+    total, count = metrics[name]
+    assert count == 6
+    np.testing.assert_allclose(total / count, mean, rtol=1e-4, err_msg=name)
+  norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+  np.testing.assert_allclose(metrics['grad_norm'][0], norm, rtol=1e-3)
+  assert metrics['grad_norm'][1] == 1
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+  jax.tree.map(close, after.batch_stats, stats)
+  for part in ROLES[stage].trains:
+    expected = jax.tree.map(
+      lambda p, g: p - 0.1 * (g + 0.1 * p), before.params[part], grads[part]
     )
+    jax.tree.map(close, after.params[part], expected)
 
 
 def test_masked_examples_have_no_weight():
   """Whatever their labels: in loss, gradients and metrics."""
-  before, step = make('main_head')
+  before, step = compiled('main_head')
   batch = make_batch()
   batch['mask'][5:] = False
   other = {**batch, 'labels': batch['labels'].copy()}
   other['labels'][5:] = (other['labels'][5:] + 1) % CLASSES
-  step = jax.jit(step)
   first, metrics = step(before, batch)
   second, again = step(before, other)
   assert metrics['loss'][1] == 5
@@ -160,28 +235,33 @@ def test_masked_examples_have_no_weight():
 
 
 def test_float_images_are_taken_as_they_are():
-  before, step = make('main_head')
+  before, step = compiled('main_head')
   batch = make_batch()
   floats = {**batch, 'images': batch['images'].astype(np.float32) / 255}
   del floats['mask']
-  _, expected = jax.jit(step)(before, batch)
-  _, actual = jax.jit(step)(before, floats)
+  _, expected = step(before, batch)
+  _, actual = step(before, floats)
   np.testing.assert_allclose(actual['loss'][0], expected['loss'][0], rtol=1e-6)
 
 
 def test_two_devices_equal_one():
-  """Same noise, synchronised batch norm, one gradient."""
+  """Same noise, synchronised batch norm, one gradient, one mean."""
   state, step = make('main_head', axis_name=parallel.AXIS)
   mapped = parallel.pmap_train_step(step)
   replicated = parallel.replicate(state)
-  one, plain = make('main_head')
-  plain = jax.jit(plain)
+  one, plain = compiled('main_head')
   for seed in range(2):
-    replicated, sums = mapped(replicated, parallel.shard(make_batch(seed)))
-    one, expected = plain(one, make_batch(seed))
+    batch = make_batch(seed)
+    batch['mask'][5:] = False  # All of one device's, a part of the other's.
+    replicated, sums = mapped(replicated, parallel.shard(batch))
+    one, expected = plain(one, batch)
     host = parallel.to_host(sums)
-    for name in ('loss', 'clean_accuracy', 'robust_accuracy'):
-      np.testing.assert_allclose(host[name], expected[name], rtol=1e-4)
+    assert host.keys() == expected.keys()
+    for name, (total, count) in expected.items():
+      assert host[name][1] == count
+      np.testing.assert_allclose(
+        host[name][0], total, rtol=1e-3, atol=1e-4, err_msg=name
+      )
   two = parallel.to_host(replicated)
   for group in ('params', 'batch_stats'):
     jax.tree.map(
@@ -189,6 +269,36 @@ def test_two_devices_equal_one():
       getattr(two, group),
       getattr(one, group),
     )
+
+
+def test_batch_norm_that_is_not_shared_averages_its_statistics():
+  """Each device normalises by its own share; the states stay equal."""
+  state, step = make(
+    'second_head', loss=losses.natural(), axis_name=parallel.AXIS, shared=False
+  )
+  replicated, _ = parallel.pmap_train_step(step)(
+    parallel.replicate(state), parallel.shard(make_batch())
+  )
+  for leaf in jax.tree.leaves(replicated.batch_stats):
+    np.testing.assert_array_equal(leaf[0], leaf[1])
+  role, images = ROLES['second_head'], make_batch()['images'] / np.float32(255)
+  images = flip(keys_by_hand(state.rng, 0, 0), images)
+  update = jax.jit(
+    lambda inputs: make_net(role.outputs).apply(
+      state.variables(),
+      inputs,
+      training_parts=role.trains,
+      mutable=['batch_stats'],
+    )[1]['batch_stats']
+  )
+  halves = [update(images[part]) for part in HALVES]
+  jax.tree.map(
+    lambda got, *own: np.testing.assert_allclose(
+      got, np.mean(own, axis=0), rtol=1e-4, atol=1e-6
+    ),
+    parallel.to_host(replicated).batch_stats,
+    *halves,
+  )
 
 
 def test_examples_have_their_keys_on_any_number_of_devices():
@@ -263,64 +373,99 @@ def test_bfloat16_keeps_float32_parameters():
     assert leaf.dtype == jnp.float32
 
 
+TRACES = []
+
+
+def make_eval_step(**kwargs):
+  """(variables, batch, rng, offset, settings) -> (robust, images_adv)."""
+  return steps.make_eval_step(
+    net=make_net(),
+    output='mean',
+    attack=pgd.make_evaluation_attack(),
+    returns_images=True,
+    **kwargs,
+  )
+
+
 @functools.cache
 def eval_parts():
-  net = make_net()
-  variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
-  step = steps.make_eval_step(
-    net=net, output='mean', attack=pgd.make_evaluation_attack()
-  )
-  return net, variables, step
+  """(variables, batch, jitted step that counts its traces).
+
+  The labels are what the network predicts, which differs from image to image.
+  """
+  net, batch = make_net(), make_batch()
+  variables = random_variables(net, jnp.zeros((1, *SHAPE)))
+  images = batch['images'] / np.float32(255)
+  outputs = jax.jit(net.apply)(variables, images)
+  for part, logits in (
+    ('main_head', outputs.main),
+    ('second_head', outputs.second),
+  ):
+    variables['params'][part]['classifier']['dense']['bias'] -= logits.mean(0)
+  predicted = outputs.mean - outputs.mean.mean(axis=0, keepdims=True)
+  batch['labels'] = np.asarray(predicted.argmax(axis=1), np.int32)
+  assert len(np.unique(batch['labels'])) > 2
+  step = make_eval_step()
+
+  def counted(*args):
+    TRACES.append(1)
+    return step(*args)
+
+  return variables, batch, jax.jit(counted)
 
 
 def test_eval_step_counts_masked_images_out():
-  net, variables, step = eval_parts()
-  batch = make_batch()
-  batch['mask'][6:] = False
+  variables, batch, step = eval_parts()
+  batch = {name: array.copy() for name, array in batch.items()}
+  # Two are wrong; one of them and one that is right are masked.
+  batch['labels'][[1, 6]] = (batch['labels'][[1, 6]] + 1) % CLASSES
+  batch['mask'][5:7] = False
   clean = pgd.Settings(0.0, 0.0, 0, start_scale=0.0)
-  robust = jax.jit(step)(variables, batch, jax.random.key(0), 0, clean)
-  logits = net.apply(variables, batch['images'] / np.float32(255)).mean
-  expected = (logits.argmax(axis=1) == batch['labels']) & batch['mask']
-  np.testing.assert_array_equal(robust, expected)
+  robust, images = step(variables, batch, jax.random.key(0), 0, clean)
+  np.testing.assert_array_equal(np.flatnonzero(robust), [0, 2, 3, 4, 7])
+  np.testing.assert_allclose(images, batch['images'] / 255, atol=1e-6)
 
 
 def test_eval_step_does_not_depend_on_batches_or_devices():
-  net, variables, step = eval_parts()
-  batch, rng = make_batch(), jax.random.key(5)
-  settings = pgd.Settings(0.3, 0.1, 3)
-  traces = []
-
-  def counted(*args):
-    traces.append(1)
-    return step(*args)
-
-  jitted = jax.jit(counted)
-  whole = jitted(variables, batch, rng, 0, settings)
-  halves = [
-    jitted(
+  variables, batch, step = eval_parts()
+  rng = jax.random.key(5)
+  # Random starts alone: each image's fate depends on its own noise.
+  settings = pgd.Settings(0.6, 0.0, 0)
+  robust, images_adv = step(variables, batch, rng, 0, settings)
+  assert robust.any()
+  assert not robust.all()
+  # Not the same in both halves, or their order would not show.
+  assert (robust[:4] != robust[4:]).any()
+  for part in HALVES:
+    flags, images = step(
       variables,
-      {name: array[first : first + 4] for name, array in batch.items()},
+      {name: array[part] for name, array in batch.items()},
       rng,
-      first,
+      part.start,
       settings,
     )
-    for first in (0, 4)
-  ]
-  np.testing.assert_array_equal(whole, np.concatenate(halves))
-  # Other settings compile nothing.
-  before = len(traces)
-  jitted(variables, batch, rng, 0, pgd.Settings(0.1, 0.05, 1, restarts=2))
-  assert len(traces) == before
+    np.testing.assert_array_equal(flags, robust[part])
+    np.testing.assert_allclose(images, images_adv[part], atol=1e-6)
   mapped = parallel.pmap_eval_step(
-    steps.make_eval_step(
-      net=net,
-      output='mean',
-      attack=pgd.make_evaluation_attack(),
-      axis_name=parallel.AXIS,
-    ),
-    in_axes=(0, 0, None, None, None),
+    make_eval_step(axis_name=parallel.AXIS), in_axes=(0, 0, None, None, None)
   )
-  flags = mapped(
+  flags, images = mapped(
     parallel.replicate(variables), parallel.shard(batch), rng, 0, settings
   )
-  np.testing.assert_array_equal(parallel.first_copy(flags), whole)
+  for copy in np.asarray(flags):
+    np.testing.assert_array_equal(copy, robust)
+  np.testing.assert_allclose(
+    np.asarray(images).reshape(images_adv.shape), images_adv, atol=1e-6
+  )
+
+
+def test_other_evaluation_settings_compile_nothing():
+  variables, batch, step = eval_parts()
+  rng = jax.random.key(5)
+  step(variables, batch, rng, 0, pgd.Settings(0.6, 0.0, 0))
+  before = len(TRACES)
+  robust, _ = step(
+    variables, batch, rng, 0, pgd.Settings(0.9, 0.3, 4, restarts=2)
+  )
+  assert len(TRACES) == before
+  assert not robust.any()

@@ -123,6 +123,22 @@ def test_bfloat16_is_kept():
   assert 0.05 < np.abs(deltas).max() <= EPSILON + 1 / 256
 
 
+def test_float64_is_kept_with_its_digits():
+  with jax.enable_x64(True):
+    images = jnp.asarray(IMAGES, jnp.float64)
+    weights = jnp.asarray(WEIGHTS, jnp.float64)
+    attack = pgd.make_attack(epsilon=EPSILON, step_size=0.03, steps=4)
+    images_adv = jax.jit(
+      functools.partial(
+        attack, lambda inputs: jnp.tensordot(inputs, weights, 3)
+      )
+    )(KEY, images)
+    assert images_adv.dtype == jnp.float64
+    deltas = sizes(images_adv - images, 'linf')
+    assert (deltas <= EPSILON + 1e-15).all()
+    assert (deltas > 0.05).all()
+
+
 @pytest.mark.parametrize('norm', balls.NORMS)
 def test_no_steps_give_the_projected_start(norm):
   images = np.round(IMAGES)  # Corners of the box: the start has to be clipped.
@@ -389,12 +405,22 @@ def test_one_function_serves_both_objectives():
 
   images = jax.random.uniform(jax.random.key(2), (8, 2, 2, 1))
   labels = logits_fn(images).argmax(axis=1)
-  shared = pgd.make_evaluation_attack(objective=None)
+  shared = jax.jit(
+    functools.partial(
+      pgd.make_evaluation_attack(objective=None, norm='l2'), logits_fn
+    )
+  )
+  found = []
   for index, name in enumerate(pgd.OBJECTIVES):
     settings = pgd.Settings(0.2, 0.05, 5, objective=index)
-    expected = pgd.make_evaluation_attack(objective=name)(
-      logits_fn, images, labels, jax.random.key(3), settings
-    )
-    actual = shared(logits_fn, images, labels, jax.random.key(3), settings)
+    expected = jax.jit(
+      functools.partial(
+        pgd.make_evaluation_attack(objective=name, norm='l2'), logits_fn
+      )
+    )(images, labels, jax.random.key(3), settings)
+    actual = shared(images, labels, jax.random.key(3), settings)
     np.testing.assert_array_equal(actual[0], expected[0])
     np.testing.assert_allclose(actual[1], expected[1], atol=1e-6)
+    found.append(np.asarray(actual[1]))
+  # In L2 the two objectives part, or a mix-up would not show.
+  assert np.abs(found[0] - found[1]).max() > 1e-3
