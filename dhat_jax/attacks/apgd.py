@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dhat_jax import divergences
-from dhat_jax.attacks import per_example
+from dhat_jax.attacks import balls, per_example
 
 LOSSES = ('ce', 'dlr', 'targeted_dlr')
 
@@ -75,7 +75,7 @@ def project(
   deltas = points - images
   lengths = jnp.minimum(epsilon, per_example.norms(deltas, norm))
   deltas = per_example.normalise(deltas, norm)
-  lengths = per_example.spread(lengths, images)
+  lengths = balls.spread(lengths, images)
   return jnp.clip(images + deltas * lengths, 0.0, 1.0)
 
 
@@ -197,7 +197,7 @@ def _move(state, images, i, epsilon, norm):
     directions = jnp.sign(state.gradients)
   else:
     directions = per_example.normalise(state.gradients, norm)
-  steps = per_example.spread(state.step_sizes, images)
+  steps = balls.spread(state.step_sizes, images)
   ascended = project(state.points + steps * directions, images, epsilon, norm)
   share = jnp.where(i == 0, 1.0, 0.75).astype(images.dtype)
   moved = (
@@ -314,7 +314,7 @@ def apgd(
     images_adv [B, ...]: the latest misclassified iterate (not the one with
     the highest loss), or the image itself where robust.
   """
-  per_example.check_norm(norm)
+  balls.check_choice('norm', norm, balls.NORMS)
   if active is None:
     active = jnp.ones(images.shape[0], bool)
   if indices is None:

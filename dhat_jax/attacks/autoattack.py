@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from dhat_jax.attacks import autoattack_checks as checks
-from dhat_jax.attacks import per_example
+from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack_journal import Journal, digest
 from dhat_jax.attacks.autoattack_passes import (
   ATTACK_AXES,
@@ -289,7 +289,7 @@ def autoattack(
       too few for an attack (apgd-dlr needs 3 classes, apgd-t 4); a state_dir
       of another problem.
   """
-  per_example.check_norm(norm)
+  balls.check_choice('norm', norm, balls.NORMS)
   names = checks.choose_attacks(version, attacks, randomized)
   images, labels = _host_arrays(images, labels, epsilon, names, batch_size)
   rng = jax.random.key(0) if rng is None else rng

@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dhat_jax.attacks import fab_projections, per_example
+from dhat_jax.attacks import balls, fab_projections, per_example
 
 _PROJECT = {
   'linf': fab_projections.project_linf,
@@ -170,7 +170,7 @@ def random_start(
     return jax.random.normal(key, shape, images.dtype)
 
   noise = per_example.draw_each(sample, rng, indices, images.shape[1:])
-  noise = noise / per_example.spread(per_example.norms(noise, norm), noise)
+  noise = noise / balls.spread(per_example.norms(noise, norm), noise)
   return jnp.clip(images + epsilon * noise * 0.5, 0.0, 1.0)
 
 
@@ -218,7 +218,7 @@ def fab(
     without tolerance), or not active.
     images_adv [B, ...]: smallest perturbation, or the image where robust.
   """
-  per_example.check_norm(norm)
+  balls.check_choice('norm', norm, balls.NORMS)
   if active is None:
     active = jnp.ones(images.shape[0], bool)
   if indices is None:

@@ -1,23 +1,13 @@
 """Small pieces shared by the evaluation attacks: one value per example."""
 
+import math
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 
-NORMS = ('linf', 'l2')
-
-
-def check_norm(norm: str) -> None:
-  """Raises ValueError unless the norm is known."""
-  if norm not in NORMS:
-    raise ValueError(f'norm: got {norm!r}, choices {list(NORMS)}')
-
-
-def spread(values: chex.Array, images: chex.Array) -> chex.Array:
-  """Gives [B] the rank of images: [B] -> [B, 1, ...]."""
-  return values.reshape(-1, *[1] * (images.ndim - 1))
+from dhat_jax.attacks.balls import spread
 
 
 def select(
@@ -64,8 +54,10 @@ def draw_each(
       decide what is drawn, so that batches may be composed at will.
     shape: of one example's draw.
   """
+  # Flat, for XLA's CPU compiler; the numbers are the same. See balls._draw.
   keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, indices)
-  return jax.vmap(lambda key: sample(key, shape))(keys)
+  flat = jax.vmap(lambda key: sample(key, (math.prod(shape),)))(keys)
+  return flat.reshape(-1, *shape)
 
 
 def ranked_classes(logits: chex.Array, rank: chex.Array) -> chex.Array:

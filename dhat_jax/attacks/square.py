@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dhat_jax import divergences
-from dhat_jax.attacks import per_example
+from dhat_jax.attacks import balls, per_example
 
 # Windows shrink after these queries: the area halves each time.
 SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -252,7 +252,7 @@ def propose_l2(
 
   deltas = best - images
   spare = epsilon**2 - per_example.sum_features(deltas**2)
-  spare = per_example.spread(jnp.maximum(spare, 0.0), images)
+  spare = balls.spread(jnp.maximum(spare, 0.0), images)
   held = _channel_norms(jnp.where(window | second, deltas, 0.0))
   old = jnp.where(window, deltas, 0.0)
   new = stamp * _sign(draw.signs)[:, None, None, :]
@@ -265,7 +265,7 @@ def propose_l2(
 
 
 def _check(images, norm):
-  per_example.check_norm(norm)
+  balls.check_choice('norm', norm, balls.NORMS)
   if images.ndim != 4:
     raise ValueError(
       f'Square: got images of shape {images.shape}, expected [B, H, W, C]'
