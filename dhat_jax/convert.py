@@ -24,9 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
-from ml_collections import config_flags
 
-from dhat_jax import torch_bridge, torch_names
+from dhat_jax import cli, torch_bridge, torch_names
 from dhat_jax.models.dual_head import DualHeadNet
 
 
@@ -285,27 +284,14 @@ def _stored_state(config: Any, name: str, checkpoints: Any) -> Any:
 
 def _parse(argv: list[str]) -> flags.FlagValues:
   """Parses the flags, in a set of their own beside other commands'."""
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    'config',
-    help_string='Config file, FILE.py or FILE.py:variant.',
-    flag_values=values,
-    sys_argv=argv,
-  )
+  values = cli.new_flags(argv)
   for name, text in (
     ('workdir', 'Folder of the run.'),
     ('from_torch', 'State dict to make the workdir of.'),
     ('to_torch', 'File to write the state dict of the workdir to.'),
   ):
     flags.DEFINE_string(name, None, text, flag_values=values)
-  for argument in argv:
-    if argument.startswith('--config='):
-      # Configs import each other as `configs.<name>`.
-      path = os.path.abspath(argument.partition('=')[2].partition(':')[0])
-      sys.path.insert(0, os.path.dirname(os.path.dirname(path)))
-  rest = values(argv)[1:]
-  if rest:
-    raise ValueError(f'arguments: got {rest}, expected flags only')
+  cli.parse(values, argv)
   for name in ('config', 'workdir'):
     if values[name].value is None:
       raise ValueError(f'--{name}: got nothing, expected it to be given')
