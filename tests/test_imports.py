@@ -10,7 +10,8 @@ PACKAGE = pathlib.Path(dhat_jax.__file__).parent
 # its own row as well.
 ROWS = [
   ['main'],
-  ['convert', 'benchmark'],
+  ['benchmark'],
+  ['convert'],
   ['train'],
   ['build'],
   ['plan'],
@@ -23,7 +24,7 @@ ROWS = [
   ['input_pipeline'],
   ['torch_bridge', 'torch_names', 'torch_reference'],
   ['losses', 'attacks', 'models', 'datasets'],
-  ['divergences', 'outputs', 'options', 'parallel', 'train_state'],
+  ['divergences', 'outputs', 'options', 'cli', 'parallel', 'train_state'],
 ]
 
 

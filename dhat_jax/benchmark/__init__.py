@@ -1,0 +1,1 @@
+"""Speed, measured side by side: `python -m dhat_jax.benchmark --help`."""

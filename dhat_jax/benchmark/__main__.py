@@ -1,0 +1,222 @@
+r"""Measures speed on this machine.
+
+    python -m dhat_jax.benchmark --config=configs/cifar10.py:trades_wrn16_4
+
+--what=training     A training step of every stage (or --stage), for each batch
+                    size and dtype: time, images/s, compile time, arithmetic
+                    against the measured peak of matrix products, memory.
+--what=pipeline     What 300 steps wait for their batches.
+--what=scaling      How time and memory grow with batch, attack steps, network,
+                    classes, devices; and AutoAttack's time with images.
+--what=peer         A training step against PyTorch's: the published procedure
+                    and an optimised one, taking turns.
+--what=autoattack   AutoAttack's attacks against pyautoattack's, taking turns.
+                    With --workdir on a trained run and its test images;
+                    without it on random ones, on which nothing breaks.
+
+The last two need the PyTorch originals: pip install 'dhat_jax[oracle]'.
+
+--stage=NAME        One stage; default: all of the config.
+--batch_size=32     Comma-separated for several (training).
+--dtype=float32     Of the network, comma-separated for several (training).
+--images=128        Images that are attacked.
+--n_iter=100        Iterations of APGD and FAB.
+--n_queries=5000    Queries of Square.
+--steps=300         Steps of --what=pipeline.
+--repeats=5         Timed calls.
+--out=FILE.json     Keeps what was measured.
+--json              Prints one JSON line last: what was measured; of a single
+                    training step its row alone.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+from absl import flags
+
+from dhat_jax import cli
+
+WHAT = ('training', 'pipeline', 'scaling', 'peer', 'autoattack')
+DTYPES = ('float32', 'bfloat16')
+INTEGERS = {
+  'images': 128,
+  'n_iter': 100,
+  'n_queries': 5000,
+  'steps': 300,
+  'repeats': 5,
+}
+
+
+def _parse(argv: list[str]) -> flags.FlagValues:
+  values = cli.new_flags(argv)
+  define = {'flag_values': values}
+  flags.DEFINE_enum('what', 'training', WHAT, 'What is measured.', **define)
+  flags.DEFINE_string('stage', None, 'Stage.', **define)
+  flags.DEFINE_string('workdir', None, 'Trained run.', **define)
+  flags.DEFINE_string('out', None, 'JSON file to write.', **define)
+  flags.DEFINE_bool('json', False, 'JSON as the last line.', **define)
+  flags.DEFINE_list('batch_size', ['32'], 'Batch sizes.', **define)
+  flags.DEFINE_list('dtype', ['float32'], 'Precisions.', **define)
+  for name, default in INTEGERS.items():
+    flags.DEFINE_integer(name, default, '', lower_bound=1, **define)
+  cli.parse(values, argv)
+  if values.config is None:
+    raise ValueError('--config: got nothing, expected FILE.py')
+  stages = tuple(values.config.stages)
+  if values.stage is not None and values.stage not in stages:
+    raise ValueError(f'--stage: got {values.stage!r}, choices are {stages}')
+  for size in values.batch_size:
+    if not size.isdigit() or int(size) < 1:
+      raise ValueError(f'--batch_size: got {size!r}, expected integers >= 1')
+  for dtype in values.dtype:
+    if dtype not in DTYPES:
+      raise ValueError(f'--dtype: got {dtype!r}, choices are {DTYPES}')
+  if values.what != 'training' and len(values.batch_size) > 1:
+    raise ValueError(
+      f'--batch_size: got {values.batch_size}, expected one for '
+      f'--what={values.what}'
+    )
+  folder = os.path.dirname(values.out or '')
+  if folder and not os.path.isdir(folder):
+    raise ValueError(f'--out: got {values.out!r}, but {folder!r} is no folder')
+  return values
+
+
+def _say(line: str) -> None:
+  print(line, flush=True)
+
+
+def _training(values, stages) -> tuple[dict[str, Any], str]:
+  from dhat_jax import build
+  from dhat_jax.benchmark import timing, training
+
+  build.check(values.config)
+  rows, peaks = [], {}
+  for dtype in values.dtype:
+    config = values.config.copy_and_resolve_references()
+    config.model.dtype = dtype
+    peaks[dtype] = training.peak_flops(dtype)
+    for stage in stages:
+      for size in map(int, values.batch_size):
+        row = training.measure(
+          *(config, stage, size), repeats=values.repeats, peak=peaks[dtype]
+        )
+        rows.append(row)
+        _say(f'{stage}, {size} images, {dtype}: {row["step_seconds"]:.3f} s')
+  found = {
+    'what': 'training',
+    'config': values.config.name,
+    'repeats': values.repeats,
+    'peak_gflops': {dtype: peak / 1e9 for dtype, peak in peaks.items()},
+    'machine': timing.machine(),
+    'rows': rows,
+  }
+  return found, training.table(rows)
+
+
+def _pipeline(values, stages) -> tuple[dict[str, Any], str]:
+  from dhat_jax import build
+  from dhat_jax.benchmark import timing, training
+
+  build.check(values.config)
+  size = int(values.batch_size[0])
+  row = training.pipeline_share(
+    values.config, stages[0], size, num_steps=values.steps
+  )
+  found = {
+    'what': 'pipeline',
+    'config': values.config.name,
+    'machine': timing.machine(),
+    'rows': [row],
+  }
+  return found, (
+    f'{row["stage"]}, {size} images: {row["steps"]} steps took '
+    f'{row["seconds"]:.1f} s; they waited {row["waited_seconds"]:.2f} s for '
+    f'their batches: {100 * row["share"]:.2f} %'
+  )
+
+
+def _scaling(values, stages) -> tuple[dict[str, Any], str]:
+  from dhat_jax.benchmark import scaling
+
+  found = scaling.run(
+    *(values.config, stages[0], int(values.batch_size[0])),
+    repeats=values.repeats,
+    report=_say,
+  )
+  return found, scaling.table(found)
+
+
+def _peer(values, stages) -> tuple[dict[str, Any], str]:
+  from dhat_jax.benchmark import peer
+
+  found = peer.run(
+    *(values.config, stages, int(values.batch_size[0])),
+    repeats=values.repeats,
+    report=_say,
+  )
+  return found, peer.table(found['rows'])
+
+
+def _autoattack(values, stages) -> tuple[dict[str, Any], str]:
+  del stages
+  from dhat_jax.benchmark import autoattack
+
+  found = autoattack.run(
+    values.config,
+    directory=values.workdir,
+    count=values.images,
+    n_iter=values.n_iter,
+    n_queries=values.n_queries,
+    repeats=values.repeats,
+    report=_say,
+  )
+  return found, autoattack.table(found)
+
+
+def main(argv: list[str]) -> None:
+  """Measures what the flags name; argv[0] is the program."""
+  if '--help' in argv:
+    print(__doc__)
+    return
+  try:
+    values = _parse(argv)
+    # JAX reads its flags when it starts.
+    from dhat_jax import parallel
+
+    parallel.initialize()
+    measure = {
+      'training': _training,
+      'pipeline': _pipeline,
+      'scaling': _scaling,
+      'peer': _peer,
+      'autoattack': _autoattack,
+    }[values.what]
+    stages = (values.stage,) if values.stage else tuple(values.config.stages)
+    found, table = measure(values, stages)
+  except (
+    flags.Error,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+  ) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  print(f'\n{table}')
+  if values.out:
+    with open(values.out, 'w', encoding='utf-8') as file:
+      file.write(json.dumps(found, indent=1) + '\n')
+    print(f'\nwritten: {values.out}')
+  if values.json:
+    rows = found.get('rows', [])
+    alone = values.what == 'training' and len(rows) == 1
+    print(json.dumps(rows[0] if alone else found))
+
+
+if __name__ == '__main__':
+  main(sys.argv)

@@ -1,0 +1,202 @@
+"""A training step here and in PyTorch: same weights, images, noise, turns."""
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dhat_jax import build, convert, parallel, steps, torch_bridge
+from dhat_jax.attacks import balls
+from dhat_jax.benchmark import timing, training
+
+OURS = 'ours'
+# How far the losses of one step may be apart. Where a gradient is nearly 0 its
+# sign is a matter of rounding, and ten steps of the attack carry that on.
+TOLERANCE = 0.01
+
+
+def recipe(config: ml_collections.ConfigDict, stage: str) -> Any:
+  """Returns a stage's `torch_steps.Recipe`.
+
+  Raises:
+    ValueError: a stage that is not trained by TRADES in linf.
+  """
+  from dhat_jax.benchmark import torch_steps
+
+  spec = config[stage]
+  if spec.loss.name != 'trades' or spec.attack.norm != 'linf':
+    raise ValueError(
+      f'config.{stage}: got loss {spec.loss.name!r} in {spec.attack.norm!r}; '
+      'the comparison with PyTorch is of TRADES in linf'
+    )
+  return torch_steps.Recipe(
+    beta=spec.loss.beta,
+    epsilon=build.epsilon(spec.attack),
+    step_size=build.in_unit(spec.attack, 'step_size'),
+    steps=spec.attack.steps,
+    learning_rate=spec.schedule.learning_rate,
+    momentum=spec.optimizer.momentum,
+    weight_decay=spec.optimizer.weight_decay,
+  )
+
+
+def attack_start(
+  trainer: training.Trainer, spec: ml_collections.ConfigDict, images: np.ndarray
+) -> np.ndarray:
+  """Returns where the attack of our next step starts.
+
+  Args:
+    trainer: of the stage.
+    spec: `config.<stage>.attack`.
+    images: float32 [B, H, W, C], the batch.
+  """
+  state = parallel.to_host(trainer.state)
+  rng = jax.random.fold_in(state.rng, state.step)
+  rngs = steps.example_rngs(rng, len(images), None)
+  rngs = jax.vmap(lambda key: jax.random.fold_in(key, 1))(rngs)
+  return np.asarray(
+    balls.random_start(
+      *(rngs, jnp.asarray(images), build.epsilon(spec), spec.norm, spec.start)
+    )
+  )
+
+
+def compare(
+  config: ml_collections.ConfigDict,
+  name: str,
+  batch_size: int,
+  *,
+  repeats: int,
+  device: str = 'cpu',
+) -> dict[str, Any]:
+  """Times one stage's step here and twice in PyTorch, taking turns.
+
+  Augmentation is left out on all sides.
+
+  Args:
+    config: the run's config; TRADES in linf.
+    name: of the stage.
+    batch_size: global.
+    repeats: timed steps of each.
+    device: PyTorch's.
+
+  Returns:
+    One row, a JSON document.
+
+  Raises:
+    ValueError: a config of another loss; losses that differ.
+  """
+  from dhat_jax.benchmark import torch_steps
+
+  config = ml_collections.ConfigDict(config)
+  config.dataset.crop_padding, config.dataset.flip = 0, False
+  numbers = recipe(config, name)
+  trainer = training.make_trainer(config, name, batch_size)
+  variables = parallel.to_host(trainer.state).variables()
+  state_dict = convert.to_torch(
+    {k: jax.tree.map(np.asarray, v) for k, v in variables.items()}, trainer.net
+  )
+  images = parallel.unshard(trainer.batch['images']).astype(np.float32) / 255
+  labels = parallel.unshard(trainer.batch['labels'])
+  arguments = trainer.net, state_dict, numbers, name
+  peers = {
+    'published': torch_steps.Published(*arguments, device=device),
+    'optimised': torch_steps.Optimised(*arguments, device=device),
+    'optimised_channels_last': torch_steps.Optimised(
+      *arguments, device=device, channels_last=True
+    ),
+  }
+  start = attack_start(trainer, config[name].attack, images)
+  for peer in peers.values():
+    peer.load(images, labels, start)
+  total, count = parallel.to_host(trainer())['loss']
+  losses = {OURS: float(total / count)}
+  losses |= {key: peer() for key, peer in peers.items()}
+  gap = max(abs(loss / losses[OURS] - 1) for loss in losses.values())
+  if not gap < TOLERANCE:
+    raise ValueError(
+      f'{name}: the sides do not compute the same loss: got {losses}'
+    )
+  times = timing.alternate({OURS: trainer, **peers}, repeats=repeats)
+  found = {key: timing.summary(values) for key, values in times.items()}
+  return {
+    'stage': name,
+    'batch_size': batch_size,
+    'attack_steps': numbers.steps,
+    'losses': losses,
+    'compile_seconds': trainer.compile_seconds,
+    'times': found,
+    'images_per_second': {
+      key: batch_size / value['median'] for key, value in found.items()
+    },
+    'ratios': {
+      key: found[key]['median'] / found[OURS]['median'] for key in peers
+    },
+  }
+
+
+def prepare(threads: int) -> dict[str, Any]:
+  """Sets PyTorch's threads; returns the machine with PyTorch's version.
+
+  Args:
+    threads: 0 for all cores. XLA takes all cores.
+
+  Raises:
+    ImportError: PyTorch is not installed.
+  """
+  torch = torch_bridge.import_torch()
+  machine = timing.machine()
+  torch.set_num_threads(threads or machine['cores'])
+  machine['torch_threads'] = torch.get_num_threads()
+  machine['versions']['torch'] = importlib.metadata.version('torch')
+  return machine
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  stages: tuple[str, ...],
+  batch_size: int,
+  *,
+  repeats: int = 7,
+  threads: int = 0,
+  report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Compares stages with PyTorch; returns a JSON document."""
+  machine = prepare(threads)
+  build.check(config)
+  rows = []
+  for name in stages:
+    rows.append(compare(config, name, batch_size, repeats=repeats))
+    report(
+      f'{name}: '
+      + ', '.join(f'{k} {v:.2f} x' for k, v in rows[-1]['ratios'].items())
+    )
+  return {
+    'what': 'peer',
+    'config': config.name,
+    'repeats': repeats,
+    'machine': machine,
+    'rows': rows,
+  }
+
+
+def table(rows: list[Mapping[str, Any]]) -> str:
+  """Returns the rows of `run` as a Markdown table."""
+  lines = [
+    '| stage | here, images/s | PyTorch as published | optimised | optimised, '
+    'channels last | here / published | here / best optimised |',
+    '|---|' + '---:|' * 6,
+  ]
+  for row in rows:
+    speed, ratios = row['images_per_second'], row['ratios']
+    best = min(v for k, v in ratios.items() if k.startswith('optimised'))
+    lines.append(
+      f'| {row["stage"]} | {speed[OURS]:.2f} | {speed["published"]:.2f} '
+      f'| {speed["optimised"]:.2f} | {speed["optimised_channels_last"]:.2f} '
+      f'| {ratios["published"]:.2f} | {best:.2f} |'
+    )
+  return '\n'.join(lines)

@@ -1,0 +1,168 @@
+"""How the cost of a training step, and of AutoAttack, grows."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+
+from dhat_jax import build
+from dhat_jax.attacks import autoattack_passes
+from dhat_jax.benchmark import autoattack, timing, training
+
+BATCH_SIZES = (8, 16, 32, 64, 128, 256)
+ATTACK_STEPS = (1, 2, 5, 10, 20)
+BACKBONES = ('wrn10_1', 'wrn10_2', 'wrn10_4', 'wrn16_2', 'wrn28_2')
+CLASSES = (10, 100)
+AGGREGATORS = ('pairwise', 'classwise')
+DEVICES = (1, 2)
+IMAGES = (32, 64, 128, 256)
+
+
+def _changed(
+  config: ml_collections.ConfigDict, **values: Any
+) -> ml_collections.ConfigDict:
+  """Returns a copy with other values; keys are written group__name."""
+  config = ml_collections.ConfigDict(config)
+  with config.unlocked():
+    for key, value in values.items():
+      group, _, name = key.partition('__')
+      config[group][name] = value
+  return config
+
+
+def _variants(config, stage, batch_size):
+  """Yields (axis, value, config, stage, batch size) of all measurements."""
+  for size in BATCH_SIZES:
+    yield 'batch_size', size, config, stage, size
+  for steps in ATTACK_STEPS:
+    spec = ml_collections.ConfigDict(config[stage].attack)
+    spec.steps = steps
+    changed = _changed(config, **{f'{stage}__attack': spec})
+    yield 'attack_steps', steps, changed, stage, batch_size
+  for name in BACKBONES:
+    changed = _changed(config, model__backbone=name)
+    yield 'backbone', name, changed, stage, batch_size
+  for classes in CLASSES:
+    for name in AGGREGATORS:
+      changed = _changed(
+        config, dataset__num_classes=classes, model__aggregator=name
+      )
+      label = f'{classes} {name}'
+      yield 'classes', label, changed, 'aggregator', batch_size
+
+
+def _on_devices(config, stage, batch_size, devices, repeats):
+  """Measures in a process of its own, which has that many CPU devices."""
+  flags = os.environ.get('XLA_FLAGS', '')
+  flags += f' --xla_force_host_platform_device_count={devices}'
+  code = (
+    'import json, sys\n'
+    'from dhat_jax import parallel\n'
+    'parallel.initialize()\n'
+    'import ml_collections\n'
+    'from dhat_jax.benchmark import training\n'
+    'config, stage, size, repeats, peak = json.load(sys.stdin)\n'
+    'config = ml_collections.ConfigDict(config)\n'
+    'print(json.dumps(training.measure('
+    'config, stage, size, repeats=repeats, peak=peak)))\n'
+  )
+  document = [json.loads(config.to_json()), stage, batch_size, repeats, 1.0]
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    input=json.dumps(document),
+    env={**os.environ, 'XLA_FLAGS': flags.strip(), 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  )
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def _autoattack(config, count, repeats):
+  """Times AutoAttack on so many images, of which none breaks."""
+  problem = autoattack.make_problem(config, None, count)
+  budget = autoattack_passes.Budget(n_iter=10, n_queries=100, n_targets=3)
+  attack = autoattack.Ours(problem, autoattack.STANDARD, budget, 64)
+  times = timing.alternate({'': attack}, repeats=repeats)['']
+  return {'step_seconds': timing.summary(times)['median']}
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  stage: str,
+  batch_size: int,
+  *,
+  repeats: int = 3,
+  report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Measures along every axis, the others held fixed.
+
+  Args:
+    config: what is held fixed.
+    stage: which is trained.
+    batch_size: what is held fixed.
+    repeats: timed steps.
+    report: called with a line after each measurement.
+
+  Returns:
+    A JSON document: {'rows': [{'axis', 'value', 'step_seconds', ...}]}.
+  """
+  build.check(config)
+  machine = timing.machine()
+  peak = training.peak_flops('float32')
+  rows = []
+
+  def keep(axis, value, row):
+    rows.append({'axis': axis, 'value': value, **row})
+    report(f'{axis} {value}: {row["step_seconds"]:.3f} s')
+
+  for axis, value, changed, name, size in _variants(config, stage, batch_size):
+    row = training.measure(changed, name, size, repeats=repeats, peak=peak)
+    keep(axis, value, row)
+    jax.clear_caches()
+  if jax.default_backend() == 'cpu':
+    for devices in DEVICES:
+      row = _on_devices(config, stage, batch_size, devices, repeats)
+      keep('devices', devices, row)
+  for count in IMAGES:
+    keep('autoattack_images', count, _autoattack(config, count, repeats))
+  return {
+    'what': 'scaling',
+    'config': config.name,
+    'stage': stage,
+    'batch_size': batch_size,
+    'repeats': repeats,
+    'peak_gflops': peak / 1e9,
+    'machine': machine,
+    'rows': rows,
+  }
+
+
+def table(found: dict[str, Any]) -> str:
+  """Returns what `run` found as a Markdown table.
+
+  The ratio is to the row before on the same axis.
+  """
+  lines = [
+    '| varied | value | step, s | to the row before | temporaries, MiB '
+    '| compiling, s |',
+    '|---|---|' + '---:|' * 4,
+  ]
+  before = {}
+  for row in found['rows']:
+    axis, seconds = row['axis'], row['step_seconds']
+    ratio = f'{seconds / before[axis]:.2f}' if axis in before else ''
+    before[axis] = seconds
+    held = row.get('memory', {}).get('temporaries')
+    compiling = row.get('compile_seconds')
+    lines.append(
+      f'| {axis} | {row["value"]} | {seconds:.3f} | {ratio} '
+      f'| {"" if held is None else f"{held / 2**20:.0f}"} '
+      f'| {"" if compiling is None else f"{compiling:.1f}"} |'
+    )
+  return '\n'.join(lines)

@@ -1,0 +1,78 @@
+"""Wall times of functions that take turns, and the machine they ran on."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from dhat_jax import workdir
+
+
+def seconds(function: Callable[[], Any]) -> float:
+  """Returns the wall time of one call; JAX's results are waited for."""
+  started = time.perf_counter()
+  jax.block_until_ready(function())
+  return time.perf_counter() - started
+
+
+def alternate(
+  functions: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1
+) -> dict[str, list[float]]:
+  """Times functions in turn, so that a slow minute of the machine hits all.
+
+  Args:
+    functions: {name: function without arguments}.
+    repeats: timed calls of each.
+    warmup: calls of each before, not timed.
+
+  Returns:
+    {name: seconds of each call}.
+  """
+  for _ in range(warmup):
+    for function in functions.values():
+      jax.block_until_ready(function())
+  found = {name: [] for name in functions}
+  for _ in range(repeats):
+    for name, function in functions.items():
+      found[name].append(seconds(function))
+  return found
+
+
+def summary(times: list[float]) -> dict[str, Any]:
+  """Returns the median, the extremes and all times, in seconds."""
+  return {
+    'median': statistics.median(times),
+    'min': min(times),
+    'max': max(times),
+    'all': times,
+  }
+
+
+def processor() -> str:
+  """Returns the CPU's name where the system tells it."""
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+      for line in file:
+        if line.startswith('model name'):
+          return line.partition(':')[2].strip()
+  except OSError:
+    pass
+  return platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, Any]:
+  """Returns what a time depends on: devices, cores, versions, XLA's flags."""
+  return {
+    'device': jax.devices()[0].device_kind,
+    'devices': jax.device_count(),
+    'processor': processor(),
+    'cores': len(os.sched_getaffinity(0))
+    if hasattr(os, 'sched_getaffinity')
+    else os.cpu_count(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'versions': workdir.versions(),
+  }

@@ -1,0 +1,86 @@
+"""The command, on a tiny network."""
+
+import json
+import re
+
+import pytest
+
+from dhat_jax.benchmark import __main__ as command
+from tests import tiny_run
+
+CONFIG = '--config=configs/digits.py'
+SMALL = ('--config.main_head.attack.steps=1', '--repeats=2')
+
+
+def run(capsys, *arguments):
+  command.main(['benchmark', CONFIG, *arguments])
+  return capsys.readouterr().out
+
+
+def test_one_step_as_json(capsys, monkeypatch, tmp_path):
+  tiny_run.use_tiny_backbone(monkeypatch)
+  path = tmp_path / 'out.json'
+  out = run(
+    *(capsys, '--stage=main_head', '--batch_size=4', '--json'),
+    *(f'--out={path}', *SMALL),
+  )
+  row = json.loads(out.splitlines()[-1])
+  assert row['stage'] == 'main_head'
+  assert row['batch_size'] == 4
+  assert row['step_seconds'] > 0
+  assert row['images_per_second'] == pytest.approx(4 / row['step_seconds'])
+  assert row['compile_seconds'] > 0
+  assert 0 < row['utilisation'] < 1
+  assert row['memory']['donated'] > 0
+  document = json.loads(path.read_text())
+  assert document['rows'] == [row]
+  assert document['machine']['versions']['jax']
+  assert '| main_head | 4 | float32 |' in out
+
+
+def test_pipeline(capsys, monkeypatch):
+  tiny_run.use_tiny_backbone(monkeypatch)
+  out = run(
+    *(capsys, '--what=pipeline', '--batch_size=4', '--steps=3', '--json'),
+    *SMALL,
+  )
+  (row,) = json.loads(out.splitlines()[-1])['rows']
+  assert row['steps'] == 3
+  assert 0 <= row['waited_seconds'] < row['seconds']
+  assert row['share'] == row['waited_seconds'] / row['seconds']
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--what=nothing'], 'should be one of'),
+    (['--stage=third'], r"--stage: got 'third', choices are \('main_head',"),
+    (['--batch_size=0'], "--batch_size: got '0', expected integers"),
+    (['--batch_size=3'], '--batch_size: got 3, expected a multiple of the 2'),
+    (['--batch_size=8,16', '--what=peer'], 'expected one for --what=peer'),
+    (['--dtype=int8'], "--dtype: got 'int8', choices are"),
+    (['--repeats=0'], 'repeats'),
+    (['--out=nowhere/x.json'], "'nowhere' is no folder"),
+    (['surplus'], r"arguments: got \['surplus'\]"),
+    (['--config.main_head.loss.name=mine'], "got 'mine', choices are"),
+  ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+  with pytest.raises(SystemExit) as stopped:
+    command.main(['benchmark', CONFIG, *arguments])
+  assert stopped.value.code == 2
+  error = capsys.readouterr().err
+  assert error.startswith('error: ')
+  assert error.count('\n') == 1
+  assert re.search(message, error), error
+
+
+def test_config_is_asked_for(capsys):
+  with pytest.raises(SystemExit):
+    command.main(['benchmark'])
+  assert '--config: got nothing' in capsys.readouterr().err
+
+
+def test_help(capsys):
+  command.main(['benchmark', '--help'])
+  assert '--what=autoattack' in capsys.readouterr().out
