@@ -41,7 +41,7 @@ def initialize() -> None:
   if not jax.config.jax_compilation_cache_dir:
     cache = os.path.join(os.path.expanduser('~'), '.cache', 'dhat_jax', 'xla')
     jax.config.update('jax_compilation_cache_dir', cache)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def check_batch_size(name: str, batch_size: int) -> None:

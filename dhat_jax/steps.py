@@ -134,9 +134,12 @@ def make_train_step(
     (_, (sums, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       trained
     )
-    grads, sums = parallel.psum((grads, sums), axis_name)
-    if axis_name is not None and net.axis_name is None:
-      stats = jax.lax.pmean(stats, axis_name)
+    if axis_name is None or net.axis_name is not None:
+      grads, sums = parallel.psum((grads, sums), axis_name)
+    else:  # each replica has its own statistics
+      replicas = jax.lax.axis_size(axis_name)
+      stats = jax.tree.map(lambda leaf: leaf / replicas, stats)
+      grads, sums, stats = parallel.psum((grads, sums, stats), axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     trained = optax.apply_updates(trained, updates)
     metrics = {name: (total, count) for name, total in sums.items()}

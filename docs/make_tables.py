@@ -1,26 +1,30 @@
-"""Writes the tables of README.md from docs/results/*.json.
+"""Writes the tables of README.md and docs/*.md from docs/results/*.json.
 
     python docs/make_tables.py            write them
     python docs/make_tables.py --check    exit with 1 if they are out of date
 
-Each JSON file holds `results` (a run's results.json) and what a reader needs
-to get the same: `command` and `machine`.
+A JSON file is what `dhat_jax.benchmark --out` writes, or holds `results` (a
+run's results.json) and what a reader needs to get the same: `command` and
+`machine`.
 """
 
+import importlib
 import json
 import pathlib
 import re
 import sys
 
 DOCS = pathlib.Path(__file__).parent
-README = DOCS.parent / 'README.md'
+PAGES = [DOCS.parent / 'README.md', *sorted(DOCS.glob('*.md'))]
 PATTERN = re.compile(r'<!-- table: (\w+) -->\n.*?<!-- end -->', re.DOTALL)
 
 
-def rows(accuracy, label):
-  """The rows of one network: accuracies in percent."""
+def rows(accuracy, label, attacks):
+  """The rows of one network: accuracies in percent, empty if not measured."""
   for output, row in accuracy.items():
-    cells = ' | '.join(f'{100 * value:.1f}' for value in row.values())
+    cells = ' | '.join(
+      f'{100 * row[attack]:.1f}' if attack in row else '' for attack in attacks
+    )
     yield f'| {label} | {output} | {cells} |'
 
 
@@ -30,35 +34,58 @@ def table(name):
   if not path.exists():
     return ''
   record = json.loads(path.read_text())
+  lines = benchmark_table(record) if 'what' in record else run_table(record)
+  return '\n'.join([*lines, '', '```sh', record['command'], '```']) + '\n'
+
+
+def benchmark_table(record):
+  """The table and caption of what `dhat_jax.benchmark` measured."""
+  module = importlib.import_module(f'dhat_jax.benchmark.{record["what"]}')
+  machine = record['machine']
+  versions = ', '.join(
+    f'{package} {machine["versions"][package]}'
+    for package in ('jax', 'torch', 'pyautoattack')
+    if package in machine['versions']
+  )
+  device = machine['device']
+  if device == 'cpu':
+    device = f'{machine["cores"]} cores of {machine["processor"]}'
+  caption = f'Measured on {device}; {versions}'
+  if 'repeats' in record:
+    caption += f'; medians of {record["repeats"]}'
+  return [module.table(record), '', f'{caption}.']
+
+
+def run_table(record):
+  """The table and caption of a run's results."""
   results = record['results']
-  attacks = list(next(iter(results['accuracy'].values())))
+  accuracy = results['accuracy']
+  attacks = list(dict.fromkeys(a for row in accuracy.values() for a in row))
   lines = [
     f'| trained | output | {" | ".join(attacks)} |',
     '|---|---|' + '---:|' * len(attacks),
-    *rows(results['accuracy'], 'adversarially'),
+    *rows(accuracy, 'adversarially', attacks),
   ]
   if 'natural' in results:
-    lines += rows(results['natural']['accuracy'], 'on clean images only')
+    lines += rows(
+      results['natural']['accuracy'], 'on clean images only', attacks
+    )
   seconds = sum(results['seconds'].values())
   seconds += sum(results.get('natural', {}).get('seconds', {}).values())
   versions = results['versions']
-  lines += [
+  return [
+    *lines,
     '',
     f'Accuracy in % on the {results["n_test"]:,} test images of '
     f'{record.get("data_name", results["dataset"])}; epsilon '
     f'{results["epsilon"]:.4g} ({255 * results["epsilon"]:.3g}/255); seed '
     f'{results["seed"]}; {seconds:.0f} s on {record["machine"]}, jax '
     f'{versions["jax"]}. {record["note"]}'.rstrip(),
-    '',
-    '```sh',
-    record['command'],
-    '```',
   ]
-  return '\n'.join(lines) + '\n'
 
 
 def generate(text):
-  """Returns README's text with every table made anew."""
+  """Returns a page's text with every table made anew."""
   return PATTERN.sub(
     lambda match: f'<!-- table: {match[1]} -->\n{table(match[1])}<!-- end -->',
     text,
@@ -67,10 +94,14 @@ def generate(text):
 
 def main():
   """Writes or checks the tables."""
-  text = README.read_text()
+  old = {page: page.read_text() for page in PAGES}
+  new = {page: generate(text) for page, text in old.items()}
+  changed = [page for page in PAGES if new[page] != old[page]]
   if '--check' in sys.argv:
-    sys.exit(0 if generate(text) == text else 'README.md: tables out of date')
-  README.write_text(generate(text))
+    names = [page.name for page in changed]
+    sys.exit(f'{names}: tables out of date' if names else 0)
+  for page in changed:
+    page.write_text(new[page])
 
 
 if __name__ == '__main__':

@@ -58,3 +58,39 @@ def test_runs_from_another_folder(tmp_path):
   assert done.returncode == 2
   assert 'train/<class>' in done.stderr
   assert 'Traceback' not in done.stderr
+
+
+COUNTING = """
+import collections, jax
+from tests import tiny_run
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: counts.update([name]))
+tiny_run.main()
+prefix = '/jax/compilation_cache/'
+print(counts[prefix + 'compile_requests_use_cache'])
+print(counts[prefix + 'cache_hits'])
+"""
+
+
+@pytest.mark.slow
+def test_second_start_compiles_nothing(tmp_path):
+  """By default: the cache is in the user's home."""
+  environment = {**os.environ, 'HOME': str(tmp_path)}
+  del environment['JAX_COMPILATION_CACHE_DIR']
+  del environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS']
+  compiled = []
+  for name in ('first', 'second'):
+    done = subprocess.run(
+      [sys.executable, '-c', COUNTING, str(tmp_path / name)],
+      capture_output=True,
+      text=True,
+      check=True,
+      env=environment,
+      cwd=ROOT,
+    )
+    requests, hits = map(int, done.stdout.splitlines()[-2:])
+    assert requests > 50
+    compiled.append(requests - hits)
+  assert compiled[0] > 20
+  assert compiled[1] == 0
+  assert (tmp_path / '.cache' / 'dhat_jax' / 'xla').is_dir()

@@ -1,6 +1,7 @@
 """The attacks of AutoAttack as compiled passes over batches of one shape."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 
 from dhat_jax.attacks.apgd import apgd, apgd_targeted
 from dhat_jax.attacks.fab import fab, fab_targeted
-from dhat_jax.attacks.square import SCHEDULE, square_points
+from dhat_jax.attacks.square import square_points
 
 # Of the functions that are given to `map_fn`: what is per example, what not.
 ATTACK_AXES = (0, 0, 0, 0, 0, None, None, None)
@@ -36,8 +37,7 @@ class Budget:
   def passes(self, name: str) -> list[int]:
     """Restarts, target ranks or pieces of Square, in order.
 
-    After each of them broken images drop out. Square is cut where its windows
-    shrink.
+    After each of them broken images drop out.
     """
     if name.endswith('-t'):
       return list(range(2, self.n_targets + 2))
@@ -47,8 +47,10 @@ class Budget:
 
   def square_pieces(self) -> list[int]:
     """First query of each piece, and the end of the last one."""
-    starts = [0] + [end + 1 for end in SCHEDULE]
-    return [q for q in starts if q < self.n_queries] + [self.n_queries]
+    ends = [0, 10]  # most images that break do so early
+    while ends[-1] < self.n_queries:
+      ends.append(math.ceil(1.3 * ends[-1]))
+    return [end for end in ends if end < self.n_queries] + [self.n_queries]
 
   def cost(self, name: str, index: int, classes: int) -> int:
     """Evaluations per image of one pass, a gradient counted as two."""

@@ -17,9 +17,9 @@ r"""Measures speed on this machine.
 The last two need the PyTorch originals: pip install 'dhat_jax[oracle]'.
 
 --stage=NAME        One stage; default: all of the config.
---batch_size=32     Comma-separated for several (training).
+--batch_size=64     Comma-separated for several (training).
 --dtype=float32     Of the network, comma-separated for several (training).
---images=128        Images that are attacked.
+--images=256        Images that are attacked.
 --n_iter=100        Iterations of APGD and FAB.
 --n_queries=5000    Queries of Square.
 --steps=300         Steps of --what=pipeline.
@@ -29,8 +29,10 @@ The last two need the PyTorch originals: pip install 'dhat_jax[oracle]'.
                     training step its row alone.
 """
 
+import importlib
 import json
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -41,7 +43,7 @@ from dhat_jax import cli
 WHAT = ('training', 'pipeline', 'scaling', 'peer', 'autoattack')
 DTYPES = ('float32', 'bfloat16')
 INTEGERS = {
-  'images': 128,
+  'images': 256,
   'n_iter': 100,
   'n_queries': 5000,
   'steps': 300,
@@ -57,7 +59,7 @@ def _parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_string('workdir', None, 'Trained run.', **define)
   flags.DEFINE_string('out', None, 'JSON file to write.', **define)
   flags.DEFINE_bool('json', False, 'JSON as the last line.', **define)
-  flags.DEFINE_list('batch_size', ['32'], 'Batch sizes.', **define)
+  flags.DEFINE_list('batch_size', ['64'], 'Batch sizes.', **define)
   flags.DEFINE_list('dtype', ['float32'], 'Precisions.', **define)
   for name, default in INTEGERS.items():
     flags.DEFINE_integer(name, default, '', lower_bound=1, **define)
@@ -88,92 +90,42 @@ def _say(line: str) -> None:
   print(line, flush=True)
 
 
-def _training(values, stages) -> tuple[dict[str, Any], str]:
-  from dhat_jax import build
-  from dhat_jax.benchmark import timing, training
+def _measure(values: flags.FlagValues) -> tuple[dict[str, Any], str]:
+  """Returns (what was measured, its table)."""
+  # JAX reads its flags when it starts.
+  from dhat_jax import parallel
 
-  build.check(values.config)
-  rows, peaks = [], {}
-  for dtype in values.dtype:
-    config = values.config.copy_and_resolve_references()
-    config.model.dtype = dtype
-    peaks[dtype] = training.peak_flops(dtype)
-    for stage in stages:
-      for size in map(int, values.batch_size):
-        row = training.measure(
-          *(config, stage, size), repeats=values.repeats, peak=peaks[dtype]
-        )
-        rows.append(row)
-        _say(f'{stage}, {size} images, {dtype}: {row["step_seconds"]:.3f} s')
-  found = {
-    'what': 'training',
-    'config': values.config.name,
-    'repeats': values.repeats,
-    'peak_gflops': {dtype: peak / 1e9 for dtype, peak in peaks.items()},
-    'machine': timing.machine(),
-    'rows': rows,
-  }
-  return found, training.table(rows)
+  parallel.initialize()
+  from dhat_jax.benchmark import timing
 
-
-def _pipeline(values, stages) -> tuple[dict[str, Any], str]:
-  from dhat_jax import build
-  from dhat_jax.benchmark import timing, training
-
-  build.check(values.config)
-  size = int(values.batch_size[0])
-  row = training.pipeline_share(
-    values.config, stages[0], size, num_steps=values.steps
-  )
-  found = {
-    'what': 'pipeline',
-    'config': values.config.name,
-    'machine': timing.machine(),
-    'rows': [row],
-  }
-  return found, (
-    f'{row["stage"]}, {size} images: {row["steps"]} steps took '
-    f'{row["seconds"]:.1f} s; they waited {row["waited_seconds"]:.2f} s for '
-    f'their batches: {100 * row["share"]:.2f} %'
-  )
-
-
-def _scaling(values, stages) -> tuple[dict[str, Any], str]:
-  from dhat_jax.benchmark import scaling
-
-  found = scaling.run(
-    *(values.config, stages[0], int(values.batch_size[0])),
-    repeats=values.repeats,
-    report=_say,
-  )
-  return found, scaling.table(found)
-
-
-def _peer(values, stages) -> tuple[dict[str, Any], str]:
-  from dhat_jax.benchmark import peer
-
-  found = peer.run(
-    *(values.config, stages, int(values.batch_size[0])),
-    repeats=values.repeats,
-    report=_say,
-  )
-  return found, peer.table(found['rows'])
-
-
-def _autoattack(values, stages) -> tuple[dict[str, Any], str]:
-  del stages
-  from dhat_jax.benchmark import autoattack
-
-  found = autoattack.run(
-    values.config,
-    directory=values.workdir,
-    count=values.images,
-    n_iter=values.n_iter,
-    n_queries=values.n_queries,
-    repeats=values.repeats,
-    report=_say,
-  )
-  return found, autoattack.table(found)
+  config, repeats = values.config, values.repeats
+  stages = (values.stage,) if values.stage else tuple(config.stages)
+  sizes = tuple(int(size) for size in values.batch_size)
+  module = importlib.import_module(f'dhat_jax.benchmark.{values.what}')
+  with timing.no_compilation_cache():
+    if values.what == 'training':
+      arguments = config, stages, sizes, tuple(values.dtype)
+      found = module.run(*arguments, repeats=repeats, report=_say)
+    elif values.what == 'pipeline':
+      found = module.run(config, stages, sizes[0], num_steps=values.steps)
+    elif values.what == 'scaling':
+      found = module.run(
+        config, stages[0], sizes[0], repeats=repeats, report=_say
+      )
+    elif values.what == 'peer':
+      found = module.run(config, stages, sizes[0], repeats=repeats, report=_say)
+    else:
+      found = module.run(
+        config,
+        directory=values.workdir,
+        count=values.images,
+        batch_size=sizes[0],
+        n_iter=values.n_iter,
+        n_queries=values.n_queries,
+        repeats=repeats,
+        report=_say,
+      )
+  return found, module.table(found)
 
 
 def main(argv: list[str]) -> None:
@@ -183,19 +135,7 @@ def main(argv: list[str]) -> None:
     return
   try:
     values = _parse(argv)
-    # JAX reads its flags when it starts.
-    from dhat_jax import parallel
-
-    parallel.initialize()
-    measure = {
-      'training': _training,
-      'pipeline': _pipeline,
-      'scaling': _scaling,
-      'peer': _peer,
-      'autoattack': _autoattack,
-    }[values.what]
-    stages = (values.stage,) if values.stage else tuple(values.config.stages)
-    found, table = measure(values, stages)
+    found, table = _measure(values)
   except (
     flags.Error,
     AttributeError,
@@ -207,6 +147,9 @@ def main(argv: list[str]) -> None:
   ) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  found['command'] = shlex.join(
+    ['python', '-m', 'dhat_jax.benchmark', *argv[1:]]
+  )
   print(f'\n{table}')
   if values.out:
     with open(values.out, 'w', encoding='utf-8') as file:

@@ -161,12 +161,11 @@ class Ours:
 class _Theirs:
   """pyautoattack on the same network in PyTorch."""
 
-  def __init__(self, problem, torch_net, attacks, budget, batch_size):
+  def __init__(self, problem, torch_net, attacks, budget):
     torch = torch_bridge.import_torch()
     self._images = _to_torch(problem.images)
     self._labels = torch.tensor(problem.labels).long()
     self._net = torch_net
-    self._batch_size = batch_size
     original = import_original().AutoAttack(
       torch_net,
       norm={'linf': 'Linf', 'l2': 'L2'}[problem.norm],
@@ -186,7 +185,7 @@ class _Theirs:
   def __call__(self) -> np.ndarray:
     """Attacks: robust bool [N]."""
     points, _ = self._original.run_standard_evaluation(
-      self._images, self._labels, batch_size=self._batch_size
+      self._images, self._labels
     )
     predicted = torch_logits(self._net, points).argmax(axis=1)
     return predicted == self._labels.numpy()
@@ -267,7 +266,7 @@ def _time_network(problem, torch_net, size, repeats) -> dict[str, Any]:
       'gradient/theirs': torch_gradient,
     },
     repeats=repeats,
-    warmup=2,
+    calls=20,
   )
   found = {'forward': {}, 'gradient': {}}
   for name, values in times.items():
@@ -290,7 +289,7 @@ def _network_seconds(name, budget, batches, network) -> float:
 def _compare(name, attacks, problem, torch_net, budget, size, repeats):
   """Times one attack, or all in sequence, on both sides."""
   ours = Ours(problem, attacks, budget, size)
-  theirs = _Theirs(problem, torch_net, attacks, budget, size)
+  theirs = _Theirs(problem, torch_net, attacks, budget)
   robust = {}
 
   def keep(side, attack):
@@ -324,7 +323,7 @@ def run(
   *,
   directory: str | None = None,
   count: int = 128,
-  batch_size: int = 250,
+  batch_size: int = 64,
   n_iter: int = 100,
   n_queries: int = 5000,
   repeats: int = 3,
@@ -337,7 +336,9 @@ def run(
     config: of the network; its evaluation gives norm and epsilon.
     directory: a trained workdir of it, or None: see `make_problem`.
     count: images.
-    batch_size: of both sides.
+    batch_size: on our side, where it is fixed: images that are left after an
+      attack are packed anew, but a last batch is filled up. The original's
+      batches are of its default size or of all images, and shrink.
     n_iter: iterations of APGD and FAB.
     n_queries: of Square.
     repeats: timed runs of each side.
@@ -363,7 +364,7 @@ def run(
     n_iter=n_iter, n_queries=n_queries, n_targets=min(9, classes - 1)
   )
   size = min(batch_size, len(problem.images))
-  network = _time_network(problem, torch_net, size, repeats=10)
+  network = _time_network(problem, torch_net, size, repeats=3)
   rows = []
   for name in (*STANDARD, 'standard'):
     attacks = STANDARD if name == 'standard' else (name,)

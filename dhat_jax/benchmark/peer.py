@@ -184,14 +184,14 @@ def run(
   }
 
 
-def table(rows: list[Mapping[str, Any]]) -> str:
-  """Returns the rows of `run` as a Markdown table."""
+def table(found: Mapping[str, Any]) -> str:
+  """Returns what `run` found as a Markdown table."""
   lines = [
     '| stage | here, images/s | PyTorch as published | optimised | optimised, '
     'channels last | here / published | here / best optimised |',
     '|---|' + '---:|' * 6,
   ]
-  for row in rows:
+  for row in found['rows']:
     speed, ratios = row['images_per_second'], row['ratios']
     best = min(v for k, v in ratios.items() if k.startswith('optimised'))
     lines.append(

@@ -1,13 +1,15 @@
 """Wall times of functions that take turns, and the machine they ran on."""
 
+import contextlib
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from dhat_jax import workdir
 
@@ -20,17 +22,23 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def alternate(
-  functions: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1
+  functions: Mapping[str, Callable[[], Any]],
+  *,
+  repeats: int,
+  warmup: int = 1,
+  calls: int = 1,
 ) -> dict[str, list[float]]:
   """Times functions in turn, so that a slow minute of the machine hits all.
 
   Args:
     functions: {name: function without arguments}.
-    repeats: timed calls of each.
+    repeats: turns of each.
     warmup: calls of each before, not timed.
+    calls: in one turn. Several of short functions: PyTorch's threads go on
+      spinning for some milliseconds after a call, at the next one's cost.
 
   Returns:
-    {name: seconds of each call}.
+    {name: seconds of a call, the mean over each turn}.
   """
   for _ in range(warmup):
     for function in functions.values():
@@ -38,7 +46,8 @@ def alternate(
   found = {name: [] for name in functions}
   for _ in range(repeats):
     for name, function in functions.items():
-      found[name].append(seconds(function))
+      total = seconds(lambda f=function: [f() for _ in range(calls)])
+      found[name].append(total / calls)
   return found
 
 
@@ -50,6 +59,19 @@ def summary(times: list[float]) -> dict[str, Any]:
     'max': max(times),
     'all': times,
   }
+
+
+@contextlib.contextmanager
+def no_compilation_cache() -> Iterator[None]:
+  """Compiles everything anew inside, so that compiling can be timed."""
+  before = jax.config.jax_enable_compilation_cache
+  try:
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # whether it is used is asked only once
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
 
 
 def processor() -> str:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, input_pipeline, parallel, steps
+from dhat_jax import build, parallel, steps
 from dhat_jax.benchmark import flops, timing
 from dhat_jax.datasets.base import Split
 from dhat_jax.stages import Stage
@@ -95,7 +95,7 @@ def make_trainer(
   *,
   variables: Any = None,
 ) -> Trainer:
-  """Compiles a stage's step, without the compilation cache.
+  """Compiles a stage's step.
 
   Args:
     config: the run's config.
@@ -132,16 +132,11 @@ def make_trainer(
     }
   )
   mapped = jax.pmap(step, axis_name=parallel.AXIS, donate_argnums=0)
-  cached = jax.config.jax_enable_compilation_cache
-  jax.config.update('jax_enable_compilation_cache', False)
-  try:
-    started = time.perf_counter()
-    lowered = mapped.lower(state, batch)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    ended = time.perf_counter()
-  finally:
-    jax.config.update('jax_enable_compilation_cache', cached)
+  started = time.perf_counter()
+  lowered = mapped.lower(state, batch)
+  traced = time.perf_counter()
+  compiled = lowered.compile()
+  ended = time.perf_counter()
   return Trainer(
     *(stage, net, state, batch, compiled),
     compile_seconds=ended - traced,
@@ -217,57 +212,49 @@ def measure(
   }
 
 
-def pipeline_share(
+def run(
   config: ml_collections.ConfigDict,
-  name: str,
-  batch_size: int,
+  stages: tuple[str, ...],
+  batch_sizes: tuple[int, ...],
+  dtypes: tuple[str, ...] = ('float32',),
   *,
-  num_steps: int,
+  repeats: int = 5,
+  report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-  """Trains as the run does and measures what the step waits for its batches.
-
-  Args:
-    config: the run's config.
-    name: of the stage.
-    batch_size: global.
-    num_steps: how many.
+  """Measures stages at several batch sizes and precisions.
 
   Returns:
-    A JSON document.
+    A JSON document; its rows are those of `measure`.
   """
-  trainer = make_trainer(config, name, batch_size)
-  trainer()
-  split = random_split(config, max(10_000, 4 * batch_size))
-  batches = input_pipeline.train_batches(
-    split, batch_size=batch_size, seed=0, start_step=0, num_steps=num_steps
-  )
-  sharded = input_pipeline.prefetch(parallel.shard(b) for b in batches)
-  waited = 0.0
-  started = time.perf_counter()
-  for _ in range(num_steps):
-    before = time.perf_counter()
-    trainer.batch = next(sharded)
-    waited += time.perf_counter() - before
-    trainer()
-  total = time.perf_counter() - started
+  build.check(config)
+  rows, peaks = [], {}
+  for dtype in dtypes:
+    own = ml_collections.ConfigDict(config)
+    own.model.dtype = dtype
+    peaks[dtype] = peak_flops(dtype)
+    for stage in stages:
+      for size in batch_sizes:
+        row = measure(own, stage, size, repeats=repeats, peak=peaks[dtype])
+        rows.append(row)
+        report(f'{stage}, {size} images, {dtype}: {row["step_seconds"]:.3f} s')
   return {
-    'stage': name,
-    'batch_size': batch_size,
-    'steps': num_steps,
-    'seconds': total,
-    'waited_seconds': waited,
-    'share': waited / total,
+    'what': 'training',
+    'config': config.name,
+    'repeats': repeats,
+    'peak_gflops': {dtype: peak / 1e9 for dtype, peak in peaks.items()},
+    'machine': timing.machine(),
+    'rows': rows,
   }
 
 
-def table(rows: list[Mapping[str, Any]]) -> str:
-  """Returns rows of `measure` as a Markdown table."""
+def table(found: Mapping[str, Any]) -> str:
+  """Returns what `run` found as a Markdown table."""
   lines = [
     '| stage | batch | dtype | step, s | spread | images/s | compiling, s '
     '| GFLOP/image | of peak | temporaries, MiB |',
     '|---|---:|---|' + '---:|' * 7,
   ]
-  for row in rows:
+  for row in found['rows']:
     times = row['times']
     spread = (times['max'] - times['min']) / times['median']
     lines.append(

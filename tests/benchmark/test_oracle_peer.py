@@ -91,7 +91,7 @@ def test_comparison(capsys):
     assert ratio == pytest.approx(speed['ours'] / speed[name])
   assert found['machine']['versions']['torch']
   assert 'second_head: published' in capsys.readouterr().out
-  assert '| second_head |' in peer.table(found['rows'])
+  assert '| second_head |' in peer.table(found)
 
 
 def test_other_losses_are_refused():

@@ -1,6 +1,8 @@
 import time
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from dhat_jax.benchmark import timing
 
@@ -14,6 +16,18 @@ def test_functions_take_turns():
   )
   assert calls == ['a', 'b'] * 3
   assert [len(times['a']), len(times['b'])] == [2, 2]
+
+
+def test_several_calls_in_a_turn():
+  calls = []
+  times = timing.alternate(
+    {'a': lambda: calls.append(time.sleep(0.01)), 'b': lambda: None},
+    repeats=3,
+    warmup=0,
+    calls=4,
+  )
+  assert len(calls) == 12
+  assert all(0.01 <= value < 0.03 for value in times['a'])
 
 
 def test_seconds():
@@ -32,3 +46,24 @@ def test_machine_says_what_times_depend_on():
   assert found['cores'] >= 1
   assert found['processor']
   assert found['versions']['jax']
+
+
+def test_nothing_is_read_from_the_cache(tmp_path):
+  def cached():
+    return {path.name for path in tmp_path.iterdir()}
+
+  before = jax.config.jax_compilation_cache_dir
+  least = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update('jax_compilation_cache_dir', str(tmp_path))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  compilation_cache.reset_cache()
+  try:
+    with timing.no_compilation_cache():
+      jax.jit(lambda x: x + 12.5)(1.0)
+      assert not cached()
+    jax.jit(lambda x: x + 13.5)(1.0)
+    assert cached()
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', least)
+    compilation_cache.reset_cache()

@@ -1,0 +1,94 @@
+"""What training steps wait for their batches."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from dhat_jax import build, input_pipeline, parallel
+from dhat_jax.benchmark import timing, training
+
+# Images of the data set that is made up; all in memory, as in a run.
+IMAGES = 50_000
+
+
+def measure(
+  config: ml_collections.ConfigDict,
+  stage: str,
+  batch_size: int,
+  *,
+  num_steps: int,
+) -> dict[str, Any]:
+  """Trains as a run does: shuffled, sharded and prefetched batches.
+
+  Args:
+    config: the run's config.
+    stage: its name.
+    batch_size: global.
+    num_steps: how many.
+
+  Returns:
+    One row, a JSON document.
+  """
+  trainer = training.make_trainer(config, stage, batch_size)
+  trainer()
+  batches = input_pipeline.train_batches(
+    training.random_split(config, IMAGES),
+    batch_size=batch_size,
+    seed=0,
+    start_step=0,
+    num_steps=num_steps,
+  )
+  sharded = input_pipeline.prefetch(parallel.shard(b) for b in batches)
+  waited = 0.0
+  started = time.perf_counter()
+  for _ in range(num_steps):
+    before = time.perf_counter()
+    trainer.batch = next(sharded)
+    waited += time.perf_counter() - before
+    trainer()
+  total = time.perf_counter() - started
+  return {
+    'stage': stage,
+    'batch_size': batch_size,
+    'steps': num_steps,
+    'seconds': total,
+    'waited_seconds': waited,
+    'share': waited / total,
+  }
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  stages: tuple[str, ...],
+  batch_size: int,
+  *,
+  num_steps: int = 300,
+) -> dict[str, Any]:
+  """Measures stages; returns a JSON document."""
+  build.check(config)
+  rows = [
+    measure(config, stage, batch_size, num_steps=num_steps) for stage in stages
+  ]
+  return {
+    'what': 'pipeline',
+    'config': config.name,
+    'machine': timing.machine(),
+    'rows': rows,
+  }
+
+
+def table(found: Mapping[str, Any]) -> str:
+  """Returns what `run` found as a Markdown table."""
+  lines = [
+    '| stage | batch | steps | all, s | waited for batches, s | share |',
+    '|---|' + '---:|' * 5,
+  ]
+  lines += [
+    f'| {row["stage"]} | {row["batch_size"]} | {row["steps"]} '
+    f'| {row["seconds"]:.1f} | {row["waited_seconds"]:.2f} '
+    f'| {100 * row["share"]:.2f} % |'
+    for row in found['rows']
+  ]
+  return '\n'.join(lines)
