@@ -18,16 +18,36 @@ def readme():
     return file.read()
 
 
+def program(word):
+  """The one program in README that contains a word."""
+  programs = re.findall(r'```python\n(.*?)```', readme(), re.DOTALL)
+  (found,) = [text for text in programs if word in text]
+  return found
+
+
 def test_training_loop_runs_as_it_stands():
-  (program,) = re.findall(r'```python\n(.*?)```', readme(), re.DOTALL)
-  assert len(program.strip().split('\n')) <= 30
+  text = program('make_train_step')
+  assert len(text.strip().split('\n')) <= 30
   train = digits.load().train
   names = {'images': train.images[:256], 'labels': train.labels[:256]}
-  exec(program, names)
+  exec(text, names)
   assert names['robust'].shape == (64,)
   assert names['robust'].dtype == bool
   assert int(names['state'].step) == 4
   assert np.isfinite(float(names['metrics']['loss'][0]))
+
+
+def test_autoattack_runs_as_it_stands():
+  test = digits.load().test
+  images = np.float32(test.images[:40]) / 255
+  names = {'images': images, 'labels': test.labels[:40]}
+  exec(program('autoattack'), names)
+  result = names['result']
+  assert result.robust.shape == (40,)
+  attacks = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
+  assert list(result.flags) == ['clean', *attacks]
+  assert result.clean_accuracy > 0
+  assert result.robust_accuracy <= result.clean_accuracy
 
 
 def test_tables_are_generated():
