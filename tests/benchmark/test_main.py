@@ -41,7 +41,8 @@ def test_one_step_as_json(capsys, monkeypatch, tmp_path):
 def test_pipeline(capsys, monkeypatch):
   tiny_run.use_tiny_backbone(monkeypatch)
   out = run(
-    *(capsys, '--what=pipeline', '--batch_size=4', '--steps=3', '--json'),
+    *(capsys, '--what=pipeline', '--stage=main_head', '--json'),
+    *('--batch_size=4', '--steps=3'),
     *SMALL,
   )
   (row,) = json.loads(out.splitlines()[-1])['rows']
