@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from dhat_jax import input_pipeline, losses, optim, parallel, plan
+from dhat_jax import input_pipeline, losses, optim, parallel, plan, steps
 from dhat_jax.attacks import pgd
 from dhat_jax.datasets import digits, image_folder, tfds
 from dhat_jax.datasets.base import Dataset, validate
@@ -201,6 +201,35 @@ def stage(
     batch_size=spec.batch_size,
     ema_decay=spec.ema_decay,
     keep=choose(f'config.{name}.keep', spec.keep, ('best', 'last')),
+  )
+
+
+def stage_model(config: ml_collections.ConfigDict, stage: Stage) -> DualHeadNet:
+  """Returns the network as a stage trains it, under `parallel.AXIS`."""
+  return model(config, outputs=stage.role.outputs, axis_name=norm_axis(config))
+
+
+def train_step(
+  config: ml_collections.ConfigDict, stage: Stage, net: DualHeadNet
+) -> Callable:
+  """Returns a stage's step, to be mapped over `parallel.AXIS`.
+
+  Args:
+    config: the run's config.
+    stage: from `stage`.
+    net: from `stage_model`.
+  """
+  return steps.make_train_step(
+    net=net,
+    tx=stage.tx,
+    loss=stage.loss,
+    attack=stage.attack,
+    attack_scale=stage.attack_scale,
+    trains=stage.role.trains,
+    output=stage.role.output,
+    augment=augment(config),
+    ema_decay=stage.ema_decay,
+    axis_name=parallel.AXIS,
   )
 
 

@@ -1,8 +1,9 @@
 """Command lines that take a config, apart from `dhat_jax.main`'s."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 from ml_collections import config_flags
@@ -39,3 +40,26 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
   rest = values(list(argv))[1:]
   if rest:
     raise ValueError(f'arguments: got {rest}, expected flags only')
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line(*others: type[Exception]) -> Iterator[None]:
+  """Turns what a user can mend into one line on stderr and exit code 2.
+
+  Args:
+    *others: further exceptions that are a user's mistake.
+  """
+  try:
+    yield
+  except (
+    flags.Error,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    *others,
+  ) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)

@@ -309,31 +309,23 @@ def main(argv: list[str]) -> None:
   # Orbax warns that checkpoints have no validation, which is so.
   logging.set_verbosity(logging.ERROR)
   try:
-    values = _parse(argv)
-    config, directory = values.config, values.workdir
-    if values.from_torch:
-      state_dict = torch_bridge.read_state_dict(values.from_torch)
-      source = os.path.basename(values.from_torch)
-      import_workdir(state_dict, config, directory, source=source)
-      print(f'{directory}: ready for dhat_jax.main --mode=evaluate')
-    else:
-      state_dict = export_workdir(config, directory)
-      torch_bridge.write_state_dict(values.to_torch, state_dict)
-      print(f'{values.to_torch}: {len(state_dict)} arrays')
-  except (
-    flags.Error,
-    AttributeError,
-    ImportError,
-    KeyError,
-    OSError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-  ) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+    with cli.mistakes_in_one_line(pickle.UnpicklingError):
+      _convert(_parse(argv))
   finally:
     logging.set_verbosity(verbosity)
+
+
+def _convert(values: flags.FlagValues) -> None:
+  config, directory = values.config, values.workdir
+  if values.from_torch:
+    state_dict = torch_bridge.read_state_dict(values.from_torch)
+    source = os.path.basename(values.from_torch)
+    import_workdir(state_dict, config, directory, source=source)
+    print(f'{directory}: ready for dhat_jax.main --mode=evaluate')
+  else:
+    state_dict = export_workdir(config, directory)
+    torch_bridge.write_state_dict(values.to_torch, state_dict)
+    print(f'{values.to_torch}: {len(state_dict)} arrays')
 
 
 if __name__ == '__main__':

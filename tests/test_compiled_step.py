@@ -5,10 +5,9 @@ import math
 import re
 
 import jax
-import numpy as np
 import pytest
 
-from dhat_jax import build, parallel, steps
+from dhat_jax import build, parallel
 from dhat_jax.benchmark import training
 from dhat_jax.stages import ROLES
 from tests import tiny_run
@@ -32,32 +31,13 @@ def lowered(stage, dtype='float32', shared=False):
     }
   )
   config, built = training.make_stage(config, stage, 4)
-  net = build.model(
-    config, outputs=built.role.outputs, axis_name=build.norm_axis(config)
-  )
-  step = steps.make_train_step(
-    net=net,
-    tx=built.tx,
-    loss=built.loss,
-    attack=built.attack,
-    trains=built.role.trains,
-    output=built.role.output,
-    axis_name=parallel.AXIS,
-  )
+  net = build.stage_model(config, built)
   state = jax.eval_shape(lambda: training.make_state(config, built))
   state = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), state
   )
-  split = training.random_split(config, 4)
-  batch = parallel.shard(
-    {
-      'images': split.images,
-      'labels': split.labels,
-      'mask': np.ones(4, bool),
-    }
-  )
-  mapped = jax.pmap(step, axis_name=parallel.AXIS, donate_argnums=0)
-  return mapped.lower(state, batch), state
+  step = parallel.mapped_train_step(build.train_step(config, built, net))
+  return step.lower(state, training.random_batch(config, 4)), state
 
 
 @functools.cache

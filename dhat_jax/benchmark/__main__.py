@@ -93,38 +93,37 @@ def _say(line: str) -> None:
 def _measure(values: flags.FlagValues) -> tuple[dict[str, Any], str]:
   """Returns (what was measured, its table)."""
   # JAX reads its flags when it starts.
-  from dhat_jax import parallel
+  from dhat_jax import build, parallel
 
   parallel.initialize()
   from dhat_jax.benchmark import timing
 
-  config, repeats = values.config, values.repeats
+  config = values.config
+  build.check(config)
   stages = (values.stage,) if values.stage else tuple(config.stages)
   sizes = tuple(int(size) for size in values.batch_size)
+  options = {'repeats': values.repeats}
+  if values.what == 'training':
+    arguments = stages, sizes, tuple(values.dtype)
+  elif values.what == 'pipeline':
+    arguments, options = (stages, sizes[0]), {'num_steps': values.steps}
+  elif values.what == 'scaling':
+    arguments = stages[0], sizes[0]
+  elif values.what == 'peer':
+    arguments = stages, sizes[0]
+  else:
+    arguments = values.workdir, values.images, sizes[0]
+    options |= {'n_iter': values.n_iter, 'n_queries': values.n_queries}
   module = importlib.import_module(f'dhat_jax.benchmark.{values.what}')
   with timing.no_compilation_cache():
-    if values.what == 'training':
-      arguments = config, stages, sizes, tuple(values.dtype)
-      found = module.run(*arguments, repeats=repeats, report=_say)
-    elif values.what == 'pipeline':
-      found = module.run(config, stages, sizes[0], num_steps=values.steps)
-    elif values.what == 'scaling':
-      found = module.run(
-        config, stages[0], sizes[0], repeats=repeats, report=_say
-      )
-    elif values.what == 'peer':
-      found = module.run(config, stages, sizes[0], repeats=repeats, report=_say)
-    else:
-      found = module.run(
-        config,
-        directory=values.workdir,
-        count=values.images,
-        batch_size=sizes[0],
-        n_iter=values.n_iter,
-        n_queries=values.n_queries,
-        repeats=repeats,
-        report=_say,
-      )
+    found = module.run(config, *arguments, **options, report=_say)
+  found = {
+    'what': values.what,
+    'config': config.name,
+    **options,
+    **found,
+    'machine': timing.machine(),
+  }
   return found, module.table(found)
 
 
@@ -133,20 +132,9 @@ def main(argv: list[str]) -> None:
   if '--help' in argv:
     print(__doc__)
     return
-  try:
+  with cli.mistakes_in_one_line():
     values = _parse(argv)
     found, table = _measure(values)
-  except (
-    flags.Error,
-    AttributeError,
-    ImportError,
-    KeyError,
-    OSError,
-    TypeError,
-    ValueError,
-  ) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
   found['command'] = shlex.join(
     ['python', '-m', 'dhat_jax.benchmark', *argv[1:]]
   )
@@ -156,7 +144,7 @@ def main(argv: list[str]) -> None:
       file.write(json.dumps(found, indent=1) + '\n')
     print(f'\nwritten: {values.out}')
   if values.json:
-    rows = found.get('rows', [])
+    rows = found['rows']
     alone = values.what == 'training' and len(rows) == 1
     print(json.dumps(rows[0] if alone else found))
 

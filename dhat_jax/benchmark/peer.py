@@ -1,6 +1,5 @@
 """A training step here and in PyTorch: same weights, images, noise, turns."""
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,7 +70,6 @@ def compare(
   batch_size: int,
   *,
   repeats: int,
-  device: str = 'cpu',
 ) -> dict[str, Any]:
   """Times one stage's step here and twice in PyTorch, taking turns.
 
@@ -82,7 +80,6 @@ def compare(
     name: of the stage.
     batch_size: global.
     repeats: timed steps of each.
-    device: PyTorch's.
 
   Returns:
     One row, a JSON document.
@@ -104,10 +101,10 @@ def compare(
   labels = parallel.unshard(trainer.batch['labels'])
   arguments = trainer.net, state_dict, numbers, name
   peers = {
-    'published': torch_steps.Published(*arguments, device=device),
-    'optimised': torch_steps.Optimised(*arguments, device=device),
+    'published': torch_steps.Published(*arguments),
+    'optimised': torch_steps.Optimised(*arguments),
     'optimised_channels_last': torch_steps.Optimised(
-      *arguments, device=device, channels_last=True
+      *arguments, channels_last=True
     ),
   }
   start = attack_start(trainer, config[name].attack, images)
@@ -139,35 +136,20 @@ def compare(
   }
 
 
-def prepare(threads: int) -> dict[str, Any]:
-  """Sets PyTorch's threads; returns the machine with PyTorch's version.
-
-  Args:
-    threads: 0 for all cores. XLA takes all cores.
-
-  Raises:
-    ImportError: PyTorch is not installed.
-  """
-  torch = torch_bridge.import_torch()
-  machine = timing.machine()
-  torch.set_num_threads(threads or machine['cores'])
-  machine['torch_threads'] = torch.get_num_threads()
-  machine['versions']['torch'] = importlib.metadata.version('torch')
-  return machine
-
-
 def run(
   config: ml_collections.ConfigDict,
   stages: tuple[str, ...],
   batch_size: int,
   *,
   repeats: int = 7,
-  threads: int = 0,
   report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-  """Compares stages with PyTorch; returns a JSON document."""
-  machine = prepare(threads)
-  build.check(config)
+  """Compares stages with PyTorch; returns {'rows': those of `compare`}.
+
+  Raises:
+    ImportError: PyTorch is not installed.
+  """
+  torch_bridge.import_torch().set_num_threads(timing.cores())  # as XLA does
   rows = []
   for name in stages:
     rows.append(compare(config, name, batch_size, repeats=repeats))
@@ -175,13 +157,7 @@ def run(
       f'{name}: '
       + ', '.join(f'{k} {v:.2f} x' for k, v in rows[-1]['ratios'].items())
     )
-  return {
-    'what': 'peer',
-    'config': config.name,
-    'repeats': repeats,
-    'machine': machine,
-    'rows': rows,
-  }
+  return {'rows': rows}
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """How the cost of a training step, and of AutoAttack, grows."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,9 +9,8 @@ from typing import Any
 import jax
 import ml_collections
 
-from dhat_jax import build
 from dhat_jax.attacks import autoattack_passes
-from dhat_jax.benchmark import autoattack, timing, training
+from dhat_jax.benchmark import autoattack_sides, timing, training
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256)
 ATTACK_STEPS = (1, 2, 5, 10, 20)
@@ -35,47 +33,58 @@ def _changed(
   return config
 
 
-def _variants(config, stage, batch_size):
-  """Yields (axis, value, config, stage, batch size) of all measurements."""
-  for size in BATCH_SIZES:
-    yield 'batch_size', size, config, stage, size
+def _axes(config, stage, batch_size):
+  """Yields (axis, {value: problem}) for all that one process can measure."""
+
+  def problem(changed, stage=stage, size=batch_size):
+    return training.Problem(changed, stage, size)
+
+  yield 'batch_size', {size: problem(config, size=size) for size in BATCH_SIZES}
+  changed = {}
   for steps in ATTACK_STEPS:
     spec = ml_collections.ConfigDict(config[stage].attack)
     spec.steps = steps
-    changed = _changed(config, **{f'{stage}__attack': spec})
-    yield 'attack_steps', steps, changed, stage, batch_size
-  for name in BACKBONES:
-    changed = _changed(config, model__backbone=name)
-    yield 'backbone', name, changed, stage, batch_size
-  for classes in CLASSES:
-    for name in AGGREGATORS:
-      changed = _changed(
-        config, dataset__num_classes=classes, model__aggregator=name
+    changed[steps] = problem(_changed(config, **{f'{stage}__attack': spec}))
+  yield 'attack_steps', changed
+  yield (
+    'backbone',
+    {
+      name: problem(_changed(config, model__backbone=name))
+      for name in BACKBONES
+    },
+  )
+  yield (
+    'classes',
+    {
+      f'{classes} {name}': problem(
+        _changed(config, dataset__num_classes=classes, model__aggregator=name),
+        stage='aggregator',
       )
-      label = f'{classes} {name}'
-      yield 'classes', label, changed, 'aggregator', batch_size
+      for classes in CLASSES
+      for name in AGGREGATORS
+    },
+  )
 
 
-def _on_devices(config, stage, batch_size, devices, repeats):
+def _on_devices(config, stage, batch_size, devices, repeats, peaks):
   """Measures in a process of its own, which has that many CPU devices."""
-  flags = os.environ.get('XLA_FLAGS', '')
-  flags += f' --xla_force_host_platform_device_count={devices}'
   code = (
     'import json, sys\n'
     'from dhat_jax import parallel\n'
-    'parallel.initialize()\n'
+    f'parallel.initialize(cpu_devices={devices})\n'
     'import ml_collections\n'
     'from dhat_jax.benchmark import training\n'
-    'config, stage, size, repeats, peak = json.load(sys.stdin)\n'
+    'config, stage, size, repeats, peaks = json.load(sys.stdin)\n'
     'config = ml_collections.ConfigDict(config)\n'
-    'print(json.dumps(training.measure('
-    'config, stage, size, repeats=repeats, peak=peak)))\n'
+    'problem = training.Problem(config, stage, size)\n'
+    'rows = training.measure([problem], repeats=repeats, peaks=peaks)\n'
+    'print(json.dumps(rows[0]))\n'
   )
-  document = [json.loads(config.to_json()), stage, batch_size, repeats, 1.0]
+  values = json.loads(config.to_json())
+  document = [values, stage, batch_size, repeats, peaks]
   done = subprocess.run(
     [sys.executable, '-c', code],
     input=json.dumps(document),
-    env={**os.environ, 'XLA_FLAGS': flags.strip(), 'JAX_PLATFORMS': 'cpu'},
     stdout=subprocess.PIPE,
     text=True,
     check=True,
@@ -85,9 +94,9 @@ def _on_devices(config, stage, batch_size, devices, repeats):
 
 def _autoattack(config, count, repeats):
   """Times AutoAttack on so many images, of which none breaks."""
-  problem = autoattack.make_problem(config, None, count)
+  problem = autoattack_sides.make_problem(config, None, count)
   budget = autoattack_passes.Budget(n_iter=10, n_queries=100, n_targets=3)
-  attack = autoattack.Ours(problem, autoattack.STANDARD, budget, 64)
+  attack = autoattack_sides.Ours(problem, autoattack_sides.STANDARD, budget, 64)
   times = timing.alternate({'': attack}, repeats=repeats)['']
   return {'step_seconds': timing.summary(times)['median']}
 
@@ -112,33 +121,30 @@ def run(
   Returns:
     A JSON document: {'rows': [{'axis', 'value', 'step_seconds', ...}]}.
   """
-  build.check(config)
-  machine = timing.machine()
-  peak = training.peak_flops('float32')
+  peaks = {config.model.dtype: training.peak_flops(config.model.dtype)}
   rows = []
 
   def keep(axis, value, row):
     rows.append({'axis': axis, 'value': value, **row})
     report(f'{axis} {value}: {row["step_seconds"]:.3f} s')
 
-  for axis, value, changed, name, size in _variants(config, stage, batch_size):
-    row = training.measure(changed, name, size, repeats=repeats, peak=peak)
-    keep(axis, value, row)
+  for axis, problems in _axes(config, stage, batch_size):
+    measured = training.measure(
+      list(problems.values()), repeats=repeats, peaks=peaks
+    )
+    for value, row in zip(problems, measured, strict=True):
+      keep(axis, value, row)
     jax.clear_caches()
   if jax.default_backend() == 'cpu':
     for devices in DEVICES:
-      row = _on_devices(config, stage, batch_size, devices, repeats)
+      row = _on_devices(config, stage, batch_size, devices, repeats, peaks)
       keep('devices', devices, row)
   for count in IMAGES:
     keep('autoattack_images', count, _autoattack(config, count, repeats))
   return {
-    'what': 'scaling',
-    'config': config.name,
     'stage': stage,
     'batch_size': batch_size,
-    'repeats': repeats,
-    'peak_gflops': peak / 1e9,
-    'machine': machine,
+    'peak_gflops': {dtype: peak / 1e9 for dtype, peak in peaks.items()},
     'rows': rows,
   }
 

@@ -1,9 +1,11 @@
 """Wall times of functions that take turns, and the machine they ran on."""
 
 import contextlib
+import importlib.metadata
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -86,15 +88,31 @@ def processor() -> str:
   return platform.processor() or platform.machine()
 
 
+def cores() -> int:
+  """Returns how many cores this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
+
+
 def machine() -> dict[str, Any]:
-  """Returns what a time depends on: devices, cores, versions, XLA's flags."""
-  return {
+  """Returns what a time depends on: devices, cores, versions, XLA's flags.
+
+  PyTorch's version and threads too, if it has been imported.
+  """
+  found = {
     'device': jax.devices()[0].device_kind,
     'devices': jax.device_count(),
     'processor': processor(),
-    'cores': len(os.sched_getaffinity(0))
-    if hasattr(os, 'sched_getaffinity')
-    else os.cpu_count(),
+    'cores': cores(),
     'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'versions': workdir.versions(),
   }
+  found['versions'] |= {
+    package: importlib.metadata.version(package)
+    for package in ('torch', 'pyautoattack')
+    if package in sys.modules
+  }
+  if 'torch' in sys.modules:
+    found['torch_threads'] = sys.modules['torch'].get_num_threads()
+  return found

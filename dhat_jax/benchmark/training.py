@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, parallel, steps
+from dhat_jax import build, parallel
 from dhat_jax.benchmark import flops, timing
 from dhat_jax.datasets.base import Split
 from dhat_jax.stages import Stage
@@ -31,6 +31,17 @@ def random_split(config: ml_collections.ConfigDict, count: int) -> Split:
   return Split(
     rng.integers(256, size=(count, *image_shape(config)), dtype=np.uint8),
     rng.integers(config.dataset.num_classes, size=count, dtype=np.int32),
+  )
+
+
+def random_batch(
+  config: ml_collections.ConfigDict, batch_size: int
+) -> dict[str, np.ndarray]:
+  """Returns a batch of random images, split over the devices."""
+  split = random_split(config, batch_size)
+  mask = np.ones(batch_size, bool)
+  return parallel.shard(
+    {'images': split.images, 'labels': split.labels, 'mask': mask}
   )
 
 
@@ -89,51 +100,25 @@ def make_stage(
 
 
 def make_trainer(
-  config: ml_collections.ConfigDict,
-  name: str,
-  batch_size: int,
-  *,
-  variables: Any = None,
+  config: ml_collections.ConfigDict, name: str, batch_size: int
 ) -> Trainer:
-  """Compiles a stage's step.
+  """Compiles a stage's step, from random weights on random images.
 
   Args:
     config: the run's config.
     name: of the stage.
     batch_size: global.
-    variables: weights, or None for random ones.
 
   Raises:
     ValueError: bad config, or a batch that does not divide over the devices.
   """
   config, stage = make_stage(config, name, batch_size)
-  net = build.model(
-    config, outputs=stage.role.outputs, axis_name=build.norm_axis(config)
-  )
-  step = steps.make_train_step(
-    net=net,
-    tx=stage.tx,
-    loss=stage.loss,
-    attack=stage.attack,
-    attack_scale=stage.attack_scale,
-    trains=stage.role.trains,
-    output=stage.role.output,
-    augment=build.augment(config),
-    ema_decay=stage.ema_decay,
-    axis_name=parallel.AXIS,
-  )
-  state = parallel.replicate(make_state(config, stage, variables))
-  split = random_split(config, batch_size)
-  batch = parallel.shard(
-    {
-      'images': split.images,
-      'labels': split.labels,
-      'mask': np.ones(batch_size, bool),
-    }
-  )
-  mapped = jax.pmap(step, axis_name=parallel.AXIS, donate_argnums=0)
+  net = build.stage_model(config, stage)
+  state = parallel.replicate(make_state(config, stage))
+  batch = random_batch(config, batch_size)
+  step = parallel.mapped_train_step(build.train_step(config, stage, net))
   started = time.perf_counter()
-  lowered = mapped.lower(state, batch)
+  lowered = step.lower(state, batch)
   traced = time.perf_counter()
   compiled = lowered.compile()
   ended = time.perf_counter()
@@ -167,39 +152,58 @@ def memory(trainer: Trainer) -> dict[str, int]:
   return sizes
 
 
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """What is measured.
+
+  Attributes:
+    config: the run's config.
+    stage: its name.
+    batch_size: global.
+  """
+
+  config: ml_collections.ConfigDict
+  stage: str
+  batch_size: int
+
+
 def measure(
-  config: ml_collections.ConfigDict,
-  name: str,
-  batch_size: int,
+  problems: Sequence[Problem],
   *,
   repeats: int,
-  peak: float,
-) -> dict[str, Any]:
-  """Measures one stage at one batch size.
+  peaks: Mapping[str, float],
+) -> list[dict[str, Any]]:
+  """Measures training steps that take turns.
 
   Args:
-    config: the run's config.
-    name: of the stage.
-    batch_size: global.
-    repeats: timed steps.
-    peak: from `peak_flops`.
+    problems: what is trained.
+    repeats: timed steps of each.
+    peaks: {dtype: from `peak_flops`}.
 
   Returns:
-    One row of the benchmark, a JSON document.
+    A row for each, as JSON can hold it.
   """
-  trainer = make_trainer(config, name, batch_size)
-  times = timing.summary(
-    timing.alternate({name: trainer}, repeats=repeats, warmup=2)[name]
-  )
+  trainers = [make_trainer(p.config, p.stage, p.batch_size) for p in problems]
+  times = timing.alternate(dict(enumerate(trainers)), repeats=repeats, warmup=2)
+  return [
+    _row(problem, trainer, timing.summary(times[index]), peaks)
+    for index, (problem, trainer) in enumerate(
+      zip(problems, trainers, strict=True)
+    )
+  ]
+
+
+def _row(problem, trainer, times, peaks) -> dict[str, Any]:
+  config, name = problem.config, problem.stage
+  attack_steps = config[name].attack.steps
   costs = flops.parts(trainer.net, image_shape(config))
-  steps_ = config[name].attack.steps
-  operations = 2 * flops.needed(costs, name, trainer.stage.loss, steps_)
-  rate = batch_size / times['median']
+  operations = 2 * flops.needed(costs, name, trainer.stage.loss, attack_steps)
+  rate = problem.batch_size / times['median']
   return {
     'stage': name,
-    'batch_size': batch_size,
+    'batch_size': problem.batch_size,
     'dtype': config.model.dtype,
-    'attack_steps': steps_,
+    'attack_steps': attack_steps,
     'devices': jax.device_count(),
     'step_seconds': times['median'],
     'images_per_second': rate,
@@ -207,7 +211,7 @@ def measure(
     'trace_seconds': trainer.trace_seconds,
     'times': times,
     'gflop_per_image': operations / 1e9,
-    'utilisation': operations * rate / peak,
+    'utilisation': operations * rate / peaks[config.model.dtype],
     'memory': memory(trainer),
   }
 
@@ -224,25 +228,22 @@ def run(
   """Measures stages at several batch sizes and precisions.
 
   Returns:
-    A JSON document; its rows are those of `measure`.
+    {'peak_gflops': {dtype: ...}, 'rows': those of `measure`}.
   """
-  build.check(config)
-  rows, peaks = [], {}
+  problems = []
   for dtype in dtypes:
     own = ml_collections.ConfigDict(config)
     own.model.dtype = dtype
-    peaks[dtype] = peak_flops(dtype)
-    for stage in stages:
-      for size in batch_sizes:
-        row = measure(own, stage, size, repeats=repeats, peak=peaks[dtype])
-        rows.append(row)
-        report(f'{stage}, {size} images, {dtype}: {row["step_seconds"]:.3f} s')
+    problems += [Problem(own, s, size) for s in stages for size in batch_sizes]
+  peaks = {dtype: peak_flops(dtype) for dtype in dtypes}
+  rows = measure(problems, repeats=repeats, peaks=peaks)
+  for row in rows:
+    report(
+      f'{row["stage"]}, {row["batch_size"]} images, {row["dtype"]}: '
+      f'{row["step_seconds"]:.3f} s'
+    )
   return {
-    'what': 'training',
-    'config': config.name,
-    'repeats': repeats,
     'peak_gflops': {dtype: peak / 1e9 for dtype, peak in peaks.items()},
-    'machine': timing.machine(),
     'rows': rows,
   }
 

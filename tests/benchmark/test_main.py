@@ -6,6 +6,7 @@ import re
 import pytest
 
 from dhat_jax.benchmark import __main__ as command
+from dhat_jax.benchmark import scaling
 from tests import tiny_run
 
 CONFIG = '--config=configs/digits.py'
@@ -85,3 +86,35 @@ def test_config_is_asked_for(capsys):
 def test_help(capsys):
   command.main(['benchmark', '--help'])
   assert '--what=autoattack' in capsys.readouterr().out
+
+
+def test_scaling(capsys, monkeypatch):
+  tiny_run.use_tiny_backbone(monkeypatch)
+  monkeypatch.setattr(scaling, 'BATCH_SIZES', (2, 4))
+  monkeypatch.setattr(scaling, 'ATTACK_STEPS', (1,))
+  monkeypatch.setattr(scaling, 'BACKBONES', ('wrn10_1',))
+  monkeypatch.setattr(scaling, 'CLASSES', (100,))
+  monkeypatch.setattr(scaling, 'AGGREGATORS', ('classwise',))
+  monkeypatch.setattr(scaling, 'DEVICES', (1,))
+  monkeypatch.setattr(scaling, 'IMAGES', (4,))
+  monkeypatch.setattr(scaling.autoattack_sides, 'STANDARD', ('apgd-ce',))
+  out = run(capsys, '--what=scaling', '--json', '--batch_size=4', *SMALL)
+  rows = json.loads(out.splitlines()[-1])['rows']
+  assert [(row['axis'], row['value']) for row in rows] == [
+    ('batch_size', 2),
+    ('batch_size', 4),
+    ('attack_steps', 1),
+    ('backbone', 'wrn10_1'),
+    ('classes', '100 classwise'),
+    ('devices', 1),
+    ('autoattack_images', 4),
+  ]
+  assert all(row['step_seconds'] > 0 for row in rows)
+  # The batch, the stage and the number of devices are what they should be.
+  assert [row.get('batch_size') for row in rows] == [2, 4, 4, 4, 4, 4, None]
+  assert [row.get('stage') for row in rows[3:6]] == [
+    'main_head',
+    'aggregator',
+    'main_head',
+  ]
+  assert [row.get('devices') for row in rows[4:6]] == [2, 1]

@@ -8,40 +8,40 @@ from configs import digits
 pytest.importorskip('torch')
 pytest.importorskip('pyautoattack')
 
-from dhat_jax.benchmark import autoattack
+from dhat_jax.benchmark import autoattack, autoattack_sides
 
 pytestmark = pytest.mark.oracle
 
 
 def test_both_sides_do_all_the_work(capsys):
   found = autoattack.run(
-    digits.get_config(), count=6, n_iter=2, n_queries=5, repeats=2
+    digits.get_config(), None, 6, n_iter=2, n_queries=5, repeats=2
   )
-  assert [row['attack'] for row in found['attacks']] == [
+  assert [row['attack'] for row in found['rows']] == [
     *('apgd-ce', 'apgd-t', 'fab-t', 'square', 'standard')
   ]
-  for row in found['attacks']:
+  for row in found['rows']:
     assert len(row['ours']['all']) == len(row['theirs']['all']) == 2
     assert row['ratio'] == pytest.approx(
       row['theirs']['median'] / row['ours']['median']
     )
     assert row['compile_seconds'] > 0
     assert row['robust'] == {'ours': 6, 'theirs': 6}
-  assert found['attacks'][1]['batches'] == 9  # one per target class
+  assert found['rows'][1]['batches'] == 9  # one per target class
   assert 'fab-t: pyautoattack' in capsys.readouterr().out
   assert '| standard |' in autoattack.table(found)
 
 
 def test_other_weights_are_noticed(monkeypatch):
-  problem = autoattack.make_problem(digits.get_config(), None, 3)
-  autoattack.make_torch_twin(problem)
-  convert = autoattack.convert.to_torch
+  problem = autoattack_sides.make_problem(digits.get_config(), None, 3)
+  autoattack_sides.make_torch_twin(problem)
+  convert = autoattack_sides.convert.to_torch
 
   def broken(*args):
     return {
       key: np.array(v + 0.1, v.dtype) for key, v in convert(*args).items()
     }
 
-  monkeypatch.setattr(autoattack.convert, 'to_torch', broken)
+  monkeypatch.setattr(autoattack_sides.convert, 'to_torch', broken)
   with pytest.raises(ValueError, match='networks are not the same'):
-    autoattack.make_torch_twin(problem)
+    autoattack_sides.make_torch_twin(problem)
