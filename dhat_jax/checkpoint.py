@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from dhat_jax import parallel
+
 
 def _is_key(leaf: Any) -> bool:
   return isinstance(leaf, jax.Array) and jnp.issubdtype(
@@ -111,7 +113,9 @@ class Checkpoints:
     self._open()
 
   def _open(self) -> None:
-    self._set_unreadable_metrics_aside()
+    if parallel.is_first():
+      self._set_unreadable_metrics_aside()
+    parallel.wait_for_all('opening checkpoints')
     score = _score
     self._manager = ocp.CheckpointManager(
       self.directory,
@@ -221,7 +225,11 @@ class Checkpoints:
     return self.restore_latest(like)
 
   def _try_restore(self, step: int, like: Any) -> tuple[Any, dict] | None:
-    """Returns (tree, info), or None for a damaged checkpoint."""
+    """Returns (tree, info), or None if it is damaged for any process."""
+    restored = self._restore(step, like)
+    return restored if parallel.all_agree(restored is not None) else None
+
+  def _restore(self, step: int, like: Any) -> tuple[Any, dict] | None:
     expected = flatten(like)
     try:
       sealed = self._manager.restore(
@@ -253,7 +261,8 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> None:
     self._manager.close()
-    self._move_aside(step)
+    if parallel.is_first():
+      self._move_aside(step)
     self._open()
 
   def _set_unreadable_metrics_aside(self) -> None:
@@ -278,9 +287,8 @@ class Checkpoints:
     target, count = os.path.join(base, name), 1
     while os.path.exists(target):
       target, count = os.path.join(base, f'{name}_{count}'), count + 1
-    if jax.process_index() == 0:
-      os.rename(os.path.join(self.directory, str(step)), target)
-      logging.error('moved to %s', target)
+    os.rename(os.path.join(self.directory, str(step)), target)
+    logging.error('moved to %s', target)
 
 
 def _score(metrics: dict[str, float]) -> tuple:

@@ -282,7 +282,7 @@ class Evaluator:
       total,
       0,
       unit='batch',
-      disable=progress is None or jax.process_index() > 0,
+      disable=progress is None or not parallel.is_first(),
     ) as bar:
       return {
         output: {

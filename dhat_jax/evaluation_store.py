@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dhat_jax import workdir
+from dhat_jax import parallel, workdir
 
 Part = dict[str, np.ndarray]
 
@@ -92,7 +92,7 @@ class Store:
     return part if str(part.pop('digest', '')) == owner else None
 
   def _save(self, name: str, owner: str, part: Part) -> None:
-    if self.directory is not None and jax.process_index() == 0:
+    if self.directory is not None and parallel.is_first():
       workdir.write_npz(self._path(name), {**part, 'digest': np.array(owner)})
 
   def folder(self, name: str, settings: Any) -> str | None:
@@ -103,16 +103,20 @@ class Store:
     if self.directory is None:
       return None
     path = os.path.join(self.directory, name)
+    if parallel.is_first():
+      self._claim(path, {'digest': self._digest(settings)})
+    parallel.wait_for_all('folder claimed')
+    return path
+
+  def _claim(self, path: str, owner: dict[str, str]) -> None:
+    """Empties a folder unless it belongs to the owner already."""
     label = os.path.join(path, 'evaluation.json')
-    owner = {'digest': self._digest(settings)}
     try:
       with open(label) as file:
         if json.load(file) == owner:
-          return path
+          return
     except (OSError, ValueError):
       pass
-    if jax.process_index() == 0:
-      shutil.rmtree(path, ignore_errors=True)
-      os.makedirs(path)
-      workdir.write_json(label, owner)
-    return path
+    shutil.rmtree(path, ignore_errors=True)
+    os.makedirs(path)
+    workdir.write_json(label, owner)

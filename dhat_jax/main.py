@@ -26,6 +26,25 @@ _MODE = flags.DEFINE_enum(
   ['train', 'evaluate'],
   'train: train what is missing, then evaluate. evaluate: evaluate (again).',
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed',
+  False,
+  'Several processes, which JAX finds: on a TPU pod, under SLURM, Open MPI.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator_address',
+  None,
+  'HOST:PORT of the first of several processes; then also the next two.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes the run has.', lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this is, from 0.', lower_bound=0
+)
+_CPU_DEVICES = flags.DEFINE_integer(
+  'cpu_devices', None, 'Runs on so many simulated CPU devices.', lower_bound=1
+)
 
 
 def _fail(message: object) -> None:
@@ -67,24 +86,55 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(_reason(error))
 
 
-def run(config, workdir: str, mode: str) -> None:
-  """Runs a config; what the user can mend ends in one clear message."""
-  # Not before the flags are known to be good: JAX takes a second to import.
-  from dhat_jax import metrics, parallel, train
-
+def _log_to_console(level: int) -> None:
   # Orbax logs every file that it touches through absl.
   absl_logging.set_verbosity(absl_logging.WARNING)
   logger = logging.getLogger('dhat_jax')
-  logger.setLevel(logging.INFO)
+  logger.setLevel(level)
   logger.propagate = False
   logger.addHandler(logging.StreamHandler())
-  parallel.initialize()
+
+
+def run(config, workdir: str, mode: str, **devices) -> None:
+  """Runs a config; what the user can mend ends in one clear message.
+
+  Args:
+    config: the run's config.
+    workdir: its folder.
+    mode: 'train' or 'evaluate'.
+    **devices: as `parallel.initialize` takes them.
+  """
+  # Not before the flags are known to be good: JAX takes a second to import.
+  import jax
+
+  from dhat_jax import metrics, parallel, train
+
+  fail = _fail
   try:
+    parallel.initialize(**devices)
+    if parallel.process_count() > 1:
+      fail = _fail_alone
+    _log_to_console(logging.INFO if parallel.is_first() else logging.WARNING)
     train.train_and_evaluate(config, workdir, mode=mode)
   except train.Preempted as stop:
     print(f'stopped at {stop}: saved; resume with the same command')
   except (ValueError, metrics.NonFiniteError, OSError) as error:
-    _fail(error)
+    fail(error)
+  except jax.errors.JaxRuntimeError as error:
+    if fail is _fail:
+      raise
+    fail(
+      f'lost another process of this run ({str(error).splitlines()[0]}); '
+      'resume with the same commands on all hosts'
+    )
+
+
+def _fail_alone(message: object) -> None:
+  """Fails as one of several processes, without a wait for those gone."""
+  print(f'error: {message}', file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(2)
 
 
 def main(argv: list[str]) -> None:
@@ -92,7 +142,16 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     _fail(f'arguments: got {argv[1:]}, expected flags only')
   config = _CONFIG.value
-  run(config, _WORKDIR.value or os.path.join('runs', config.name), _MODE.value)
+  run(
+    config,
+    _WORKDIR.value or os.path.join('runs', config.name),
+    _MODE.value,
+    distributed=_DISTRIBUTED.value,
+    coordinator_address=_COORDINATOR.value,
+    num_processes=_NUM_PROCESSES.value,
+    process_id=_PROCESS_ID.value,
+    cpu_devices=_CPU_DEVICES.value,
+  )
 
 
 if __name__ == '__main__':

@@ -4,8 +4,9 @@ A step is an ordinary function of one replica's state and share of the batch;
 here it is mapped over all devices with `jax.pmap`, named axis `AXIS`.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
@@ -15,8 +16,12 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from flax import jax_utils
+from jax.experimental import multihost_utils
 
 AXIS = 'batch'
+
+# A process that was not heard of for so long counts as lost, and ends the run.
+HEARTBEAT_SECS = 30
 
 # With this jaxlib the CPU's default convolutions run on one core; without its
 # fusion they use all. An unknown flag would abort the process, so it is set
@@ -25,12 +30,33 @@ _ONE_CORE_CONVOLUTIONS = '0.10.2'
 _ALL_CORES_FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 
 
-def initialize() -> None:
+def initialize(
+  *,
+  cpu_devices: int | None = None,
+  distributed: bool = False,
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> None:
   """Prepares JAX for a run; call it before anything else uses JAX.
 
   Turns on the persistent compilation cache (in ~/.cache/dhat_jax/xla, unless
   JAX_COMPILATION_CACHE_DIR names another place), so that a second start
-  compiles nothing, and lets the CPU use all its cores.
+  compiles nothing, lets the CPU use all its cores, and joins the other
+  processes of the run, if there are any.
+
+  Args:
+    cpu_devices: runs on the CPU, on that many simulated devices; None for what
+      the machine has.
+    distributed: whether JAX is to find the other processes by itself, as it
+      can on TPU pods, under SLURM and under Open MPI.
+    coordinator_address: 'host:port' of the first process, where `distributed`
+      cannot find it; then also
+    num_processes: how many there are, and
+    process_id: which one this is.
+
+  Raises:
+    ValueError: processes that are described in part only, or cannot be found.
   """
   flags = os.environ.get('XLA_FLAGS', '')
   if (
@@ -42,6 +68,87 @@ def initialize() -> None:
     cache = os.path.join(os.path.expanduser('~'), '.cache', 'dhat_jax', 'xla')
     jax.config.update('jax_compilation_cache_dir', cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  if cpu_devices is not None:
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', cpu_devices)
+  explicit = {
+    'coordinator_address': coordinator_address,
+    'num_processes': num_processes,
+    'process_id': process_id,
+  }
+  given = {key: v for key, v in explicit.items() if v is not None}
+  if given and not distributed and len(given) < len(explicit):
+    raise ValueError(
+      f'several processes: got {given}, expected all of {list(explicit)}, or '
+      'distributed'
+    )
+  if given or distributed:
+    _join(given)
+
+
+def _join(given: dict[str, Any]) -> None:
+  """Connects to the other processes; waits until all are there."""
+  try:
+    jax.distributed.initialize(
+      **given, heartbeat_timeout_seconds=HEARTBEAT_SECS
+    )
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f'several processes: {error} Expected a cluster that JAX knows (TPU pod, '
+      'SLURM, Open MPI), or coordinator_address, num_processes and process_id'
+    ) from error
+
+
+def process_count() -> int:
+  """Returns how many processes the run has."""
+  return jax.process_count()
+
+
+def is_first() -> bool:
+  """Whether this is the process that reports and writes."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(where: str) -> None:
+  """Returns when every process has come here; `where` names the place."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(where)
+
+
+@contextlib.contextmanager
+def first_alone(where: str) -> Iterator[None]:
+  """Lets the first process do something, then the others, all at once.
+
+  For what one process writes and the others find, such as a cache.
+  """
+  if not is_first():
+    wait_for_all(where)
+  try:
+    yield
+  finally:
+    if is_first():
+      wait_for_all(where)
+
+
+def all_agree(flag: bool) -> bool:
+  """Whether a flag holds on every process."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(np.all(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def stops_at(call: int) -> bool:
+  """Whether a signal on any process ends the run at this call.
+
+  JAX's runtime listens for SIGTERM and chooses one call, the same in all
+  processes; always False where there is only one process.
+
+  Args:
+    call: 1, 2, 3, ... in every process.
+  """
+  if jax.process_count() == 1:
+    return False
+  return multihost_utils.reached_preemption_sync_point(call)
 
 
 def check_batch_size(name: str, batch_size: int) -> None:
@@ -99,20 +206,39 @@ def shard(batch: Any) -> Any:
   return jax.tree.map(split, batch)
 
 
+def own_share(array: np.ndarray) -> np.ndarray:
+  """Returns this process's rows of a global batch: [B, ...] -> [B/P, ...]."""
+  return np.split(array, jax.process_count())[jax.process_index()]
+
+
 def unshard(array: jax.Array) -> np.ndarray:
-  """Undoes `shard` for one array of this process, on the host."""
+  """Joins the devices' shares of all processes: [D, B/D, ...] -> [B, ...].
+
+  Every process calls it, and gets the global batch.
+  """
   array = np.asarray(array)
-  return array.reshape(-1, *array.shape[2:])
+  array = array.reshape(-1, *array.shape[2:])
+  if jax.process_count() == 1:
+    return array
+  return multihost_utils.process_allgather(array, tiled=True)
+
+
+def mapped_train_step(step: Callable) -> Callable:
+  """Maps (state, batch) -> (state, metrics) over all devices.
+
+  The state's buffers are donated.
+  """
+  return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
 
 
 def pmap_train_step(step: Callable) -> Callable:
-  """Maps (state, batch) -> (state, metrics) over all devices.
+  """Maps (state, batch) -> (state, metrics) over all devices, to be called.
 
-  The state's buffers are donated. On the CPU with several simulated devices
-  the call waits for the step: steps enqueued there without waiting can
-  deadlock in their collectives.
+  As `mapped_train_step`; but on the CPU with several simulated devices the
+  call waits for the step: steps enqueued there without waiting can deadlock
+  in their collectives.
   """
-  mapped = jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+  mapped = mapped_train_step(step)
   if jax.default_backend() != 'cpu' or jax.device_count() == 1:
     return mapped
 
@@ -139,13 +265,13 @@ def pmap_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
     in_axes: 0 for arguments that are split over the devices, None for others.
 
   Returns:
-    fn on whole batches, host arrays in and out.
+    fn on global batches, host arrays in and out, the same in every process.
   """
   compiled = []
 
   def call(*args):
     args = [
-      shard(np.asarray(arg)) if axis == 0 else arg
+      shard(own_share(np.asarray(arg))) if axis == 0 else arg
       for arg, axis in zip(args, in_axes, strict=True)
     ]
     if not compiled:

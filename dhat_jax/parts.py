@@ -88,6 +88,7 @@ class Parts:
     self._rng = jax.random.key(seed)
     self._export = () if directory is None else tuple(export)
     self._bar = bar
+    self._counted = set()
     self.store = Store(
       directory,
       digest(
@@ -129,7 +130,7 @@ class Parts:
     return os.path.join(folder, f'{name}.npz')
 
   def _write_images(self, path, images_adv, labels, robust) -> None:
-    if path and jax.process_index() == 0:
+    if path and parallel.is_first():
       arrays = {'images_adv': images_adv, 'labels': labels, 'robust': robust}
       workdir.write_npz(path, arrays)
 
@@ -164,7 +165,9 @@ class Parts:
       make,
       again=path is not None and not os.path.exists(path),
     )
-    self._advance(self.evaluator.num_batches(self.split) - seen)
+    if (network, attack) not in self._counted:  # else it is counted already
+      self._counted.add((network, attack))
+      self._advance(self.evaluator.num_batches(self.split) - seen)
     return part
 
   def _ensemble(self, output: str, ensemble: Ensemble) -> Part:

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
-from dhat_jax import audit, evaluate, metrics
+from dhat_jax import audit, evaluate, metrics, parallel
 from dhat_jax.audit import AuditPlan
 from dhat_jax.datasets.base import Split
 from dhat_jax.ensemble import Ensemble
@@ -86,7 +85,7 @@ def run(
   audited = plan.audit is not None and 'aggregated' in outputs
   plan = dataclasses.replace(plan, audit=plan.audit if audited else None)
   names = [attack.name for attack in plan.attacks]
-  silent = progress is None or jax.process_index() > 0
+  silent = progress is None or not parallel.is_first()
   total = plan.num_gradient_attacks(len(outputs)) * evaluator.num_batches(split)
   with metrics.progress_bar(
     progress or '', total, 0, unit='batch', disable=silent

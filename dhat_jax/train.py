@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,42 +17,18 @@ from dhat_jax import (
   metrics,
   parallel,
   plan,
+  preemption,
   robustbench,
-  steps,
   suite,
   workdir,
 )
 from dhat_jax.checkpoint import Checkpoints
 from dhat_jax.datasets.base import Dataset, Split
+from dhat_jax.preemption import Preempted, StopRequest
 from dhat_jax.stages import ROLES, Stage
 from dhat_jax.train_state import TrainState, create_train_state
 
 _logger = logging.getLogger(__name__)
-
-
-class Preempted(Exception):
-  """The run was asked to stop (SIGTERM); its state is saved."""
-
-
-class _StopRequest:
-  """Turns SIGTERM into a flag while a stage trains."""
-
-  def __init__(self):
-    self.requested = False
-
-  def __enter__(self):
-    try:
-      self._old = signal.signal(signal.SIGTERM, self._handle)
-    except ValueError:  # not the main thread, which alone gets signals
-      self._old = None
-    return self
-
-  def __exit__(self, *_):
-    if self._old is not None:
-      signal.signal(signal.SIGTERM, self._old)
-
-  def _handle(self, *_):
-    self.requested = True
 
 
 class _StageRun:
@@ -67,6 +42,7 @@ class _StageRun:
     net: nn.Module,
     train_split: Split,
     validation_split: Split | None,
+    stop: StopRequest,
   ):
     self._config = config
     self._directory = directory
@@ -74,6 +50,7 @@ class _StageRun:
     self._net = net
     self._train_split = train_split
     self._validation_split = validation_split
+    self._stop = stop
     self._evaluator = plan.evaluator(config, net)
     self._checkpoints = Checkpoints(
       checkpoint_folder(directory, stage.name), keep=config.checkpoint.keep
@@ -121,7 +98,7 @@ class _StageRun:
   def _train(self, state: TrainState, start_step: int, seconds: float) -> None:
     """Trains to the end; the last thing it does is a checkpoint."""
     stage = self._stage
-    is_first = jax.process_index() == 0
+    is_first = parallel.is_first()
     started = time.monotonic() - seconds
     writer = (
       metrics.Writer(self._directory, stage.name, start_step)
@@ -137,22 +114,27 @@ class _StageRun:
     if start_step == stage.num_steps:  # nothing to train: just hand it on
       self._save(state, start_step, None, started)
       return
-    step_fn = self._step_fn()
+    step_fn = parallel.pmap_train_step(
+      build.train_step(self._config, stage, self._net)
+    )
     pending = []  # (step, sums on the device) since the last record
     recorded = (start_step, time.monotonic())
-    with writer, bar, _StopRequest() as stop:
+    with writer, bar:
       for step, batch in self._batches(start_step):
         state, sums = step_fn(state, batch)
+        if step == start_step + 1:
+          compiled = {'compile_seconds': time.monotonic() - recorded[1]}
+        stops = self._stop.ask()
         pending.append((step, sums))
         bar.update()
         validates = self._validates_at(step)
-        saves = validates or stop.requested or self._saves_at(step)
+        saves = validates or stops or self._saves_at(step)
         if saves or step % self._config.log_every_steps == 0:
           # Before any checkpoint: one that is not finite must not be saved.
-          values = self._fetch(pending, recorded)
+          values = self._fetch(pending, recorded) | compiled
           writer.write(step, {f'train/{k}': v for k, v in values.items()})
           bar.set_postfix(_shown(values))
-          pending, recorded = [], (step, time.monotonic())
+          pending, recorded, compiled = [], (step, time.monotonic()), {}
         if saves:
           accuracy = self._validate(state) if validates else None
           if accuracy is not None:
@@ -161,26 +143,9 @@ class _StageRun:
             )
           self._save(state, step, accuracy, started)
           recorded = (step, time.monotonic())
-        if stop.requested and step < stage.num_steps:
+        if stops:
           self._checkpoints.wait()
           raise Preempted(f'stage {stage.name}, step {step}')
-
-  def _step_fn(self):
-    stage = self._stage
-    return parallel.pmap_train_step(
-      steps.make_train_step(
-        net=self._net,
-        tx=stage.tx,
-        loss=stage.loss,
-        attack=stage.attack,
-        attack_scale=stage.attack_scale,
-        trains=stage.role.trains,
-        output=stage.role.output,
-        augment=build.augment(self._config),
-        ema_decay=stage.ema_decay,
-        axis_name=parallel.AXIS,
-      )
-    )
 
   def _batches(self, start_step: int) -> Iterator:
     """Yields (number of steps done once it is trained on, sharded batch)."""
@@ -296,23 +261,25 @@ def train(
     build.stage(config, name, len(train_split.labels)) for name in config.stages
   ]
   variables, seconds = None, {}
-  for index, stage in enumerate(stages):
-    net = build.model(
-      config, outputs=stage.role.outputs, axis_name=build.norm_axis(config)
-    )
-    state = create_train_state(
-      net=net,
-      tx=stage.tx,
-      trains=stage.role.trains,
-      rng=jax.random.fold_in(jax.random.key(config.seed), index),
-      image_shape=dataset.train.images.shape[1:],
-      variables=variables,
-      ema=stage.ema_decay > 0,
-    )
-    run = _StageRun(
-      config, directory, stage, net, train_split, validation_split
-    )
-    variables, seconds[stage.name] = run.run(state, mode=mode)
+  stop = StopRequest()
+  with stop.listening():
+    for index, stage in enumerate(stages):
+      net = build.stage_model(config, stage)
+      state = create_train_state(
+        net=net,
+        tx=stage.tx,
+        trains=stage.role.trains,
+        rng=jax.random.fold_in(jax.random.key(config.seed), index),
+        image_shape=dataset.train.images.shape[1:],
+        variables=variables,
+        ema=stage.ema_decay > 0,
+      )
+      run = _StageRun(
+        config, directory, stage, net, train_split, validation_split, stop
+      )
+      variables, seconds[stage.name] = run.run(state, mode=mode)
+      if stop.requested:
+        raise Preempted(f'the end of stage {stage.name}')
   return variables, seconds
 
 
@@ -346,17 +313,21 @@ def train_and_evaluate(
     raise ValueError(f'workdir {directory}: holds no run that can be evaluated')
   may_differ = ('evaluation.',) if mode == 'evaluate' else ()
   workdir.check(directory, config, may_differ=may_differ)
-  if mode == 'train' and os.path.exists(results_path):
+  finished = mode == 'train' and os.path.exists(results_path)
+  parallel.wait_for_all('workdir checked')  # before the first one writes to it
+  if finished:
     _logger.info('%s is there: nothing left to do', results_path)
     results = workdir.read_json(results_path)
   else:
-    # Data first: a run that finds none leaves nothing behind.
-    dataset = build.dataset(config)
+    # Data first: a run that finds none leaves nothing behind. And one process
+    # first: what it downloads and caches is there for the others.
+    with parallel.first_alone('data'):
+      dataset = build.dataset(config)
     workdir.prepare(directory, config, may_differ=may_differ)
     results = _run(config, directory, dataset, mode)
-    if jax.process_index() == 0:
+    if parallel.is_first():
       workdir.write_json(results_path, results)
-  if jax.process_index() == 0:
+  if parallel.is_first():
     print(_summary(results))
     print(f'\nresults: {results_path}')
   return results
@@ -378,16 +349,17 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
   variables, seconds = train(config, directory, dataset, mode=mode)
   net = build.model(config)
   started = time.monotonic()
-  found = suite.run(
-    plan.evaluator(config, net),
-    variables,
-    dataset.test,
-    plan.evaluation(config, net),
-    class_names=dataset.class_names,
-    seed=config.seed,
-    directory=os.path.join(directory, 'evaluation'),
-    progress='evaluation',
-  )
+  with preemption.interrupts('the evaluation'):
+    found = suite.run(
+      plan.evaluator(config, net),
+      variables,
+      dataset.test,
+      plan.evaluation(config, net),
+      class_names=dataset.class_names,
+      seed=config.seed,
+      directory=os.path.join(directory, 'evaluation'),
+      progress='evaluation',
+    )
   seconds['evaluation'] = time.monotonic() - started
   results = {
     'dataset': config.dataset.name,
@@ -401,7 +373,7 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
     'seconds': {name: round(value, 1) for name, value in seconds.items()},
   }
   entry = robustbench.entry(results)
-  if entry is not None and jax.process_index() == 0:
+  if entry is not None and parallel.is_first():
     workdir.write_json(os.path.join(directory, 'robustbench.json'), entry)
   return results
 

@@ -15,6 +15,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from dhat_jax import parallel
+
 PACKAGES = (
   'dhat_jax',
   'jax',
@@ -130,13 +132,25 @@ def prepare(
 
   Args and errors as in `check`; the folder is created if need be.
   """
-  check(path, config, may_differ=may_differ)
-  config_path = os.path.join(path, 'config.json')
-  if os.path.exists(config_path) or jax.process_index() > 0:
-    return
-  os.makedirs(path, exist_ok=True)
-  write_json(os.path.join(path, 'environment.json'), environment())
-  write_json(config_path, as_json(config))
+  if parallel.is_first():
+    check(path, config, may_differ=may_differ)
+    config_path = os.path.join(path, 'config.json')
+    if not os.path.exists(config_path):
+      os.makedirs(path, exist_ok=True)
+      write_json(os.path.join(path, 'environment.json'), environment())
+      write_json(config_path, as_json(config))
+  _check_shared(path)
+
+
+def _check_shared(path: str) -> None:
+  """Checks that all processes see the folder which the first one made."""
+  parallel.wait_for_all('workdir prepared')
+  seen = os.path.exists(os.path.join(path, 'config.json'))
+  if not parallel.all_agree(seen):
+    raise ValueError(
+      f'workdir {path}: the processes of this run do not see the same folder; '
+      'choose one on a file system that all hosts share'
+    )
 
 
 def _check_same_config(path, stored, config, may_differ):

@@ -21,6 +21,7 @@ ROWS = [
   ['ensemble', 'evaluation_store'],
   ['evaluate'],
   ['stages', 'steps', 'checkpoint', 'optim', 'metrics', 'workdir'],
+  ['preemption'],
   ['input_pipeline'],
   ['torch_bridge', 'torch_names', 'torch_reference'],
   ['losses', 'attacks', 'models', 'datasets'],

@@ -1,8 +1,9 @@
 """A whole run that takes seconds: digits, a tiny backbone, few steps.
 
-    python -m tests.tiny_run WORKDIR [dotted.key=value ...]
+    python -m tests.tiny_run WORKDIR [dotted.key=value ...] [--process_id=0 ...]
 
-runs it as the command line would; tests kill it and run it again.
+runs it as the command line would; tests kill it and run it again. Options with
+dashes are those of `parallel.initialize`.
 """
 
 import ast
@@ -50,10 +51,16 @@ def main():
   from dhat_jax import main as command
 
   use_tiny_backbone()
-  workdir, *overrides = sys.argv[1:]
-  pairs = (override.split('=', 1) for override in overrides)
-  config = get_config(**{k: ast.literal_eval(v) for k, v in pairs})
-  command.run(config, workdir, 'train')
+  workdir, *options = sys.argv[1:]
+  values = {}
+  for option in options:
+    key, _, value = option.partition('=')
+    values[key] = ast.literal_eval(value)
+  devices = {k[2:]: v for k, v in values.items() if k.startswith('--')}
+  config = get_config(
+    **{k: v for k, v in values.items() if not k.startswith('--')}
+  )
+  command.run(config, workdir, 'train', **devices)
 
 
 if __name__ == '__main__':
