@@ -20,6 +20,12 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dhat_jax import parallel
 
+# Orbax warns of every checkpoint without metrics: those between validations
+# have none, on purpose.
+logging.get_absl_logger().addFilter(
+  lambda record: 'tracked_metric' not in str(record.msg)
+)
+
 
 def _is_key(leaf: Any) -> bool:
   return isinstance(leaf, jax.Array) and jnp.issubdtype(

@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from dhat_jax import cli, torch_bridge, torch_names
 from dhat_jax.models.dual_head import DualHeadNet
@@ -305,14 +305,8 @@ def main(argv: list[str]) -> None:
   if '--help' in argv:
     print(__doc__)
     return
-  verbosity = logging.get_verbosity()
-  # Orbax warns that checkpoints have no validation, which is so.
-  logging.set_verbosity(logging.ERROR)
-  try:
-    with cli.mistakes_in_one_line(pickle.UnpicklingError):
-      _convert(_parse(argv))
-  finally:
-    logging.set_verbosity(verbosity)
+  with cli.mistakes_in_one_line(pickle.UnpicklingError):
+    _convert(_parse(argv))
 
 
 def _convert(values: flags.FlagValues) -> None:

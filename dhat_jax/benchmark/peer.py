@@ -1,5 +1,6 @@
 """A training step here and in PyTorch: same weights, images, noise, turns."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,7 +90,7 @@ def compare(
   """
   from dhat_jax.benchmark import torch_steps
 
-  config = ml_collections.ConfigDict(config)
+  config = copy.deepcopy(config)
   config.dataset.crop_padding, config.dataset.flip = 0, False
   numbers = recipe(config, name)
   trainer = training.make_trainer(config, name, batch_size)

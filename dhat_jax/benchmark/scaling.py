@@ -1,5 +1,6 @@
 """How the cost of a training step, and of AutoAttack, grows."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -22,14 +23,11 @@ IMAGES = (32, 64, 128, 256)
 
 
 def _changed(
-  config: ml_collections.ConfigDict, **values: Any
+  config: ml_collections.ConfigDict, values: dict[str, Any]
 ) -> ml_collections.ConfigDict:
-  """Returns a copy with other values; keys are written group__name."""
-  config = ml_collections.ConfigDict(config)
-  with config.unlocked():
-    for key, value in values.items():
-      group, _, name = key.partition('__')
-      config[group][name] = value
+  """Returns a copy with other values, given as {'dotted.key': value}."""
+  config = copy.deepcopy(config)
+  config.update_from_flattened_dict(values)
   return config
 
 
@@ -40,16 +38,17 @@ def _axes(config, stage, batch_size):
     return training.Problem(changed, stage, size)
 
   yield 'batch_size', {size: problem(config, size=size) for size in BATCH_SIZES}
-  changed = {}
-  for steps in ATTACK_STEPS:
-    spec = ml_collections.ConfigDict(config[stage].attack)
-    spec.steps = steps
-    changed[steps] = problem(_changed(config, **{f'{stage}__attack': spec}))
-  yield 'attack_steps', changed
+  yield (
+    'attack_steps',
+    {
+      steps: problem(_changed(config, {f'{stage}.attack.steps': steps}))
+      for steps in ATTACK_STEPS
+    },
+  )
   yield (
     'backbone',
     {
-      name: problem(_changed(config, model__backbone=name))
+      name: problem(_changed(config, {'model.backbone': name}))
       for name in BACKBONES
     },
   )
@@ -57,7 +56,9 @@ def _axes(config, stage, batch_size):
     'classes',
     {
       f'{classes} {name}': problem(
-        _changed(config, dataset__num_classes=classes, model__aggregator=name),
+        _changed(
+          config, {'dataset.num_classes': classes, 'model.aggregator': name}
+        ),
         stage='aggregator',
       )
       for classes in CLASSES

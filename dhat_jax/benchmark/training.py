@@ -1,5 +1,6 @@
 """Training steps: time, memory, arithmetic against the machine's peak."""
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +93,7 @@ def make_stage(
   config: ml_collections.ConfigDict, name: str, batch_size: int
 ) -> tuple[ml_collections.ConfigDict, Stage]:
   """Returns (the config with that batch size, its stage)."""
-  config = ml_collections.ConfigDict(config)
+  config = copy.deepcopy(config)
   config[name].batch_size = batch_size
   parallel.check_batch_size('--batch_size', batch_size)
   # A training set of a few batches: schedules do not matter here.
@@ -232,7 +233,7 @@ def run(
   """
   problems = []
   for dtype in dtypes:
-    own = ml_collections.ConfigDict(config)
+    own = copy.deepcopy(config)
     own.model.dtype = dtype
     problems += [Problem(own, s, size) for s in stages for size in batch_sizes]
   peaks = {dtype: peak_flops(dtype) for dtype in dtypes}

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dhat_jax.benchmark import __main__ as command
-from dhat_jax.benchmark import scaling
+from dhat_jax.benchmark import scaling, training
 from tests import tiny_run
 
 CONFIG = '--config=configs/digits.py'
@@ -91,7 +91,7 @@ def test_help(capsys):
 def test_scaling(capsys, monkeypatch):
   tiny_run.use_tiny_backbone(monkeypatch)
   monkeypatch.setattr(scaling, 'BATCH_SIZES', (2, 4))
-  monkeypatch.setattr(scaling, 'ATTACK_STEPS', (1,))
+  monkeypatch.setattr(scaling, 'ATTACK_STEPS', (1, 2))
   monkeypatch.setattr(scaling, 'BACKBONES', ('wrn10_1',))
   monkeypatch.setattr(scaling, 'CLASSES', (100,))
   monkeypatch.setattr(scaling, 'AGGREGATORS', ('classwise',))
@@ -104,17 +104,33 @@ def test_scaling(capsys, monkeypatch):
     ('batch_size', 2),
     ('batch_size', 4),
     ('attack_steps', 1),
+    ('attack_steps', 2),
     ('backbone', 'wrn10_1'),
     ('classes', '100 classwise'),
     ('devices', 1),
     ('autoattack_images', 4),
   ]
   assert all(row['step_seconds'] > 0 for row in rows)
-  # The batch, the stage and the number of devices are what they should be.
-  assert [row.get('batch_size') for row in rows] == [2, 4, 4, 4, 4, 4, None]
-  assert [row.get('stage') for row in rows[3:6]] == [
+  # Steps, batch, stage and number of devices are what they should be.
+  assert [row.get('attack_steps') for row in rows[1:4]] == [1, 1, 2]
+  assert [row.get('batch_size') for row in rows] == [2, 4, 4, 4, 4, 4, 4, None]
+  assert [row.get('stage') for row in rows[4:7]] == [
     'main_head',
     'aggregator',
     'main_head',
   ]
-  assert [row.get('devices') for row in rows[4:6]] == [2, 1]
+  assert [row.get('devices') for row in rows[5:7]] == [2, 1]
+
+
+def test_a_config_is_not_changed_by_measuring():
+  config = tiny_run.get_config()
+  before = config.to_json()
+  changed, stage = training.make_stage(config, 'main_head', 6)
+  assert stage.batch_size == changed.main_head.batch_size == 6
+  problems = dict(scaling._axes(config, 'main_head', 4))
+  steps = [
+    problem.config.main_head.attack.steps
+    for problem in problems['attack_steps'].values()
+  ]
+  assert steps == list(problems['attack_steps'])
+  assert config.to_json() == before
