@@ -37,11 +37,13 @@ class Found(NamedTuple):
     robust: bool [N], classified correctly by the attacked output.
     logits: of the attacked images, of each output, float [N, K].
     images_adv: float [N, H, W, C], or None if not asked for.
+    examples: float [E, H, W, C], the attacked images at some places.
   """
 
   robust: np.ndarray
   logits: dict[str, np.ndarray]
   images_adv: np.ndarray | None
+  examples: np.ndarray
 
 
 def output_names(net: nn.Module) -> tuple[str, ...]:
@@ -183,22 +185,29 @@ class Evaluator:
     rng: jax.Array,
     *,
     keep_images: bool = False,
+    examples: Sequence[int] = (),
     on_batch: Callable[[], Any] = lambda: None,
   ) -> Found:
     """Attacks one output and shows the images to all of them.
 
     Args and noise as in `robust`; `network` is an output or the name of an
-    added network.
+    added network; `examples` are places of images to return, in order.
     """
     count = len(split.labels)
     flags, rows, kept = [], [], []
-    for robust, images_adv in self._under_attack(
-      variables, split, network, attack, rng
+    shown = [np.zeros((0, *split.images.shape[1:]), np.float32)]
+    for number, (robust, images_adv) in enumerate(
+      self._under_attack(variables, split, network, attack, rng)
     ):
       flags.append(robust)
       rows.append(self._predict(variables, images_adv))
+      first = number * self.batch_size
+      here = [n - first for n in examples if 0 <= n - first < self.batch_size]
+      if keep_images or here:
+        images_adv = parallel.unshard(images_adv)
+        shown.append(images_adv[here])
       if keep_images:
-        kept.append(parallel.unshard(images_adv))
+        kept.append(images_adv)
       on_batch()
     return Found(
       np.concatenate(flags)[:count],
@@ -207,7 +216,30 @@ class Evaluator:
         for output in rows[0]
       },
       np.concatenate(kept)[:count] if kept else None,
+      np.concatenate(shown),
     )
+
+  def pictures(
+    self,
+    variables: Any,
+    split: Split,
+    output: str,
+    attack: Attack,
+    rng: jax.Array,
+    count: int,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first images of a split, clean and attacked.
+
+    Args as in `robust`; `count` is at most the batch size.
+
+    Returns:
+      Two times float [n, H, W, C] in [0, 1], n the smaller of `count` and N.
+    """
+    count = min(count, len(split.labels))
+    batches = self._under_attack(variables, split, output, attack, rng)
+    _, images_adv = next(batches)
+    clean = np.asarray(split.images[:count], np.float32) / 255
+    return clean, parallel.unshard(images_adv)[:count]
 
   def _predict(self, variables, images: jax.Array) -> dict[str, np.ndarray]:
     """Returns the logits [B, K] of all outputs for images [D, B / D, ...]."""

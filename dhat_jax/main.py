@@ -116,6 +116,8 @@ def run(config, workdir: str, mode: str, **devices) -> None:
       fail = _fail_alone
     _log_to_console(logging.INFO if parallel.is_first() else logging.WARNING)
     train.train_and_evaluate(config, workdir, mode=mode)
+    if parallel.is_first():
+      _report(workdir)
   except train.Preempted as stop:
     print(f'stopped at {stop}: saved; resume with the same command')
   except (ValueError, metrics.NonFiniteError, OSError) as error:
@@ -126,6 +128,20 @@ def run(config, workdir: str, mode: str, **devices) -> None:
     fail(
       f'lost another process of this run ({str(error).splitlines()[0]}); '
       'resume with the same commands on all hosts'
+    )
+
+
+def _report(workdir: str) -> None:
+  """Writes the report; what the run found is safe whatever happens here."""
+  from dhat_jax.report import __main__ as report
+
+  try:
+    print(f'report: {report.write([workdir])}')
+  except Exception as error:
+    print(
+      f'warning: no report ({type(error).__name__}: {error}); try again with '
+      f'python -m dhat_jax.report --workdir={workdir}',
+      file=sys.stderr,
     )
 
 

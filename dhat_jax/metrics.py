@@ -92,6 +92,19 @@ class Writer:
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
 
+  def write_pictures(self, step: int, rows: Mapping[str, np.ndarray]) -> None:
+    """Shows images in TensorBoard, one row of them for each name.
+
+    Args:
+      step: of the stage.
+      rows: {name: float [n, H, W, C] in [0, 1]}, C 1 or 3.
+    """
+    for name, images in rows.items():
+      row = np.concatenate(list(images), axis=1)  # [H, n W, C]
+      row = np.repeat(row, 3 // row.shape[-1], axis=-1)
+      row = np.round(255 * row.clip(0, 1)).astype(np.uint8)
+      self._tensorboard.add_image(name, row, step, dataformats='HWC')
+
 
 class NullWriter:
   """What processes other than the first have in place of a `Writer`."""
@@ -103,6 +116,9 @@ class NullWriter:
     pass
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Writes nothing."""
+
+  def write_pictures(self, step: int, rows: Mapping[str, np.ndarray]) -> None:
     """Writes nothing."""
 
 

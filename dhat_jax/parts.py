@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dhat_jax import ensemble as ensembles
-from dhat_jax import parallel, workdir
+from dhat_jax import heads, parallel, workdir
 from dhat_jax.datasets.base import Split
 from dhat_jax.ensemble import Ensemble
 from dhat_jax.evaluate import Attack, Evaluator, output_names
@@ -28,6 +28,16 @@ def other_class(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   logits = logits.copy()
   logits[np.arange(len(labels)), labels] = -np.inf
   return logits.argmax(axis=1)
+
+
+# How many attacked images each part keeps, for people to look at.
+EXAMPLES = 10
+
+
+def example_places(count: int) -> list[int]:
+  """Returns evenly spaced places: a split may be sorted by class."""
+  places = np.linspace(0, count - 1, min(EXAMPLES, count))
+  return [int(place) for place in places.round()]
 
 
 def _part(robust, logits, output, labels) -> Part:
@@ -116,12 +126,24 @@ class Parts:
     Returns:
       `robust` bool [n], `losses` [n] of the attacked output,
       `<output>_predictions` int [n] for each output on the attacked images,
-      and for ensembles `flags/<attack>` bool [n] and `warnings`. Ensembles
-      may see only the first n images.
+      `examples` float16 [E, H, W, C], the attacked images at `example_places`
+      (gradient attacks only), and for ensembles `flags/<attack>` bool [n] and
+      `warnings`. Ensembles may see only the first n images.
     """
     if isinstance(attack, Ensemble):
       return self._ensemble(network, attack)
     return self._attack(network, attack)
+
+  def influence(self) -> dict[str, np.ndarray]:
+    """Returns what `heads.influence` finds, on the clean images."""
+
+    def make():
+      images = np.asarray(self.split.images, np.float32) / 255
+      split = Split(images, self.split.labels)
+      logits = self.evaluator.logits(self.variables, split)
+      return heads.influence(self.evaluator.net, self._host_variables, logits)
+
+    return self.store.get('influence', {'images': heads.IMAGES}, make)
 
   def _images_path(self, network, name) -> str | None:
     if name not in self._export:
@@ -151,12 +173,14 @@ class Parts:
         attack,
         self._rng,
         keep_images=path is not None,
+        examples=example_places(len(self.split.labels)),
         on_batch=count,
       )
       labels = self.split.labels
       self._write_images(path, found.images_adv, labels, found.robust)
       output = self.evaluator.scored_output(network)
-      return _part(found.robust, found.logits, output, labels)
+      part = _part(found.robust, found.logits, output, labels)
+      return part | {'examples': found.examples.astype(np.float16)}
 
     settings = {'settings': attack.settings, 'stream': attack.stream}
     part = self.store.get(

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from dhat_jax import audit, evaluate, metrics, parallel
+from dhat_jax import audit, evaluate, heads, metrics, parallel
 from dhat_jax.audit import AuditPlan
 from dhat_jax.datasets.base import Split
 from dhat_jax.ensemble import Ensemble
 from dhat_jax.evaluate import Attack, Evaluator
-from dhat_jax.parts import Parts
+from dhat_jax.parts import Parts, example_places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +122,9 @@ def _evaluate(parts, plan, outputs, class_names) -> dict[str, Any]:
     'per_class': each(_per_class, class_names),
     'confusion': each(_confusion, len(class_names)),
   }
+  results['examples'] = _examples(parts)
+  if 'aggregated' in outputs:
+    results['heads'] = _heads(parts, plan)
   if any(isinstance(attack, Ensemble) for attack in plan.attacks):
     results['autoattack'] = each(_ensembles)
   return results | extra
@@ -190,10 +193,8 @@ def _share(flags, chosen) -> float | None:
   return float(flags[chosen].mean()) if chosen.any() else None
 
 
-def _confusion(parts, plan, output, num_classes) -> dict[str, Any]:
-  """Counts [label][prediction], clean and under the strongest attack."""
-  labels = parts.split.labels
-  key = f'{output}_predictions'
+def _strongest(parts, plan, output) -> tuple[str, Any]:
+  """Returns (name, part) of the strongest attack that saw all images."""
   found = {
     attack.name: parts.get(output, attack)
     for attack in (plan.clean, *plan.of_output(output))
@@ -201,19 +202,54 @@ def _confusion(parts, plan, output, num_classes) -> dict[str, Any]:
   whole = {
     name: part
     for name, part in found.items()
-    if len(part['robust']) == len(labels)
+    if len(part['robust']) == len(parts.split.labels)
   }
-  strongest = min(whole, key=lambda name: whole[name]['robust'].sum())
+  return min(whole.items(), key=lambda item: item[1]['robust'].sum())
 
-  def count(name):
+
+def _confusion(parts, plan, output, num_classes) -> dict[str, Any]:
+  """Counts [label][prediction], clean and under the strongest attack."""
+  name, part = _strongest(parts, plan, output)
+
+  def count(part):
     matrix = np.zeros((num_classes, num_classes), int)
-    np.add.at(matrix, (labels, whole[name][key]), 1)
+    predictions = part[f'{output}_predictions']
+    np.add.at(matrix, (parts.split.labels, predictions), 1)
     return matrix.tolist()
 
   return {
-    'clean': count(plan.clean.name),
-    'attack': strongest,
-    'attacked': count(strongest),
+    'clean': count(parts.get(output, plan.clean)),
+    'attack': name,
+    'attacked': count(part),
+  }
+
+
+def _examples(parts) -> dict[str, list[int]]:
+  """Which images the parts keep, and their labels."""
+  places = example_places(len(parts.split.labels))
+  labels = [int(parts.split.labels[place]) for place in places]
+  return {'places': places, 'labels': labels}
+
+
+def _heads(parts, plan) -> dict[str, Any]:
+  """What the aggregated output makes of the heads."""
+  name, part = _strongest(parts, plan, 'aggregated')
+  shown = {plan.clean.name: parts.get('aggregated', plan.clean), name: part}
+  return {
+    'influence': {
+      head: [float(value) for value in values]
+      for head, values in parts.influence().items()
+    },
+    'agreement': {
+      name: heads.agreement(
+        {
+          output: part[f'{output}_predictions']
+          for output in (*heads.HEADS, 'aggregated')
+        },
+        parts.split.labels,
+      )
+      for name, part in shown.items()
+    },
   }
 
 

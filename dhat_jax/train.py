@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from flax import linen as nn
 
 from dhat_jax import (
@@ -141,6 +142,7 @@ class _StageRun:
             writer.write(
               step, {f'validation/{k}': v for k, v in accuracy.items()}
             )
+            writer.write_pictures(step, self._pictures(state))
           self._save(state, step, accuracy, started)
           recorded = (step, time.monotonic())
         if stops:
@@ -205,6 +207,24 @@ class _StageRun:
     )[output]
     clean, robust = accuracy.values()
     return {'clean_accuracy': clean, 'robust_accuracy': robust}
+
+  def _pictures(self, state: TrainState) -> dict[str, np.ndarray]:
+    """Images under the attack of the validation: one row for each name."""
+    clean, attacked = self._evaluator.pictures(
+      state.variables(),
+      self._validation_split,
+      self._stage.role.output,
+      plan.validation_attacks(self._config)[-1],
+      jax.random.key(self._config.seed),
+      count=8,
+    )
+    # Gray where nothing is changed.
+    changes = 0.5 + 5 * (attacked - clean)
+    return {
+      'images/clean': clean,
+      'images/attacked': attacked,
+      'images/change': changes,
+    }
 
   def _save(self, state, step, accuracy, started: float) -> None:
     self._checkpoints.save(

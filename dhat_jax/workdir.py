@@ -81,6 +81,9 @@ def flat_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return flat
 
 
+# What may be in a folder that belongs to no run yet.
+_NO_RUN = ('environment.json', 'report.html', 'report')
+
 # Where data is found on a machine says nothing about the run.
 _PLACES = ('dataset.manual_dir', 'dataset.cache_dir')
 
@@ -109,11 +112,12 @@ def check(
     stored = read_json(config_path)
     _check_same_config(path, stored, config, may_differ + _PLACES)
     return
-  # A run killed before it wrote its config leaves environment.json alone.
+  # A run killed before it wrote its config leaves environment.json alone; a
+  # report may have been made of an empty folder.
   foreign = sorted(
     name
     for name in os.listdir(path)
-    if not name.startswith('.') and name != 'environment.json'
+    if not name.startswith('.') and name not in _NO_RUN
   )
   if foreign:
     raise ValueError(

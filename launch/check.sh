@@ -12,9 +12,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 lint() {
   python -m ruff format --check .
   python -m ruff check .
-  bash -n launch/*.sh .ci/run
+  bash -n launch/*.sh launch/slurm.sbatch .ci/run
   if command -v shellcheck >/dev/null; then
-    shellcheck launch/*.sh .ci/run
+    shellcheck launch/*.sh launch/slurm.sbatch .ci/run
   else
     echo 'shellcheck is not installed: shell scripts were only parsed'
   fi

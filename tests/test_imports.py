@@ -10,6 +10,7 @@ PACKAGE = pathlib.Path(dhat_jax.__file__).parent
 # its own row as well.
 ROWS = [
   ['main'],
+  ['report'],
   ['benchmark'],
   ['convert'],
   ['train'],
@@ -18,6 +19,7 @@ ROWS = [
   ['suite', 'robustbench'],
   ['audit'],
   ['parts'],
+  ['heads'],
   ['ensemble', 'evaluation_store'],
   ['evaluate'],
   ['stages', 'steps', 'checkpoint', 'optim', 'metrics', 'workdir'],

@@ -113,3 +113,24 @@ def test_progress_bar_starts_where_training_continues(capsys):
   with metrics.progress_bar('x', 10, 4, unit='step', disable=True):
     pass
   assert capsys.readouterr().err == ''
+
+
+def test_pictures_are_rows_in_tensorboard(tmp_path, monkeypatch):
+  shown = {}
+
+  def add_image(self, name, image, step, dataformats):
+    shown[name] = image, step, dataformats
+
+  monkeypatch.setattr(
+    metrics.tensorboardX.SummaryWriter, 'add_image', add_image
+  )
+  gray = np.array([0.0, 0.5, 1.0, 2.0]).reshape(2, 2, 1, 1)
+  colour = np.zeros((2, 2, 1, 3))
+  with metrics.Writer(str(tmp_path), 'main_head', 0) as writer:
+    writer.write_pictures(7, {'gray': gray, 'colour': colour})
+  image, step, dataformats = shown['gray']
+  assert (step, dataformats) == (7, 'HWC')
+  assert image.dtype == np.uint8
+  # Two images side by side: [H, 2 W, 3].
+  np.testing.assert_array_equal(image[..., 0], [[0, 255], [128, 255]])
+  assert image.shape == shown['colour'][0].shape == (2, 2, 3)

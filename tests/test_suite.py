@@ -288,3 +288,45 @@ def test_robustbench_entry():
   assert "{'n_iter': 5}" in entry['footnote']
   assert entry['name'] == 'Dual Head Adversarial Training'
   assert robustbench.entry({'config': {}}) is None
+
+
+def test_examples_are_the_attacked_images(case, finished):
+  _, _, split = case
+  folder, results = finished
+  places = results['examples']['places']
+  assert places[0] == 0
+  assert places[-1] == tiny_suite.IMAGES - 1
+  assert len(places) == 10
+  assert results['examples']['labels'] == split.labels[places].tolist()
+  for output in OUTPUTS:
+    clean = part(folder, output, 'clean')['examples']
+    expected = np.float32(split.images[places]) / 255
+    np.testing.assert_allclose(clean, expected, atol=1e-3)
+    with np.load(folder / 'images' / output / 'pgd_3.npz') as file:
+      exported = file['images_adv'][places]
+    shown = part(folder, output, 'pgd_3')['examples']
+    np.testing.assert_allclose(shown, exported, atol=1e-3)
+    assert np.abs(exported - expected).max() == pytest.approx(0.02, abs=1e-4)
+
+
+def test_heads_are_counted(case, finished):
+  net, variables, split = case
+  _, results = finished
+  found = results['heads']
+  strongest = results['confusion']['aggregated']['attack']
+  assert list(found['agreement']) == ['clean', strongest]
+  images = np.asarray(split.images, np.float32) / 255
+  outputs = net.apply(variables, images)
+  main, second = (
+    np.asarray(outputs.select(o).argmax(axis=1)) == split.labels
+    for o in ('main', 'second')
+  )
+  clean = found['agreement']['clean']
+  assert clean['only_main']['images'] == (main & ~second).sum()
+  for attack, rows in found['agreement'].items():
+    assert sum(row['images'] for row in rows.values()) == tiny_suite.IMAGES
+    right = sum(row['aggregated_right'] for row in rows.values())
+    accuracy = results['accuracy']['aggregated'][attack]
+    assert right == round(accuracy * tiny_suite.IMAGES)
+  for head in ('main', 'second'):
+    assert len(found['influence'][head]) == 10

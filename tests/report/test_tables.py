@@ -1,0 +1,59 @@
+import pytest
+
+from dhat_jax.report import read, tables
+from dhat_jax.report.tables import Table
+from tests.report import workdirs
+
+
+@pytest.fixture
+def run(tmp_path):
+  return read.load(workdirs.make(tmp_path / 'one'))
+
+
+def test_differences_to_the_main_head(run):
+  table = tables.with_differences(run)
+  assert table.header == ['output', 'clean', 'pgd_2', 'worst case']
+  assert table.rows == [
+    ['main', '75.0', '50.0', '25.0'],
+    ['second', '50.0 (-25.0)', '25.0 (-25.0)', '25.0 (+0.0)'],
+    ['mean', '75.0 (+0.0)', '50.0 (+0.0)', '25.0 (+0.0)'],
+    ['aggregated', '100.0 (+25.0)', '25.0 (-25.0)', '25.0 (+0.0)'],
+  ]
+
+
+def test_mean_and_deviation():
+  # 10, 20, 40 %: mean 23.33, deviation sqrt((177.8 + 11.1 + 277.8) / 2).
+  assert tables.mean_and_deviation([0.1, 0.2, 0.4]) == '23.3 ± 15.3'
+  assert tables.mean_and_deviation([0.5]) == '50.0'
+
+
+def test_seeds_share_a_row(tmp_path, run):
+  second = read.load(workdirs.make(tmp_path / 'two', seed=1, shift=-0.02))
+  other = read.load(workdirs.make(tmp_path / 'other'))
+  other.config['model'] = {'backbone': 'resnet18'}
+  table = tables.comparison([run, other, second])
+  assert table.header[:3] == ['run', 'output', 'seeds']
+  assert len(table.rows) == 8
+  assert table.rows[0] == [
+    *('one, two', 'main', '2', '74.0 ± 1.4', '49.0 ± 1.4', '24.0 ± 1.4')
+  ]
+  assert table.rows[4] == ['other', 'main', '1', '75.0', '50.0', '25.0']
+
+
+def test_formats():
+  table = Table(['a_b', 'x'], [['50 % & |', '1.0 ± 0.5'], ['c', '']])
+  assert tables.to_csv(table) == 'a_b,x\n50 % & |,1.0 ± 0.5\nc,\n'
+  assert tables.to_markdown(table) == (
+    '| a_b | x |\n| --- | ---: |\n| 50 % & \\| | 1.0 ± 0.5 |\n| c |  |\n'
+  )
+  assert tables.to_latex(table) == (
+    '\\begin{tabular}{lr}\n\\toprule\na\\_b & x \\\\\n\\midrule\n'
+    '50 \\% \\& | & 1.0 $\\pm$ 0.5 \\\\\nc &  \\\\\n'
+    '\\bottomrule\n\\end{tabular}\n'
+  )
+
+
+def test_latex_commands_are_escaped():
+  assert tables.latex_text(r'\a{b}~^$#') == (
+    r'\textbackslash{}a\{b\}\textasciitilde{}\textasciicircum{}\$\#'
+  )

@@ -1,0 +1,122 @@
+"""A workdir made by hand, in which every section has something to show."""
+
+import json
+
+import numpy as np
+
+CLASSES = ('cat', 'dog_&_co')
+PLACES, LABELS = [0, 3], [0, 1]
+ACCURACY = {
+  'main': {'clean': 0.75, 'pgd_2': 0.5},
+  'second': {'clean': 0.5, 'pgd_2': 0.25},
+  'mean': {'clean': 0.75, 'pgd_2': 0.5},
+  'aggregated': {'clean': 1.0, 'pgd_2': 0.25},
+}
+
+
+def results(seed=0, shift=0.0):
+  """results.json; `shift` is added to every accuracy."""
+  outputs = tuple(ACCURACY)
+  return {
+    'dataset': 'pets',
+    'n_test': 4,
+    'seed': seed,
+    'epsilon': 0.02,
+    'accuracy': {
+      output: {name: value + shift for name, value in row.items()}
+      for output, row in ACCURACY.items()
+    },
+    'worst_case': dict.fromkeys(outputs, 0.25 + shift),
+    'per_class': {
+      output: {
+        CLASSES[0]: {'images': 2, 'clean': 1.0, 'worst_case': 0.5},
+        CLASSES[1]: {'images': 2, 'clean': 0.5, 'worst_case': None},
+      }
+      for output in outputs
+    },
+    'confusion': {
+      output: {
+        'clean': [[2, 0], [1, 1]],
+        'attack': 'pgd_2',
+        'attacked': [[1, 1], [2, 0]],
+      }
+      for output in outputs
+    },
+    'sweep': {key: {'0/255': 1.0, '8/255': 0.25} for key in outputs},
+    'loss_by_steps': {
+      key: {'0': [0.5, 1.0], '1': [0.9, 0.5], '20': [1.1, 0.25]}
+      for key in outputs
+    },
+    'audit': {
+      'attack': 'pgd_2',
+      'white_box': {'accuracy': 0.25, 'margin_accuracy': 0.3},
+      'attacks': {'transfer_main': {'accuracy': 0.2, 'missed': 1}},
+      'worst_case': 0.2,
+      'flags': [{'name': 'transfer_main', 'sentence': 'It found <more>.'}],
+    },
+    'heads': {
+      'influence': {'main': [0.5, 0.6], 'second': [0.4, -0.1]},
+      'agreement': {
+        'clean': {
+          'both': {'images': 2, 'aggregated_right': 2},
+          'only_main': {'images': 1, 'aggregated_right': 1},
+          'only_second': {'images': 0, 'aggregated_right': 0},
+          'neither': {'images': 1, 'aggregated_right': 1},
+        }
+      },
+    },
+    'examples': {'places': PLACES, 'labels': LABELS},
+    'seconds': {'main_head': 10.0, 'evaluation': 2.5},
+  }
+
+
+def records():
+  """metrics.jsonl of two stages."""
+  found = []
+  for stage in ('main_head', 'aggregator'):
+    for step in (1, 2, 3):
+      found.append(
+        {
+          'stage': stage,
+          'step': step,
+          'train/loss': 1 / step,
+          'train/clean_accuracy': step / 4,
+          'train/robust_accuracy': step / 8,
+          'train/learning_rate': 0.1,
+          'train/images_per_second': 100.0 * step,
+        }
+      )
+    found[-3]['train/compile_seconds'] = 4.0
+    found.append(
+      {
+        'stage': stage,
+        'step': 3,
+        'validation/clean_accuracy': 0.7,
+        'validation/robust_accuracy': 0.4,
+      }
+    )
+  return found
+
+
+def make(directory, seed=0, shift=0.0):
+  """Writes a whole workdir; returns its path as text."""
+  directory.mkdir(parents=True, exist_ok=True)
+
+  def write(name, value):
+    (directory / name).write_text(json.dumps(value))
+
+  write('results.json', results(seed, shift))
+  write('config.json', {'seed': seed, 'model': {'backbone': 'wrn10_1'}})
+  write('environment.json', {'versions': {'jax': '1.2'}, 'git_commit': 'abc'})
+  lines = [json.dumps(record) + '\n' for record in records()]
+  (directory / 'metrics.jsonl').write_text(''.join(lines))
+  rng = np.random.default_rng(0)
+  clean = rng.uniform(size=(2, 6, 6, 3)).astype(np.float16)
+  for attack, images in (('clean', clean), ('pgd_2', clean + np.float16(0.02))):
+    folder = directory / 'evaluation' / 'aggregated'
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = {
+      f'{output}_predictions': np.array([0, 1, 1, 0]) for output in ACCURACY
+    }
+    np.savez(folder / f'{attack}.npz', examples=images, **predictions)
+  return str(directory)
