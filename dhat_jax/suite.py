@@ -47,7 +47,8 @@ class Plan:
   def num_gradient_attacks(self, num_outputs: int) -> int:
     """Returns how many calls of gradient attacks the suite makes."""
     plain = [a for a in self.attacks if not isinstance(a, Ensemble)]
-    one = 1 + len(plain) + len(self.sweep) + len(self.loss_by_steps)
+    extra = (*self.sweep.values(), *self.loss_by_steps.values())
+    one = len({self.clean, *plain, *extra})  # each is made once
     return num_outputs * one + (7 if self.audit else 0)
 
 

@@ -53,11 +53,15 @@ def escape(text: object) -> str:
 def table_html(table: Table) -> str:
   """Formats a table, in a container that scrolls on narrow screens."""
 
+  kinds = [
+    ' class="number"' if right else '' for right in tables.alignments(table)
+  ]
+
   def row(cells, tag):
-    texts = []
-    for index, cell in enumerate(cells):
-      kind = ' class="number"' if index and tag == 'td' else ''
-      texts.append(f'<{tag}{kind}>{escape(cell)}</{tag}>')
+    texts = [
+      f'<{tag}{kind}>{escape(cell)}</{tag}>'
+      for cell, kind in zip(cells, kinds, strict=True)
+    ]
     return f'<tr>{"".join(texts)}</tr>'
 
   rows = [row(table.header, 'th'), *(row(r, 'td') for r in table.rows)]
@@ -76,7 +80,7 @@ def _picture(name: str, alt: str, files: dict[str, bytes]):
   """Returns run -> an inlined figure, which is kept in `files` too."""
 
   def body(run: Run) -> str:
-    figure = plots.FIGURES[name](run)
+    figure = plots.draw(name, run)
     if figure is None:
       return ''
     data = files[f'{run.name}_{name}.png'] = png(figure)
@@ -202,11 +206,7 @@ def _provenance(run: Run) -> str:
   ):
     if values:
       table = table_html(Table(['key', 'value'], _flat(values)))
-      texts.append(
-        f'<details><summary>{title}</summary>{table}</details>'.replace(
-          'class="number"', ''
-        )
-      )
+      texts.append(f'<details><summary>{title}</summary>{table}</details>')
   return ''.join(texts)
 
 
@@ -276,7 +276,8 @@ def sections(files: dict[str, bytes]) -> list[Section]:
     Section(
       'Images',
       'Test images, what the strongest attack changed (gray: nothing), and the '
-      'result. Above: the true class; below: what each output sees.',
+      'result. Above: the true class; below: what the main, second and '
+      'aggregated output (m, s, a) see, with a cross where that is wrong.',
       'No images were kept: evaluate again to keep some.',
       picture('examples', 'Clean image, change and attacked image'),
     ),

@@ -32,13 +32,12 @@ STYLE = {
 
 
 def _figure(rows: int, columns: int, width: float, height: float):
-  with plt.rc_context(STYLE):
-    return plt.subplots(
-      *(rows, columns),
-      figsize=(width, height),
-      squeeze=False,
-      layout='constrained',
-    )
+  return plt.subplots(
+    *(rows, columns),
+    figsize=(width, height),
+    squeeze=False,
+    layout='constrained',
+  )
 
 
 def curves(run: Run) -> Figure | None:
@@ -65,7 +64,8 @@ def curves(run: Run) -> Figure | None:
           steps, percent, style, color=colour, label=label, markersize=3
         )
     accuracy.set_ylim(0, 100)
-    rate.plot(*run.series(stage, 'train/learning_rate'), color=GREY)
+    rates = run.series(stage, 'train/learning_rate')
+    rate.plot(*rates, color=GREY, drawstyle='steps-pre')
     rate.set_ylim(bottom=0)
     rate.set_xlabel('step')
   for axes, label in zip(
@@ -125,6 +125,9 @@ def loss_by_steps(run: Run) -> Figure | None:
 
   figure, axes = _by_output(run, 'loss_by_steps', point, 'attack steps')
   axes.set_xscale('symlog')
+  steps = next(iter(run.results['loss_by_steps'].values()))
+  axes.set_xticks([int(step) for step in steps], steps)
+  axes.minorticks_off()
   axes.set_ylabel('mean cross entropy')
   return figure
 
@@ -216,7 +219,7 @@ def examples(run: Run) -> Figure | None:
   # As large as can be shown around gray, 10 times at most.
   factor = max(1, min(10, int(0.5 / run.results['epsilon'])))
   rows = (original, 0.5 + factor * (changed - original), changed)
-  figure, grid = _figure(3, len(places), WIDTH, 4.4)
+  figure, grid = _figure(3, len(places), WIDTH, 3.8)
   for column, place in enumerate(places):
     for axes, images in zip(grid[:, column], rows, strict=True):
       image = images[column].clip(0, 1)
@@ -224,7 +227,8 @@ def examples(run: Run) -> Figure | None:
       axes.set(xticks=[], yticks=[])
     grid[0, column].set_title(names[labels[column]], fontsize=8)
     for axes, part in ((grid[0, column], clean), (grid[2, column], attacked)):
-      axes.set_xlabel(_predictions(run, part, place, names), fontsize=7)
+      text = _predictions(run, part, place, names, labels[column])
+      axes.set_xlabel(text, fontsize=7)
   for axes, label in zip(
     grid[:, 0], ('clean', f'change x {factor}', 'attacked'), strict=True
   ):
@@ -232,13 +236,15 @@ def examples(run: Run) -> Figure | None:
   return figure
 
 
-def _predictions(run, part, place, names) -> str:
+def _predictions(run, part, place, names, label) -> str:
   """What each trained output says of an image, a line each."""
-  outputs = [output for output in run.outputs if output != 'mean']
-  return '\n'.join(
-    f'{output[:3]}: {names[part[f"{output}_predictions"][place]]}'
-    for output in outputs
-  )
+  lines = []
+  for output in run.outputs:
+    if output != 'mean':
+      found = part[f'{output}_predictions'][place]
+      mark = '' if found == label else ' \N{BALLOT X}'
+      lines.append(f'{output[0]}: {names[found]}{mark}')
+  return '\n'.join(lines)
 
 
 def influence(run: Run) -> Figure | None:
@@ -264,7 +270,7 @@ def influence(run: Run) -> Figure | None:
   return figure
 
 
-FIGURES = {
+_FIGURES = {
   'curves': curves,
   'sweep': sweep,
   'per_class': per_class,
@@ -273,3 +279,9 @@ FIGURES = {
   'examples': examples,
   'influence': influence,
 }
+
+
+def draw(name: str, run: Run) -> Figure | None:
+  """Draws the figure of a name; None if the run lacks what it shows."""
+  with plt.rc_context(STYLE):
+    return _FIGURES[name](run)

@@ -123,7 +123,7 @@ def _numeric(cell: str) -> bool:
   return not cell or cell[0] in '0123456789-+'
 
 
-def _alignments(table: Table) -> list[bool]:
+def alignments(table: Table) -> list[bool]:
   """Returns for each column whether it holds numbers."""
   columns = zip(*table.rows, strict=True)
   return [all(map(_numeric, column)) for column in columns]
@@ -131,7 +131,7 @@ def _alignments(table: Table) -> list[bool]:
 
 def to_markdown(table: Table) -> str:
   """Formats a table as Markdown."""
-  rules = ['---:' if right else '---' for right in _alignments(table)]
+  rules = ['---:' if right else '---' for right in alignments(table)]
   rows = [table.header, rules, *table.rows]
   escaped = [[cell.replace('|', '\\|') for cell in row] for row in rows]
   return '\n'.join(f'| {" | ".join(row)} |' for row in escaped) + '\n'
@@ -153,7 +153,7 @@ def latex_text(text: str) -> str:
 
 def to_latex(table: Table) -> str:
   """Formats a table for LaTeX with the package booktabs."""
-  columns = ''.join('r' if right else 'l' for right in _alignments(table))
+  columns = ''.join('r' if right else 'l' for right in alignments(table))
   lines = [
     ' & '.join(latex_text(cell) for cell in row) + r' \\' for row in table.rows
   ]

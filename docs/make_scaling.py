@@ -1,0 +1,226 @@
+"""Writes the estimates of docs/scaling.md.
+
+    python docs/make_scaling.py            write them
+    python docs/make_scaling.py --check    exit with 1 if they are out of date
+
+A model, not a measurement: see the page for what it assumes.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+
+import jax
+
+from configs import cifar10
+from dhat_jax import build
+from dhat_jax.benchmark import flops, training
+
+DOCS = pathlib.Path(__file__).parent
+PAGE = DOCS / 'scaling.md'
+PATTERN = re.compile(r'<!-- scaling: (\w+) -->\n.*?<!-- end -->', re.DOTALL)
+
+EFFICIENCY = 0.4  # of the peak; assumed
+LATENCY = 20e-6  # seconds of an all-reduce of no bytes; assumed
+IMAGES = 50_000
+COUNTS = (1, 8, 64, 512)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+  """Published figures.
+
+  Attributes:
+    name: of the accelerator.
+    peak: bfloat16 operations per second.
+    memory: bytes.
+    bandwidth: bytes per second that one can send in an all-reduce.
+  """
+
+  name: str
+  peak: float
+  memory: float
+  bandwidth: float
+
+
+ACCELERATORS = (
+  Accelerator('NVIDIA H200', 989e12, 141e9, 50e9),
+  Accelerator('TPU v4', 275e12, 32 * 2**30, 300e9),
+  Accelerator('TPU v5e', 197e12, 16 * 2**30, 200e9),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What a stage costs.
+
+  Attributes:
+    epochs: of the config.
+    operations: per image, of a training step.
+    trained: number of parameters that are trained.
+    parameters: number of all parameters.
+    norms: number of batch norms whose statistics are synchronised.
+    channels: of these together.
+  """
+
+  epochs: float
+  operations: float
+  trained: int
+  parameters: int
+  norms: int
+  channels: int
+
+  @property
+  def all_reduce_bytes(self) -> int:
+    """Bytes of a step that are summed over the devices.
+
+    Gradients in float32; and of two forward passes (clean and adversarial
+    images) two statistics per channel, forward and backward.
+    """
+    return 4 * (self.trained + 2 * 2 * 2 * self.channels)
+
+  @property
+  def all_reduces(self) -> int:
+    """All-reduces of a step: gradients, count of images, batch norms."""
+    return 2 + 2 * 2 * self.norms
+
+
+def stage_cost(config, name):
+  """Counts a stage of a config."""
+  _, stage = training.make_stage(config, name, 128)
+  state = jax.eval_shape(lambda: training.make_state(config, stage))
+  parts = [part for part in stage.role.trains if part in state.batch_stats]
+  statistics = jax.tree.leaves({p: state.batch_stats[p] for p in parts})
+  trained = {part: state.params[part] for part in stage.role.trains}
+
+  def size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+  net = build.model(config, outputs=stage.role.outputs)
+  costs = flops.parts(net, training.image_shape(config))
+  steps = config[name].attack.steps
+  return Cost(
+    epochs=config[name].epochs,
+    operations=2 * flops.needed(costs, name, stage.loss, steps),
+    trained=size(trained),
+    parameters=size(state.params),
+    norms=len(statistics) // 2,
+    channels=size(statistics) // 2,
+  )
+
+
+def step_seconds(cost, accelerator, devices, batch_size):
+  """Arithmetic, then the all-reduces: nothing overlaps.
+
+  A ring sends 2 (n - 1) / n of the bytes over each device's link.
+  """
+  compute = cost.operations * batch_size / devices
+  compute /= EFFICIENCY * accelerator.peak
+  if devices == 1:
+    return compute
+  sent = 2 * (devices - 1) / devices * cost.all_reduce_bytes
+  return compute + sent / accelerator.bandwidth + LATENCY * cost.all_reduces
+
+
+def hours(costs, accelerator, devices, batch_size):
+  """All stages, without validation and evaluation."""
+  return sum(
+    cost.epochs
+    * (IMAGES // batch_size)
+    * step_seconds(cost, accelerator, devices, batch_size)
+    for cost in costs.values()
+  ) / (60 * 60)
+
+
+def memory_bytes(cost, images):
+  """Parameters, momentum and gradients; what the step holds per image.
+
+  The latter is the slope of the measured temporaries of two batch sizes, in
+  float32, halved for bfloat16.
+  """
+  record = json.loads((DOCS / 'results/training_wrn34_10.json').read_text())
+  held = {r['batch_size']: r['memory']['temporaries'] for r in record['rows']}
+  (small, low), (large, high) = sorted(held.items())
+  per_image = (high - low) / (large - small) / 2
+  return 4 * (cost.parameters + 2 * cost.trained) + per_image * images
+
+
+def stages_table(costs):
+  """What each stage costs, whatever it runs on."""
+  lines = [
+    '| stage | epochs | GFLOP per image | trained parameters, millions '
+    '| all-reduce per step, MB | all-reduces per step |',
+    '|---|' + '---:|' * 5,
+  ]
+  lines += [
+    f'| {name} | {cost.epochs:g} | {cost.operations / 1e9:.0f} '
+    f'| {cost.trained / 1e6:.2f} | {cost.all_reduce_bytes / 1e6:.1f} '
+    f'| {cost.all_reduces} |'
+    for name, cost in costs.items()
+  ]
+  return '\n'.join(lines)
+
+
+def time_table(costs, per_device):
+  """Hours and step time; `per_device` None for a global batch of 128."""
+  main = costs['main_head']
+  lines = [
+    '| accelerator | devices | global batch | step of `main_head`, s | of that '
+    'all-reduce | memory per device, GB | all stages, hours |',
+    '|---|' + '---:|' * 6,
+  ]
+  for accelerator in ACCELERATORS:
+    for devices in COUNTS:
+      batch = 128 if per_device is None else per_device * devices
+      if batch % devices or batch > IMAGES:
+        reason = (
+          'the batch does not divide'
+          if batch % devices
+          else ('larger than the training set')
+        )
+        lines.append(
+          f'| {accelerator.name} | {devices} | {batch} | {reason} | | | |'
+        )
+        continue
+      seconds = step_seconds(main, accelerator, devices, batch)
+      alone = step_seconds(main, accelerator, 1, batch // devices)
+      memory = memory_bytes(main, batch // devices)
+      fits = '' if memory < accelerator.memory else ' (does not fit)'
+      lines.append(
+        f'| {accelerator.name} | {devices} | {batch} | {seconds:.4f} '
+        f'| {100 * (1 - alone / seconds):.0f} % | {memory / 1e9:.1f}{fits} '
+        f'| {hours(costs, accelerator, devices, batch):.1f} |'
+      )
+  return '\n'.join(lines)
+
+
+def tables():
+  """All tables of the page, by name."""
+  config = cifar10.get_config('trades_wrn34_10')
+  costs = {name: stage_cost(config, name) for name in config.stages}
+  return {
+    'stages': stages_table(costs),
+    'strong': time_table(costs, None),
+    'weak': time_table(costs, 128),
+  }
+
+
+def main():
+  """Writes or checks the page."""
+  old = PAGE.read_text()
+  found = tables()
+  new = PATTERN.sub(
+    lambda match: (
+      f'<!-- scaling: {match[1]} -->\n{found[match[1]]}\n<!-- end -->'
+    ),
+    old,
+  )
+  if '--check' in sys.argv:
+    sys.exit('docs/scaling.md is out of date' if new != old else 0)
+  PAGE.write_text(new)
+
+
+if __name__ == '__main__':
+  main()
