@@ -1,0 +1,118 @@
+"""Sphinx's configuration.
+
+python -m sphinx -W --keep-going -b html docs docs/_build/html
+"""
+
+import importlib
+import os
+import re
+import sys
+
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
+
+sys.path.insert(0, os.path.abspath('..'))
+
+project = 'dhat_jax'
+html_title = 'dhat_jax'
+html_theme = 'furo'
+html_copy_source = False
+html_show_copyright = False
+exclude_patterns = ['_build']
+extensions = [
+  'myst_parser',
+  'sphinx.ext.autodoc',
+  'sphinx.ext.napoleon',
+  'sphinx.ext.viewcode',
+]
+myst_enable_extensions = ['dollarmath']
+myst_heading_anchors = 3
+html_math_renderer = 'mathml'
+default_role = 'code'
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'none'
+autodoc_mock_imports = ['torch', 'pyautoattack']
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+_CODE = re.compile(r'(`[^`]+`)')
+_logger = logging.getLogger(__name__)
+
+
+def _is_in(module, dotted):
+  """Whether a name such as `Class.method` is defined in a module."""
+  found = module
+  for part in dotted.split('.'):
+    if not hasattr(found, part):
+      return False
+    found = getattr(found, part)
+  home = getattr(found, '__module__', None)
+  return callable(found) and home == module.__name__
+
+
+def _exists(name):
+  """Whether `dhat_jax.module`, or an attribute of one, can be imported."""
+  try:
+    importlib.import_module(name)
+  except ImportError:
+    head, _, last = name.rpartition('.')
+    return bool(head) and _exists(head) and hasattr(sys.modules[head], last)
+  return True
+
+
+def _code(name, module, where):
+  """Returns `name` as a link to the API where it has a place there."""
+  if re.fullmatch(r'dhat_jax(\.\w+)+', name):
+    if not _exists(name):
+      _logger.warning('no such name: %s', name, location=where)
+    return f':py:obj:`{name}`'
+  if re.fullmatch(r'[A-Za-z]\w*(\.\w+)*', name) and _is_in(module, name):
+    return f':py:obj:`{name} <{module.__name__}.{name}>`'
+  return f'``{name}``'
+
+
+def _read_docstring(app, what, name, obj, options, lines):
+  """Docstrings are plain text with `code`, not reStructuredText."""
+  del app, options
+  text = '\n'.join(lines)
+  if what == 'module' and name.endswith('__main__'):
+    lines[:] = ['::', '', *(f'  {line}' for line in lines)]
+    return
+  owner = name if what == 'module' else getattr(obj, '__module__', None)
+  module = sys.modules.get(owner) or sys.modules['dhat_jax']
+  pieces = _CODE.split(text)
+  for index, piece in enumerate(pieces):
+    if index % 2:
+      pieces[index] = _code(' '.join(piece[1:-1].split()), module, name)
+    else:
+      pieces[index] = re.sub(r'([|*]|(?<=\w)_(?!\w))', r'\\\1', piece)
+  text = ''.join(pieces)
+  # What comes before a colon there is no type.
+  text = re.sub(r'(?m)^( *Returns:\n +)(?=\S)', r'\1: ', text)
+  # Indented commands.
+  text = re.sub(r'\n\n(?=    python )', '\n\n::\n\n', text)
+  lines[:] = text.split('\n')
+
+
+def _skip_fields(app, what, name, obj, skip, options):
+  """Leaves out a NamedTuple's fields: its docstring has them."""
+  del app, what, name, options
+  return skip or type(obj).__name__ == '_tuplegetter'
+
+
+def _inline_math(self, node):
+  self.body.append(tex2mathml(node.astext(), as_block=False))
+
+
+def _block_math(self, node):
+  self.body.append(f'<div>{tex2mathml(node.astext(), as_block=True)}</div>')
+
+
+def setup(app):
+  """Connects all this; formulas become MathML, which needs no scripts."""
+  app.connect('autodoc-process-docstring', _read_docstring, priority=400)
+  app.connect('autodoc-skip-member', _skip_fields)
+  nothing = (lambda self, node: None,)
+  app.add_html_math_renderer(
+    'mathml', (_inline_math, *nothing), (_block_math, *nothing)
+  )
