@@ -4,8 +4,10 @@
 #   launch/check.sh          everything
 #   launch/check.sh lint     all but the tests
 #   launch/check.sh quick    tests without whole runs in subprocesses
+#   launch/check.sh docs     builds the docs; warnings are errors
 #
-# Needs: pip install -e '.[test]'; shellcheck where it is installed.
+# Needs: pip install -e '.[test]', for the docs '.[docs]'; shellcheck where it
+# is installed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,12 +22,21 @@ lint() {
   fi
 }
 
+docs() {
+  python docs/make_figure.py --check
+  python docs/make_tables.py --check
+  # From scratch: a page that has not changed would not be checked again.
+  rm -rf docs/_build
+  python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+}
+
 case "${1:-all}" in
   all) lint && python -m pytest ;;
   lint) lint ;;
   quick) python -m pytest -m 'not slow and not oracle' ;;
+  docs) docs ;;
   *)
-    echo "unknown argument: got '$1', choices are all, lint, quick" >&2
+    echo "unknown argument: got '$1', choices are all, lint, quick, docs" >&2
     exit 2
     ;;
 esac
