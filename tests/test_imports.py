@@ -28,6 +28,7 @@ ROWS = [
   ['torch_bridge', 'torch_names', 'torch_reference'],
   ['losses', 'attacks', 'models', 'datasets'],
   ['divergences', 'outputs', 'options', 'cli', 'parallel', 'train_state'],
+  ['disk'],
 ]
 
 

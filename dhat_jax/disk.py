@@ -1,0 +1,72 @@
+"""Disks that take nothing more, told in one line."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+_REFUSALS = {
+  number: os.strerror(number).lower()
+  for number in (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    *(errno.EPERM, errno.EFBIG, errno.EIO),
+  )
+}
+
+
+class WriteError(OSError):
+  """A file that the disk did not take."""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+  """Yields an error and those that led to it."""
+  seen = set()
+  pending = [error]
+  while pending:
+    found = pending.pop(0)
+    if found is not None and id(found) not in seen:
+      seen.add(id(found))
+      yield found
+      pending += [found.__cause__, found.__context__]
+
+
+def refusal(error: BaseException) -> str | None:
+  """Returns what the disk said, 'no space left on device', or None.
+
+  Libraries that write in the background wrap the system's error, or keep no
+  more of it than its text.
+  """
+  for cause in _causes(error):
+    if isinstance(cause, OSError) and cause.errno in _REFUSALS:
+      return _REFUSALS[cause.errno]
+    if not isinstance(cause, OSError):
+      text = str(cause).lower()
+      for said in _REFUSALS.values():
+        if said in text:
+          return said
+  return None
+
+
+@contextlib.contextmanager
+def writing(path: str, intact: str = 'what was saved before') -> Iterator[None]:
+  """Turns a refusal of the disk into one line; other errors pass.
+
+  Args:
+    path: what is written inside the context.
+    intact: what is not lost.
+
+  Raises:
+    WriteError: names the path, the reason, what is intact and how to go on.
+  """
+  try:
+    yield
+  except WriteError:
+    raise
+  except Exception as error:
+    said = refusal(error)
+    if said is None:
+      raise
+    raise WriteError(
+      f'{path}: not written: {said}; {intact} is intact; once the disk takes '
+      'files again, resume with the same command'
+    ) from error
