@@ -6,6 +6,7 @@ shape, dtype and CRC-32 of every array, and a checkpoint that does not fit is
 set aside, loudly, for the one before.
 """
 
+import contextlib
 import json
 import os
 import zlib
@@ -18,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from dhat_jax import parallel
+from dhat_jax import disk, parallel
 
 # Orbax warns of every checkpoint without metrics: those between validations
 # have none, on purpose.
@@ -145,8 +146,20 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self._manager.close()
+  def __exit__(self, kind, *_):
+    # An error of the background that was told already comes here once more.
+    told = () if kind is None else (Exception,)
+    with contextlib.suppress(*told), self._writing():
+      self._manager.close()
+
+  def _writing(self) -> contextlib.AbstractContextManager:
+    """Says in one line that the disk refused, whenever Orbax reports it."""
+    names = os.listdir(self.directory) if os.path.isdir(self.directory) else ()
+    whole = [int(name) for name in names if name.isdigit()]
+    return disk.writing(
+      self.directory,
+      f'checkpoint {max(whole)}' if whole else 'what was saved before',
+    )
 
   def steps(self) -> list[int]:
     """Returns the steps that have a checkpoint, in order."""
@@ -170,19 +183,22 @@ class Checkpoints:
       info: further values that JSON can hold.
 
     Raises:
+      disk.WriteError: the disk took neither this one nor, since errors of the
+        background show late, the one before.
       RuntimeError: Orbax did not take the checkpoint.
     """
     flat = flatten(state)
-    saved = self._manager.save(
-      step,
-      metrics=None if metrics is None else {**metrics, 'step': step},
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(flat),
-        info=ocp.args.JsonSave(
-          _seal({'arrays': fingerprint(flat), 'info': info or {}})
+    with self._writing():
+      saved = self._manager.save(
+        step,
+        metrics=None if metrics is None else {**metrics, 'step': step},
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(flat),
+          info=ocp.args.JsonSave(
+            _seal({'arrays': fingerprint(flat), 'info': info or {}})
+          ),
         ),
-      ),
-    )
+      )
     if not saved:
       raise RuntimeError(
         f'checkpoint {step} was not written to {self.directory}: it holds '
@@ -190,8 +206,9 @@ class Checkpoints:
       )
 
   def wait(self) -> None:
-    """Waits until everything is written."""
-    self._manager.wait_until_finished()
+    """Waits until everything is written; `disk.WriteError` as in `save`."""
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def restore_latest(self, like: Any) -> tuple[int, Any, dict] | None:
     """Restores the newest checkpoint that is whole.

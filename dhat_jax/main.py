@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 
 from absl import app, flags
@@ -52,6 +53,28 @@ def _fail(message: object) -> None:
   sys.exit(2)
 
 
+def _fail_at_once(message: object) -> None:
+  """Fails without the usual waits at the end of a process.
+
+  Orbax's threads wait minutes for what others of them could not write, and one
+  of several processes for those that are gone.
+  """
+  print(f'error: {message}', file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(2)
+
+
+def _hide_late_callbacks(unraisable) -> None:
+  """A `sys.unraisablehook`, but for threads of TensorStore that come late.
+
+  The event loop was closed by Orbax because of an error, and it is that error
+  which is told.
+  """
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
+
+
 def _reason(error: BaseException) -> str:
   """Returns what an error says, without the traceback inside it.
 
@@ -89,6 +112,11 @@ def _parse(argv: list[str]) -> list[str]:
 def _log_to_console(level: int) -> None:
   # Orbax logs every file that it touches through absl.
   absl_logging.set_verbosity(absl_logging.WARNING)
+  # What goes wrong in Orbax's threads comes as an exception as well.
+  absl_logging.get_absl_logger().addFilter(
+    lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname
+  )
+  sys.unraisablehook = _hide_late_callbacks
   logger = logging.getLogger('dhat_jax')
   logger.setLevel(level)
   logger.propagate = False
@@ -107,19 +135,21 @@ def run(config, workdir: str, mode: str, **devices) -> None:
   # Not before the flags are known to be good: JAX takes a second to import.
   import jax
 
-  from dhat_jax import metrics, parallel, train
+  from dhat_jax import disk, metrics, parallel, train
 
   fail = _fail
   try:
     parallel.initialize(**devices)
     if parallel.process_count() > 1:
-      fail = _fail_alone
+      fail = _fail_at_once
     _log_to_console(logging.INFO if parallel.is_first() else logging.WARNING)
     train.train_and_evaluate(config, workdir, mode=mode)
     if parallel.is_first():
       _report(workdir)
   except train.Preempted as stop:
     print(f'stopped at {stop}: saved; resume with the same command')
+  except disk.WriteError as error:
+    _fail_at_once(error)
   except (ValueError, metrics.NonFiniteError, OSError) as error:
     fail(error)
   except jax.errors.JaxRuntimeError as error:
@@ -145,16 +175,16 @@ def _report(workdir: str) -> None:
     )
 
 
-def _fail_alone(message: object) -> None:
-  """Fails as one of several processes, without a wait for those gone."""
-  print(f'error: {message}', file=sys.stderr)
+def _stop(*_) -> None:
+  """On SIGTERM while no stage trains: what is finished is on disk already."""
+  print('stopped: what is finished is saved; resume with the same command')
   sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(2)
+  os._exit(0)
 
 
 def main(argv: list[str]) -> None:
   """Runs the config that the flags name."""
+  signal.signal(signal.SIGTERM, _stop)
   if len(argv) > 1:
     _fail(f'arguments: got {argv[1:]}, expected flags only')
   config = _CONFIG.value
