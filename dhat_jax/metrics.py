@@ -1,17 +1,23 @@
 """Training metrics: sums on the device, JSON lines, TensorBoard, console."""
 
+import contextlib
 import json
 import os
+import time
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorboardX
 import tqdm
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
+
+from dhat_jax import disk
 
 
 class NonFiniteError(RuntimeError):
-  """A loss or gradient that is not a finite number."""
+  """A loss, a gradient or a parameter that is not a finite number."""
 
 
 def check_finite(records: list[tuple[int, Mapping]], where: str) -> None:
@@ -27,6 +33,38 @@ def check_finite(records: list[tuple[int, Mapping]], where: str) -> None:
       raise NonFiniteError(
         f'{", ".join(sorted(bad))} not finite at step {step} {where}'
       )
+
+
+def check_finite_arrays(arrays: Mapping[str, Any], where: str) -> None:
+  """Raises `NonFiniteError` naming the arrays that are not finite.
+
+  Args:
+    arrays: {name: host array}; only those of floating point can fail.
+    where: what to say beside the names.
+  """
+  bad = [
+    name
+    for name, array in arrays.items()
+    if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all()
+  ]
+  if bad:
+    more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+    raise NonFiniteError(f'{", ".join(bad[:3])}{more} not finite {where}')
+
+
+def nan_source(error: FloatingPointError) -> str:
+  """Returns what `jax.debug_nans` found, and the line that computed it."""
+  said = str(error).splitlines()[0]
+  package = os.path.dirname(os.path.abspath(__file__))
+  own = [
+    frame
+    for frame in traceback.extract_tb(error.__traceback__)
+    if os.path.abspath(frame.filename).startswith(package)
+  ]
+  if not own:
+    return said
+  name = os.path.relpath(own[-1].filename, os.path.dirname(package))
+  return f'{said}, in {name}:{own[-1].lineno}: {own[-1].line}'
 
 
 def means(records: list[tuple[int, Mapping]]) -> dict[str, float]:
@@ -58,19 +96,24 @@ class Writer:
     """
     self.path = os.path.join(directory, 'metrics.jsonl')
     self._stage = stage
-    self._drop_after(start_step)
-    self._file = open(self.path, 'a', buffering=1)  # noqa: SIM115
-    self._tensorboard = tensorboardX.SummaryWriter(
-      os.path.join(directory, 'tensorboard', stage),
-      purge_step=start_step + 1 if start_step else None,
-    )
+    with disk.writing(self.path, 'every checkpoint'):
+      self._drop_after(start_step)
+      self._file = open(self.path, 'a', buffering=1)  # noqa: SIM115
+      self._tensorboard = _TensorBoard(
+        os.path.join(directory, 'tensorboard', stage),
+        purge_step=start_step + 1 if start_step else None,
+      )
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self._file.close()
-    self._tensorboard.close()
+  def __exit__(self, kind, *_):
+    # All is written already: what fails here has failed, and was told, before.
+    with contextlib.suppress(*(() if kind is None else (OSError,))):
+      try:
+        self._file.close()
+      finally:
+        self._tensorboard.close()
 
   def _drop_after(self, step: int) -> None:
     if not os.path.exists(self.path):
@@ -88,9 +131,40 @@ class Writer:
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes one record of numbers at a step of the stage."""
     record = {'stage': self._stage, 'step': step, **values}
-    self._file.write(json.dumps(record) + '\n')
+    with disk.writing(self.path, 'every checkpoint'):
+      self._file.write(json.dumps(record) + '\n')
+      self._tensorboard.write(step, values)
+
+
+class _TensorBoard:
+  """An event file, each record written at once.
+
+  Unlike `tensorboardX.SummaryWriter`: that one writes in a thread, which a
+  full disk ends, and the run then waits for it forever.
+  """
+
+  def __init__(self, directory: str, *, purge_step: int | None):
+    os.makedirs(directory, exist_ok=True)
+    self._events = event_file_writer.EventsWriter(
+      os.path.join(directory, 'events')
+    )
+    if purge_step is not None:
+      restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._add(purge_step, session_log=restart)
+    self._events.flush()
+
+  def _add(self, step: int, **what) -> None:
+    self._events.write_event(
+      event_pb2.Event(wall_time=time.time(), step=step, **what)
+    )
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-      self._tensorboard.add_scalar(name, value, step)
+      self._add(step, summary=summary.scalar(name, value))
+    self._events.flush()
+
+  def close(self) -> None:
+    self._events.close()
 
   def write_pictures(self, step: int, rows: Mapping[str, np.ndarray]) -> None:
     """Shows images in TensorBoard, one row of them for each name.
