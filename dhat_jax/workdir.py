@@ -4,18 +4,21 @@ Everything here is written atomically (a temporary file, then a rename), so
 that a run killed at any moment leaves a folder that it can resume from.
 """
 
+import contextlib
+import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from dhat_jax import parallel
+from dhat_jax import disk, parallel
 
 PACKAGES = (
   'dhat_jax',
@@ -28,28 +31,32 @@ PACKAGES = (
 )
 
 
-def write_json(path: str, value: Any) -> None:
-  """Writes a JSON file atomically."""
+@contextlib.contextmanager
+def _replacing(path: str, mode: str) -> Iterator[IO]:
+  """Opens a file that takes the place of `path` once it is whole."""
   folder, name = os.path.split(os.path.abspath(path))
   temporary = os.path.join(folder, f'.{name}.tmp')
-  with open(temporary, 'w') as file:
+  with disk.writing(path):
+    with open(temporary, mode) as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a JSON file atomically."""
+  with _replacing(path, 'w') as file:
     json.dump(value, file, indent=2)
     file.write('\n')
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
 
 
 def write_npz(path: str, arrays: dict[str, np.ndarray]) -> None:
   """Writes an npz file atomically; its folder is created if need be."""
-  folder, name = os.path.split(os.path.abspath(path))
-  os.makedirs(folder, exist_ok=True)
-  temporary = os.path.join(folder, f'.{name}.tmp')
-  with open(temporary, 'wb') as file:
+  with disk.writing(path):
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  with _replacing(path, 'wb') as file:
     np.savez(file, **arrays)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
 
 
 def read_json(path: str) -> Any:
@@ -84,8 +91,9 @@ def flat_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
 # What may be in a folder that belongs to no run yet.
 _NO_RUN = ('environment.json', 'report.html', 'report')
 
-# Where data is found on a machine says nothing about the run.
-_PLACES = ('dataset.manual_dir', 'dataset.cache_dir')
+# Where data is found on a machine says nothing about the run, and a run that
+# made a NaN is looked into from its last checkpoint.
+_MAY_DIFFER = ('dataset.manual_dir', 'dataset.cache_dir', 'debug_nans')
 
 
 def check(
@@ -110,7 +118,7 @@ def check(
   config_path = os.path.join(path, 'config.json')
   if os.path.exists(config_path):
     stored = read_json(config_path)
-    _check_same_config(path, stored, config, may_differ + _PLACES)
+    _check_same_config(path, stored, config, may_differ + _MAY_DIFFER)
     return
   # A run killed before it wrote its config leaves environment.json alone; a
   # report may have been made of an empty folder.
@@ -139,11 +147,37 @@ def prepare(
   if parallel.is_first():
     check(path, config, may_differ=may_differ)
     config_path = os.path.join(path, 'config.json')
-    if not os.path.exists(config_path):
+    begun = os.path.exists(config_path)
+    with disk.writing(path):
       os.makedirs(path, exist_ok=True)
-      write_json(os.path.join(path, 'environment.json'), environment())
+    record_environment(path, begun=begun)
+    if not begun:
       write_json(config_path, as_json(config))
   _check_shared(path)
+
+
+def record_environment(path: str, *, begun: bool) -> None:
+  """Writes what a run begins on, or adds what it goes on on, if that differs.
+
+  Args:
+    path: the workdir.
+    begun: whether the run has begun already.
+  """
+  path = os.path.join(path, 'environment.json')
+  now = environment()
+  if not begun:
+    write_json(path, now)
+    return
+  try:
+    first = read_json(path)
+    history = [first, *first.setdefault('resumed_on', [])]
+  except (OSError, ValueError, AttributeError):
+    # Lost or damaged: the run can go on without.
+    first, history = {'resumed_on': []}, [{}]
+  # The newest that the history knows of, and only what is compared.
+  if any(history[-1].get(key) != value for key, value in now.items()):
+    first['resumed_on'].append({**now, 'time': _utc_now()})
+    write_json(path, first)
 
 
 def _check_shared(path: str) -> None:
@@ -192,17 +226,35 @@ def versions() -> dict[str, str]:
   return found
 
 
+def _utc_now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def _git(*arguments: str) -> str | None:
+  """Returns what git says of this code's repository, None without one."""
+  try:
+    done = subprocess.run(
+      ['git', '-C', os.path.dirname(__file__), *arguments],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+  except OSError:  # no git
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None
+
+
 def environment() -> dict[str, Any]:
-  """Returns versions, git commit and devices."""
-  git = subprocess.run(
-    ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  """Returns versions, git commit and devices.
+
+  `git_changed` tells whether tracked files differ from the commit; None where
+  that is not known.
+  """
+  changes = _git('status', '--porcelain', '--untracked-files=no')
   return {
     'versions': versions(),
-    'git_commit': git.stdout.strip() or 'unknown',
+    'git_commit': _git('rev-parse', 'HEAD') or 'unknown',
+    'git_changed': None if changes is None else bool(changes),
     'devices': [str(device) for device in jax.devices()],
     'device_kind': jax.devices()[0].device_kind,
     'platform': platform.platform(),

@@ -130,3 +130,59 @@ def test_versions():
   assert set(found) == {'python', *workdir.PACKAGES}
   for package in ('python', 'jax', 'flax', 'numpy'):
     assert re.match(r'\d+\.\d+', found[package])
+
+
+def test_environment_keeps_its_history(tmp_path, monkeypatch):
+  folder = str(tmp_path)
+  workdir.prepare(folder, make_config())
+  path = tmp_path / 'environment.json'
+  first = read(path)
+  assert first == workdir.environment()
+  # The same machine again: nothing to add.
+  workdir.prepare(folder, make_config())
+  assert read(path) == first
+  here = workdir.environment()
+  other = {**here, 'devices': ['TPU_0'], 'device_kind': 'TPU v5e'}
+  for now in (other, other, here):
+    monkeypatch.setattr(workdir, 'environment', lambda now=now: dict(now))
+    workdir.prepare(folder, make_config())
+  history = read(path)
+  resumed = history.pop('resumed_on')
+  assert history == first
+  times = [entry.pop('time') for entry in resumed]
+  assert resumed == [other, here]
+  assert times == sorted(times)
+  assert times[0].endswith('+00:00')
+
+
+@pytest.mark.parametrize('text', [None, '', '[1]', '{"versions": 1}'])
+def test_lost_environment_stops_nothing(tmp_path, text):
+  workdir.prepare(str(tmp_path), make_config())
+  path = tmp_path / 'environment.json'
+  path.unlink()
+  if text is not None:
+    path.write_text(text)
+  workdir.prepare(str(tmp_path), make_config())
+  (resumed,) = read(path)['resumed_on']
+  del resumed['time']
+  assert resumed == workdir.environment()
+
+
+def test_environment_tells_whether_the_code_was_changed(monkeypatch):
+  said = {'rev-parse': 'a' * 40, 'status': ' M dhat_jax/losses.py'}
+  monkeypatch.setattr(workdir, '_git', lambda *args: said[args[0]])
+  assert workdir.environment()['git_commit'] == 'a' * 40
+  assert workdir.environment()['git_changed'] is True
+  said['status'] = ''
+  assert workdir.environment()['git_changed'] is False
+  said.update({'rev-parse': None, 'status': None})
+  assert workdir.environment()['git_commit'] == 'unknown'
+  assert workdir.environment()['git_changed'] is None
+
+
+def test_debug_nans_may_differ(tmp_path):
+  """A workdir from before the key, too, goes on."""
+  workdir.prepare(str(tmp_path), make_config())
+  config = make_config()
+  config.debug_nans = True
+  workdir.prepare(str(tmp_path), config)
