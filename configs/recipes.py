@@ -155,6 +155,8 @@ def run(
       'validation': {'every_epochs': 1, 'attack': 'pgd_10'},
       'checkpoint': {'every_steps': 500, 'keep': 2},
       'log_every_steps': 20,
+      # Stops at the first operation that makes a NaN, and names it. Slow.
+      'debug_nans': False,
       'evaluation': {
         # Also 'autoattack', or some of its attacks: 'apgd-t', 'square', ...
         'attacks': ('clean', 'fgsm', 'pgd_20', 'pgd_40', 'cw_40'),

@@ -135,6 +135,21 @@ class Writer:
       self._file.write(json.dumps(record) + '\n')
       self._tensorboard.write(step, values)
 
+  def write_pictures(self, step: int, rows: Mapping[str, np.ndarray]) -> None:
+    """Shows images in TensorBoard, one row of them for each name.
+
+    Args:
+      step: of the stage.
+      rows: {name: float [n, H, W, C] in [0, 1]}, C 1 or 3.
+    """
+    pictures = {}
+    for name, images in rows.items():
+      row = np.concatenate(list(images), axis=1)  # [H, n W, C]
+      row = np.repeat(row, 3 // row.shape[-1], axis=-1)
+      pictures[name] = np.round(255 * row.clip(0, 1)).astype(np.uint8)
+    with disk.writing(self.path, 'every checkpoint'):
+      self._tensorboard.write_pictures(step, pictures)
+
 
 class _TensorBoard:
   """An event file, each record written at once.
@@ -163,21 +178,14 @@ class _TensorBoard:
       self._add(step, summary=summary.scalar(name, value))
     self._events.flush()
 
+  def write_pictures(self, step: int, pictures: Mapping[str, Any]) -> None:
+    for name, picture in pictures.items():
+      shown = summary.image(name, picture, dataformats='HWC')
+      self._add(step, summary=shown)
+    self._events.flush()
+
   def close(self) -> None:
     self._events.close()
-
-  def write_pictures(self, step: int, rows: Mapping[str, np.ndarray]) -> None:
-    """Shows images in TensorBoard, one row of them for each name.
-
-    Args:
-      step: of the stage.
-      rows: {name: float [n, H, W, C] in [0, 1]}, C 1 or 3.
-    """
-    for name, images in rows.items():
-      row = np.concatenate(list(images), axis=1)  # [H, n W, C]
-      row = np.repeat(row, 3 // row.shape[-1], axis=-1)
-      row = np.round(255 * row.clip(0, 1)).astype(np.uint8)
-      self._tensorboard.add_image(name, row, step, dataformats='HWC')
 
 
 class NullWriter:

@@ -231,13 +231,31 @@ def mapped_train_step(step: Callable) -> Callable:
   return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
 
 
+def _one_device_train_step(step: Callable) -> Callable:
+  """As `pmap_train_step`, but an operation that makes a NaN can be named.
+
+  For a computation that several devices share, JAX cannot do that.
+  """
+  mapped = jax.jit(jax.vmap(step, axis_name=AXIS))
+  device = jax.local_devices()[0]
+
+  def on_one(state, batch):
+    spread = jax.tree.map(lambda leaf: leaf.sharding, state)
+    state, metrics = mapped(*jax.device_put((state, batch), device))
+    return jax.device_put(state, spread), metrics
+
+  return on_one
+
+
 def pmap_train_step(step: Callable) -> Callable:
   """Maps (state, batch) -> (state, metrics) over all devices, to be called.
 
   As `mapped_train_step`; but on the CPU with several simulated devices the
   call waits for the step: steps enqueued there without waiting can deadlock
-  in their collectives.
+  in their collectives. Under `jax.debug_nans` one device does the work of all.
   """
+  if jax.config.jax_debug_nans:
+    return _one_device_train_step(step)
   mapped = mapped_train_step(step)
   if jax.default_backend() != 'cpu' or jax.device_count() == 1:
     return mapped
