@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from dhat_jax import (
   build,
+  checkpoint,
   evaluate,
   input_pipeline,
   metrics,
@@ -111,10 +112,10 @@ class _StageRun:
       unit='step',
       disable=not is_first,
     )
-    state = parallel.replicate(state)
     if start_step == stage.num_steps:  # nothing to train: just hand it on
       self._save(state, start_step, None, started)
       return
+    state = parallel.replicate(state)
     step_fn = parallel.pmap_train_step(
       build.train_step(self._config, stage, self._net)
     )
@@ -122,7 +123,12 @@ class _StageRun:
     recorded = (start_step, time.monotonic())
     with writer, bar:
       for step, batch in self._batches(start_step):
-        state, sums = step_fn(state, batch)
+        try:
+          state, sums = step_fn(state, batch)
+        except FloatingPointError as error:  # of jax.debug_nans
+          raise metrics.NonFiniteError(
+            f'{metrics.nan_source(error)}, at {self._place(step)}'
+          ) from error
         if step == start_step + 1:
           compiled = {'compile_seconds': time.monotonic() - recorded[1]}
         stops = self._stop.ask()
@@ -137,13 +143,18 @@ class _StageRun:
           bar.set_postfix(_shown(values))
           pending, recorded, compiled = [], (step, time.monotonic()), {}
         if saves:
+          # The loss of a step tells nothing of the update made by it.
+          saved = parallel.to_host(state)
+          metrics.check_finite_arrays(
+            checkpoint.flatten(saved), f'after {self._place(step)}'
+          )
           accuracy = self._validate(state) if validates else None
           if accuracy is not None:
             writer.write(
               step, {f'validation/{k}': v for k, v in accuracy.items()}
             )
             writer.write_pictures(step, self._pictures(state))
-          self._save(state, step, accuracy, started)
+          self._save(saved, step, accuracy, started)
           recorded = (step, time.monotonic())
         if stops:
           self._checkpoints.wait()
@@ -182,12 +193,7 @@ class _StageRun:
     """Brings the sums since the last record to the host and checks them."""
     stage = self._stage
     host = [(step, parallel.to_host(sums)) for step, sums in pending]
-    saved = self._checkpoints.steps()
-    metrics.check_finite(
-      host,
-      f'of stage {stage.name}; last good checkpoint: '
-      + (f'{self._checkpoints.directory}/{saved[-1]}' if saved else 'none'),
-    )
+    metrics.check_finite(host, self._place())
     step = host[-1][0]
     images = stage.batch_size * (step - recorded[0])
     return metrics.means(host) | {
@@ -195,6 +201,13 @@ class _StageRun:
       'learning_rate': float(stage.schedule(step - 1)),
       'images_per_second': images / (time.monotonic() - recorded[1]),
     }
+
+  def _place(self, step: int | None = None) -> str:
+    """Returns what an error says of where it came up."""
+    saved = self._checkpoints.steps()
+    newest = f'{self._checkpoints.directory}/{saved[-1]}' if saved else 'none'
+    at = '' if step is None else f'step {step} '
+    return f'{at}of stage {self._stage.name}; last good checkpoint: {newest}'
 
   def _validate(self, state: TrainState) -> dict[str, float]:
     output = self._stage.role.output
@@ -229,7 +242,7 @@ class _StageRun:
   def _save(self, state, step, accuracy, started: float) -> None:
     self._checkpoints.save(
       step,
-      parallel.to_host(state),
+      state,
       metrics=accuracy,
       info={'seconds': time.monotonic() - started},
     )
@@ -344,7 +357,8 @@ def train_and_evaluate(
     with parallel.first_alone('data'):
       dataset = build.dataset(config)
     workdir.prepare(directory, config, may_differ=may_differ)
-    results = _run(config, directory, dataset, mode)
+    with jax.debug_nans(config.debug_nans or jax.config.jax_debug_nans):
+      results = _run(config, directory, dataset, mode)
     if parallel.is_first():
       workdir.write_json(results_path, results)
   if parallel.is_first():
