@@ -31,17 +31,6 @@ def _on_sigterm(handle: Callable) -> Iterator[None]:
     signal.signal(signal.SIGTERM, old)
 
 
-@contextlib.contextmanager
-def interrupts(where: str) -> Iterator[None]:
-  """Raises Preempted on SIGTERM, for work that keeps what is finished."""
-
-  def handle(*_):
-    raise Preempted(where)
-
-  with _on_sigterm(handle):
-    yield
-
-
 class StopRequest:
   """Turns SIGTERM into an answer that all processes get at the same step.
 

@@ -19,7 +19,6 @@ from dhat_jax import (
   metrics,
   parallel,
   plan,
-  preemption,
   robustbench,
   suite,
   workdir,
@@ -383,17 +382,16 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
   variables, seconds = train(config, directory, dataset, mode=mode)
   net = build.model(config)
   started = time.monotonic()
-  with preemption.interrupts('the evaluation'):
-    found = suite.run(
-      plan.evaluator(config, net),
-      variables,
-      dataset.test,
-      plan.evaluation(config, net),
-      class_names=dataset.class_names,
-      seed=config.seed,
-      directory=os.path.join(directory, 'evaluation'),
-      progress='evaluation',
-    )
+  found = suite.run(
+    plan.evaluator(config, net),
+    variables,
+    dataset.test,
+    plan.evaluation(config, net),
+    class_names=dataset.class_names,
+    seed=config.seed,
+    directory=os.path.join(directory, 'evaluation'),
+    progress='evaluation',
+  )
   seconds['evaluation'] = time.monotonic() - started
   results = {
     'dataset': config.dataset.name,

@@ -1,7 +1,7 @@
 """Draws docs/dhat.svg: the network, and what each of its stages trains.
 
-    python docs/make_figure.py            write it
-    python docs/make_figure.py --check    exit with 1 if it is out of date
+python docs/make_figure.py            write it
+python docs/make_figure.py --check    exit with 1 if it is out of date
 """
 
 import pathlib
@@ -56,7 +56,9 @@ def box(x, y, width, height, title, lines=(), *, state='plain', size=15):
 def path(points, *, colour=INK, tip=True, dashes=''):
   """A line through points, with an arrow's tip at its end."""
   steps = ' L'.join(f'{x} {y}' for x, y in points)
-  end = f' marker-end="url(#{"tip" if colour == INK else "red"})"' if tip else ''
+  end = (
+    f' marker-end="url(#{"tip" if colour == INK else "red"})"' if tip else ''
+  )
   return (
     f'<path d="M{steps}" fill="none" stroke="{colour}" stroke-width="1.6"'
     f'{dashes}{end}/>'
@@ -129,7 +131,10 @@ def stage(x, y, name, states, output, beta):
     box(x + 212, y + 74, 50, 36, 'aggr.', state=aggregator, size=13),
     attack_line(x, y, output),
     text(
-      x + 136, y + 200, f'TRADES, beta {beta}, on the {output} logits', size=12.5
+      x + 136,
+      y + 200,
+      f'TRADES, beta {beta}, on the {output} logits',
+      size=12.5,
     ),
   ]
 
