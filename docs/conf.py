@@ -16,8 +16,11 @@ sys.path.insert(0, os.path.abspath('..'))
 project = 'dhat_jax'
 html_title = 'dhat_jax'
 html_theme = 'furo'
+html_static_path = ['_static']
+html_css_files = ['style.css']
 html_copy_source = False
 html_show_copyright = False
+smartquotes = False  # 'name' stays as it is in code
 exclude_patterns = ['_build']
 extensions = [
   'myst_parser',
@@ -34,6 +37,7 @@ autodoc_typehints = 'none'
 autodoc_mock_imports = ['torch', 'pyautoattack']
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 
 _CODE = re.compile(r'(`[^`]+`)')
 _logger = logging.getLogger(__name__)
