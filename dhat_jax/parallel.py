@@ -165,7 +165,9 @@ def check_batch_size(name: str, batch_size: int) -> None:
 
 def replicate(tree: Any) -> Any:
   """Copies a tree to every local device: leaves gain a leading axis."""
-  return jax_utils.replicate(tree)
+  # On the axis of the steps: a state laid out otherwise than the one that a
+  # step returns would have the step compiled twice.
+  return jax_utils.replicate(tree, axis_name=AXIS)
 
 
 def to_host(tree: Any) -> Any:

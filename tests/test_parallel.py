@@ -151,3 +151,21 @@ def test_initialize_sets_the_flag_for_one_version_alone(monkeypatch):
   for _ in range(2):  # once, however often it is called
     parallel.initialize()
     assert os.environ['XLA_FLAGS'] == f'--xla_cpu_enable_fast_math=false {flag}'
+
+
+def test_the_second_step_compiles_nothing():
+  """Its state comes from the first, and not from `replicate`."""
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *_, **__: compiled.append(name) if 'compile' in name else None
+  )
+  step = parallel.pmap_train_step(
+    lambda state, batch: (state + batch.sum(), {'loss': state.sum()})
+  )
+  devices = jax.local_device_count()
+  batch = parallel.shard(np.ones((2 * devices, 3), np.float32))
+  state, _ = step(parallel.replicate(np.ones(3, np.float32)), batch)
+  assert compiled
+  compiled.clear()
+  step(state, batch)
+  assert not compiled
