@@ -90,7 +90,7 @@ def network(axes, record):
     )
   axes.set_xlabel('GFLOP per image')
   axes.set_ylabel('seconds')
-  axes.set_xlim(0, 1.35 * max(row['gflop_per_image'] for row in rows))
+  axes.set_xlim(0, 1.5 * max(row['gflop_per_image'] for row in rows))
   axes.set_ylim(bottom=0)
 
 

@@ -148,6 +148,8 @@ def run(
   if jax.default_backend() == 'cpu':
     for devices in DEVICES:
       row = _on_devices(config, stage, batch_size, devices, repeats, peaks)
+      # That process may have read the cache instead of compiling.
+      del row['compile_seconds'], row['trace_seconds']
       keep('devices', devices, row)
   for count, row in _autoattack(config).items():
     keep('autoattack_images', count, row)
