@@ -1,7 +1,8 @@
 """Writes the estimates of docs/scaling.md.
 
-    python docs/make_scaling.py            write them
-    python docs/make_scaling.py --check    exit with 1 if they are out of date
+    python docs/make_scaling.py              write them
+    python docs/make_scaling.py --check      exit with 1 if they are out of date
+    python docs/make_scaling.py --measure    compile, and keep what it holds
 
 A model, not a measurement: see the page for what it assumes.
 """
@@ -16,16 +17,18 @@ import jax
 
 from configs import cifar10
 from dhat_jax import build
-from dhat_jax.benchmark import flops, training
+from dhat_jax.benchmark import flops, timing, training
 
 DOCS = pathlib.Path(__file__).parent
 PAGE = DOCS / 'scaling.md'
+MEMORY = DOCS / 'results' / 'memory_wrn34_10.json'
 PATTERN = re.compile(r'<!-- scaling: (\w+) -->\n.*?<!-- end -->', re.DOTALL)
 
 EFFICIENCY = 0.4  # of the peak; assumed
 LATENCY = 20e-6  # seconds of an all-reduce of no bytes; assumed
 IMAGES = 50_000
 COUNTS = (1, 8, 64, 512)
+MEASURED = (16, 32)  # images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +140,30 @@ def hours(costs, accelerator, devices, batch_size):
 def memory_bytes(cost, images):
   """Parameters, momentum and gradients; what the step holds per image.
 
-  The latter is the slope of the measured temporaries of two batch sizes, in
-  float32, halved for bfloat16.
+  The latter is the slope of the temporaries of two batch sizes, in float32,
+  halved for bfloat16.
   """
-  record = json.loads((DOCS / 'results/training_wrn34_10.json').read_text())
-  held = {r['batch_size']: r['memory']['temporaries'] for r in record['rows']}
-  (small, low), (large, high) = sorted(held.items())
+  held = json.loads(MEMORY.read_text())['temporaries']
+  (small, low), (large, high) = ((int(n), size) for n, size in held.items())
   per_image = (high - low) / (large - small) / 2
   return 4 * (cost.parameters + 2 * cost.trained) + per_image * images
+
+
+def measure():
+  """Compiles the step of the first stage for two batch sizes, here."""
+  config = cifar10.get_config('trades_wrn34_10')
+  held = {
+    size: training.memory(training.make_trainer(config, 'main_head', size))
+    for size in MEASURED
+  }
+  record = {
+    'config': config.name,
+    'stage': 'main_head',
+    'command': 'python docs/make_scaling.py --measure',
+    'machine': timing.machine(),
+    'temporaries': {size: found['temporaries'] for size, found in held.items()},
+  }
+  MEMORY.write_text(json.dumps(record, indent=1) + '\n')
 
 
 def stages_table(costs):
@@ -208,7 +227,10 @@ def tables():
 
 
 def main():
-  """Writes or checks the page."""
+  """Writes or checks the page, or measures."""
+  if '--measure' in sys.argv:
+    measure()
+    return
   old = PAGE.read_text()
   found = tables()
   new = PATTERN.sub(

@@ -70,7 +70,7 @@ def _axes(config, stage, batch_size):
   )
 
 
-def _on_devices(config, stage, batch_size, devices, repeats, peaks):
+def _on_devices(config, stage, batch_size, devices, repeats):
   """Measures in a process of its own, which has that many CPU devices."""
   code = (
     'import json, sys\n'
@@ -78,14 +78,14 @@ def _on_devices(config, stage, batch_size, devices, repeats, peaks):
     f'parallel.initialize(cpu_devices={devices})\n'
     'import ml_collections\n'
     'from dhat_jax.benchmark import training\n'
-    'config, stage, size, repeats, peaks = json.load(sys.stdin)\n'
+    'config, stage, size, repeats = json.load(sys.stdin)\n'
     'config = ml_collections.ConfigDict(config)\n'
     'problem = training.Problem(config, stage, size)\n'
-    'rows = training.measure([problem], repeats=repeats, peaks=peaks)\n'
+    'rows = training.measure([problem], repeats=repeats)\n'
     'print(json.dumps(rows[0]))\n'
   )
   values = json.loads(config.to_json())
-  document = [values, stage, batch_size, repeats, peaks]
+  document = [values, stage, batch_size, repeats]
   done = subprocess.run(
     [sys.executable, '-c', code],
     input=json.dumps(document),
@@ -131,7 +131,6 @@ def run(
   Returns:
     A JSON document: {'rows': [{'axis', 'value', 'step_seconds', ...}]}.
   """
-  peaks = {config.model.dtype: training.peak_flops(config.model.dtype)}
   rows = []
 
   def keep(axis, value, row):
@@ -139,15 +138,13 @@ def run(
     report(f'{axis} {value}: {row["step_seconds"]:.3f} s')
 
   for axis, problems in _axes(config, stage, batch_size):
-    measured = training.measure(
-      list(problems.values()), repeats=repeats, peaks=peaks
-    )
+    measured = training.measure(list(problems.values()), repeats=repeats)
     for value, row in zip(problems, measured, strict=True):
       keep(axis, value, row)
     jax.clear_caches()
   if jax.default_backend() == 'cpu':
     for devices in DEVICES:
-      row = _on_devices(config, stage, batch_size, devices, repeats, peaks)
+      row = _on_devices(config, stage, batch_size, devices, repeats)
       # That process may have read the cache instead of compiling.
       del row['compile_seconds'], row['trace_seconds']
       keep('devices', devices, row)
@@ -156,7 +153,6 @@ def run(
   return {
     'stage': stage,
     'batch_size': batch_size,
-    'peak_gflops': {dtype: peak / 1e9 for dtype, peak in peaks.items()},
     'rows': rows,
   }
 

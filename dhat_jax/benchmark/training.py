@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -130,13 +131,13 @@ def make_trainer(
   )
 
 
-def peak_flops(dtype: Any, repeats: int = 10) -> float:
-  """Measures the fastest matrix product: floating point operations / s."""
+@functools.cache
+def _matrix_product(dtype: str) -> tuple[Callable[[], Any], float]:
+  """Returns (a large matrix product, its floating point operations)."""
   size = _PEAK_SIZES[jax.default_backend()]
   matrix = jnp.ones((size, size), dtype)
   multiply = jax.jit(lambda x: x @ x)
-  times = timing.alternate({'': lambda: multiply(matrix)}, repeats=repeats)['']
-  return 2 * size**3 / min(times) * jax.device_count()
+  return lambda: multiply(matrix), 2 * size**3 * jax.device_count()
 
 
 def memory(trainer: Trainer) -> dict[str, int]:
@@ -169,32 +170,37 @@ class Problem:
 
 
 def measure(
-  problems: Sequence[Problem],
-  *,
-  repeats: int,
-  peaks: Mapping[str, float],
+  problems: Sequence[Problem], *, repeats: int
 ) -> list[dict[str, Any]]:
-  """Measures training steps that take turns.
+  """Measures training steps that take turns, with each other and the peak.
+
+  The peak is the fastest of as many matrix products of the same precision.
 
   Args:
     problems: what is trained.
     repeats: timed steps of each.
-    peaks: {dtype: from `peak_flops`}.
 
   Returns:
     A row for each, as JSON can hold it.
   """
   trainers = [make_trainer(p.config, p.stage, p.batch_size) for p in problems]
-  times = timing.alternate(dict(enumerate(trainers)), repeats=repeats, warmup=2)
-  return [
-    _row(problem, trainer, timing.summary(times[index]), peaks)
-    for index, (problem, trainer) in enumerate(
-      zip(problems, trainers, strict=True)
-    )
-  ]
+  dtypes = {problem.config.model.dtype for problem in problems}
+  products = {dtype: _matrix_product(dtype) for dtype in dtypes}
+  times = timing.alternate(
+    dict(enumerate(trainers)) | {d: f for d, (f, _) in products.items()},
+    repeats=repeats,
+    warmup=2,
+  )
+  rows = []
+  for index, problem in enumerate(problems):
+    dtype = problem.config.model.dtype
+    peak = products[dtype][1] / min(times[dtype])
+    summary = timing.summary(times[index])
+    rows.append(_row(problem, trainers[index], summary, peak))
+  return rows
 
 
-def _row(problem, trainer, times, peaks) -> dict[str, Any]:
+def _row(problem, trainer, times, peak) -> dict[str, Any]:
   config, name = problem.config, problem.stage
   attack_steps = config[name].attack.steps
   costs = flops.parts(trainer.net, image_shape(config))
@@ -212,7 +218,9 @@ def _row(problem, trainer, times, peaks) -> dict[str, Any]:
     'trace_seconds': trainer.trace_seconds,
     'times': times,
     'gflop_per_image': operations / 1e9,
-    'utilisation': operations * rate / peaks[config.model.dtype],
+    'peak_gflops': peak / 1e9,
+    # Both at their fastest: the machine's speed changes within seconds.
+    'utilisation': operations * problem.batch_size / times['min'] / peak,
     'memory': memory(trainer),
   }
 
@@ -229,24 +237,20 @@ def run(
   """Measures stages at several batch sizes and precisions.
 
   Returns:
-    {'peak_gflops': {dtype: ...}, 'rows': those of `measure`}.
+    {'rows': those of `measure`}.
   """
   problems = []
   for dtype in dtypes:
     own = copy.deepcopy(config)
     own.model.dtype = dtype
     problems += [Problem(own, s, size) for s in stages for size in batch_sizes]
-  peaks = {dtype: peak_flops(dtype) for dtype in dtypes}
-  rows = measure(problems, repeats=repeats, peaks=peaks)
+  rows = measure(problems, repeats=repeats)
   for row in rows:
     report(
       f'{row["stage"]}, {row["batch_size"]} images, {row["dtype"]}: '
       f'{row["step_seconds"]:.3f} s'
     )
-  return {
-    'peak_gflops': {dtype: peak / 1e9 for dtype, peak in peaks.items()},
-    'rows': rows,
-  }
+  return {'rows': rows}
 
 
 def table(found: Mapping[str, Any]) -> str:
