@@ -8,6 +8,7 @@ import os
 import re
 import sys
 
+from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 
@@ -20,7 +21,7 @@ html_static_path = ['_static']
 html_css_files = ['style.css']
 html_copy_source = False
 html_show_copyright = False
-smartquotes = False  # 'name' stays as it is in code
+smartquotes_action = 'De'  # dashes; quotes stay as they are
 exclude_patterns = ['_build']
 extensions = [
   'myst_parser',
@@ -43,15 +44,15 @@ _CODE = re.compile(r'(`[^`]+`)')
 _logger = logging.getLogger(__name__)
 
 
-def _is_in(module, dotted):
-  """Whether a name such as `Class.method` is defined in a module."""
+def _place(module, dotted):
+  """Returns the full name of what a module calls `dotted`, if it is ours."""
   found = module
   for part in dotted.split('.'):
-    if not hasattr(found, part):
-      return False
-    found = getattr(found, part)
-  home = getattr(found, '__module__', None)
-  return callable(found) and home == module.__name__
+    found = getattr(found, part, None)
+  home = getattr(found, '__module__', None) or ''
+  if callable(found) and home.startswith('dhat_jax.'):
+    return f'{home}.{found.__qualname__}'
+  return None
 
 
 def _exists(name):
@@ -70,8 +71,10 @@ def _code(name, module, where):
     if not _exists(name):
       _logger.warning('no such name: %s', name, location=where)
     return f':py:obj:`{name}`'
-  if re.fullmatch(r'[A-Za-z]\w*(\.\w+)*', name) and _is_in(module, name):
-    return f':py:obj:`{name} <{module.__name__}.{name}>`'
+  if re.fullmatch(r'[A-Za-z]\w*(\.\w+)*', name):
+    place = _place(module, name)
+    if place:
+      return f':py:obj:`{name} <{place}>`'
   return f'``{name}``'
 
 
@@ -106,17 +109,18 @@ def _skip_fields(app, what, name, obj, skip, options):
 
 def _inline_math(self, node):
   self.body.append(tex2mathml(node.astext(), as_block=False))
+  raise nodes.SkipNode
 
 
 def _block_math(self, node):
   self.body.append(f'<div>{tex2mathml(node.astext(), as_block=True)}</div>')
+  raise nodes.SkipNode
 
 
 def setup(app):
   """Connects all this; formulas become MathML, which needs no scripts."""
   app.connect('autodoc-process-docstring', _read_docstring, priority=400)
   app.connect('autodoc-skip-member', _skip_fields)
-  nothing = (lambda self, node: None,)
   app.add_html_math_renderer(
-    'mathml', (_inline_math, *nothing), (_block_math, *nothing)
+    'mathml', (_inline_math, None), (_block_math, None)
   )
