@@ -1,3 +1,4 @@
+import errno
 import glob
 import json
 import os
@@ -5,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from dhat_jax import metrics
+from dhat_jax import disk, metrics
 
 
 def test_means_divide_sums_by_counts_once():
@@ -118,19 +119,59 @@ def test_progress_bar_starts_where_training_continues(capsys):
 def test_pictures_are_rows_in_tensorboard(tmp_path, monkeypatch):
   shown = {}
 
-  def add_image(self, name, image, step, dataformats):
-    shown[name] = image, step, dataformats
+  def image(name, picture, dataformats):
+    shown[name] = picture, dataformats
+    return metrics.summary.scalar(name, 0.0)
 
-  monkeypatch.setattr(
-    metrics.tensorboardX.SummaryWriter, 'add_image', add_image
-  )
+  monkeypatch.setattr(metrics.summary, 'image', image)
   gray = np.array([0.0, 0.5, 1.0, 2.0]).reshape(2, 2, 1, 1)
   colour = np.zeros((2, 2, 1, 3))
   with metrics.Writer(str(tmp_path), 'main_head', 0) as writer:
     writer.write_pictures(7, {'gray': gray, 'colour': colour})
-  image, step, dataformats = shown['gray']
-  assert (step, dataformats) == (7, 'HWC')
-  assert image.dtype == np.uint8
+  picture, dataformats = shown['gray']
+  assert dataformats == 'HWC'
+  assert picture.dtype == np.uint8
   # Two images side by side: [H, 2 W, 3].
-  np.testing.assert_array_equal(image[..., 0], [[0, 255], [128, 255]])
-  assert image.shape == shown['colour'][0].shape == (2, 2, 3)
+  np.testing.assert_array_equal(picture[..., 0], [[0, 255], [128, 255]])
+  assert picture.shape == shown['colour'][0].shape == (2, 2, 3)
+
+
+def test_events_are_in_tensorboards_format(tmp_path):
+  """Each record: length, its checksum, an Event, its checksum."""
+  with metrics.Writer(str(tmp_path), 'main_head', 2) as writer:
+    writer.write(3, {'train/loss': 0.5})
+    writer.write_pictures(3, {'gray': np.zeros((2, 2, 1, 1))})
+  (path,) = (tmp_path / 'tensorboard' / 'main_head').iterdir()
+  data, events = path.read_bytes(), []
+  while data:
+    length = int.from_bytes(data[:8], 'little')
+    events.append(metrics.event_pb2.Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  assert events[0].file_version == 'brain.Event:2'
+  assert [event.step for event in events[1:]] == [3, 3, 3]
+  start = metrics.event_pb2.SessionLog.START
+  assert events[1].session_log.status == start  # TensorBoard drops what is old
+  assert events[2].summary.value[0].tag == 'train/loss'
+  assert events[2].summary.value[0].simple_value == 0.5
+  assert events[3].summary.value[0].image.width == 2
+
+
+def test_a_full_disk_is_told_and_not_waited_for(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def write_all():
+    with metrics.Writer(str(tmp_path), 'main_head', 0) as writer:
+      writer.write(1, {'loss': 1.0})
+      monkeypatch.setattr(
+        metrics.event_file_writer.EventsWriter, 'flush', refuse
+      )
+      for step in range(2, 40):  # a queue would be full by now
+        writer.write(step, {'loss': 1.0})
+
+  with pytest.raises(disk.WriteError) as error:
+    write_all()
+  assert str(error.value).startswith(
+    f'{tmp_path}/metrics.jsonl: not written: no space left on device'
+  )
+  assert [record['step'] for record in lines(tmp_path)] == [1, 2]
