@@ -3,9 +3,9 @@
     python docs/make_tables.py            write them
     python docs/make_tables.py --check    exit with 1 if they are out of date
 
-A JSON file is what `dhat_jax.benchmark --out` writes, or holds `results` (a
-run's results.json) and what a reader needs to get the same: `command` and
-`machine`.
+A JSON file is what `dhat_jax.benchmark --out` writes, or has its `table` made
+already (launch/survival.py), or holds `results` (a run's results.json); beside
+that what a reader needs to get the same: `command` and `machine`.
 """
 
 import importlib
@@ -34,7 +34,10 @@ def table(name):
   if not path.exists():
     return ''
   record = json.loads(path.read_text())
-  lines = benchmark_table(record) if 'what' in record else run_table(record)
+  if 'table' in record:
+    lines = record['table']
+  else:
+    lines = benchmark_table(record) if 'what' in record else run_table(record)
   return '\n'.join([*lines, '', '```sh', record['command'], '```']) + '\n'
 
 

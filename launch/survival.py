@@ -32,6 +32,7 @@ import time
 
 import survival_faults
 import survival_run
+import survival_table
 from survival_run import STAGES, STEPS, Command
 
 # What the kills cycle through, the most telling first.
@@ -46,10 +47,6 @@ _SHORT_SIGTERMS = ((1, 10),)
 _SHORT_FAULTS = ('disk full, in a checkpoint', 'read-only, in a checkpoint')
 _SIGNALS = {signal.SIGKILL: 'kill -9', signal.SIGTERM: 'SIGTERM'}
 _START_SECS = 8.0
-_COLUMNS = (
-  *('run', 'moment', 'stage', 'step', 'inside a write', 'steps lost'),
-  *('exit code', 'equal'),
-)
 
 
 def plan(kills: int, chain: int, rng: random.Random) -> list[list[dict]]:
@@ -180,57 +177,7 @@ def faults(command, folder, reference, names) -> list[dict] | str:
   if done.returncode:
     raise RuntimeError(f'{survival_faults.__file__}: {done.returncode}')
   rows = json.loads(done.stdout)
-  return [{'interruption': row['moment'], **row} for row in rows]
-
-
-def table(rows: list[dict]) -> str:
-  """Formats what happened."""
-  lines = ['| ' + ' | '.join(('interruption', *_COLUMNS)) + ' |']
-  lines.append('|---' * (1 + len(_COLUMNS)) + '|')
-  for row in rows:
-    bad = row['wrong'] + row['differs']
-    cells = {
-      **row,
-      'equal': '; '.join(bad) if bad else 'yes',
-      'inside a write': {True: 'yes', False: 'no'}.get(
-        row.get('inside a write'), ''
-      ),
-    }
-    shown = (str(cells.get(key, '')) for key in ('interruption', *_COLUMNS))
-    lines.append('| ' + ' | '.join(shown) + ' |')
-  return '\n'.join(lines)
-
-
-def totals(rows: list[dict]) -> dict:
-  """Counts what happened."""
-  killed = [row for row in rows if row['interruption'] == 'kill -9']
-  return {
-    'interruptions': len(rows),
-    'kills': len(killed),
-    'kills_by_stage': {
-      place: sum(row['stage'] == place for row in killed)
-      for place in ('start-up', *_PLACES)
-    },
-    'inside_a_write': sum(row['inside a write'] for row in killed),
-    'steps_lost': sum(row['steps lost'] for row in killed),
-    'not_equal': sum(bool(row['wrong'] + row['differs']) for row in rows),
-  }
-
-
-def _machine() -> dict:
-  """Asks another process: JAX would keep the accelerator from the runs."""
-  code = (
-    'import json; from dhat_jax import parallel; parallel.initialize();'
-    'from dhat_jax.benchmark import timing; print(json.dumps(timing.machine()))'
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=survival_run.ROOT,
-    stdout=subprocess.PIPE,
-    text=True,
-    check=True,
-  )
-  return json.loads(done.stdout)
+  return [{'interruption': row.pop('moment'), **row} for row in rows]
 
 
 def campaign(options, command: Command) -> tuple[list[dict], list[str]]:
@@ -256,7 +203,7 @@ def campaign(options, command: Command) -> tuple[list[dict], list[str]]:
   command.finish(reference)
   chain = options.kills if options.short else options.chain
   terminated = terminations(_SHORT_SIGTERMS if options.short else _SIGTERMS)
-  while (missing := options.kills - totals(rows)['kills']) > 0:
+  while (missing := options.kills - survival_table.totals(rows)['kills']) > 0:
     # Again, where a run ended before the moment came.
     for moments in plan(missing, chain, rng):
       run(moments + terminated if options.short else moments)
@@ -268,6 +215,18 @@ def campaign(options, command: Command) -> tuple[list[dict], list[str]]:
   if isinstance(found, str):
     return rows, [found]
   return [*rows, *({'run': runs + 1, **row} for row in found)], []
+
+
+def _told(options, overrides) -> str:
+  """Returns the command without the places of this machine."""
+  return shlex.join(
+    [
+      *('python', 'launch/survival.py', f'--config={options.config}'),
+      *(f'--kills={options.kills}', f'--chain={options.chain}'),
+      *(f'--seed={options.seed}', *(['--short'] if options.short else [])),
+      *('--workdir=/tmp/survival', *overrides),
+    ]
+  )
 
 
 def main() -> int:
@@ -292,31 +251,14 @@ def main() -> int:
   command = Command(options.config, tuple(overrides), cache)
   started = time.monotonic()
   rows, skipped = campaign(options, command)
-  found = {
-    'command': shlex.join(
-      [
-        *('python', 'launch/survival.py', f'--config={options.config}'),
-        *(f'--kills={options.kills}', f'--chain={options.chain}'),
-        *(f'--seed={options.seed}', *(['--short'] if options.short else [])),
-        *overrides,
-      ]
-    ),
-    'seconds': round(time.monotonic() - started, 1),
-    'totals': totals(rows),
-    'skipped': skipped,
-    'rows': [
-      json.loads(json.dumps(row).replace(options.workdir, 'WORKDIR'))
-      for row in rows
-    ],
-    'machine': _machine(),
-  }
-  print('\n' + table(found['rows']) + '\n')
-  for key, value in found['totals'].items():
-    print(f'{key.replace("_", " ")}: {value}')
-  print('\n'.join([f'{found["seconds"]} s', *skipped]))
+  seconds = time.monotonic() - started
+  rows = json.loads(json.dumps(rows).replace(options.workdir, 'WORKDIR'))
+  found = survival_table.document(rows, skipped, seconds)
+  print('\n' + '\n'.join(found['table']))
   if options.json:
     with open(options.json, 'w') as file:
-      file.write(json.dumps(found, indent=1) + '\n')
+      told = {'command': _told(options, overrides), **found}
+      file.write(json.dumps(told, indent=1) + '\n')
   return int(found['totals']['not_equal'] > 0)
 
 
