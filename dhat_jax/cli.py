@@ -28,10 +28,13 @@ def new_flags(argv: Sequence[str]) -> flags.FlagValues:
 def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
   """Parses a command line into its flags.
 
+  Config files of a user's own may import this project's, `configs.<name>`.
+
   Raises:
     ValueError, absl.flags.Error, AttributeError, KeyError, TypeError: a
       mistake in it, or in the values that it gives to the config.
   """
+  sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
   for argument in argv:
     if argument.startswith('--config='):
       # Configs import each other as `configs.<name>`.
