@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STAGES = ('main_head', 'second_head', 'aggregator')
 STEPS = 20  # of each stage, with the digits
+_KEPT = 2  # checkpoints of each stage
 # Whatever the config: seconds instead of days. A record at every step, so that
 # two runs have the same records wherever one of them was stopped.
 SHORT = (
@@ -19,6 +20,7 @@ SHORT = (
   *(f'--config.{stage}.attack.steps=2' for stage in STAGES),
   '--config.compare_with_natural=False',
   '--config.checkpoint.every_steps=4',
+  f'--config.checkpoint.keep={_KEPT}',
   '--config.log_every_steps=1',
   '--config.validation.attack=pgd_2',
   '--config.validation.every_epochs=1',
@@ -204,12 +206,16 @@ def arrays(workdir: str, stage: str, step: int) -> dict:
 
 
 def damages(workdir: str) -> list[str]:
-  """Returns which finished checkpoints are not what was written."""
+  """Returns which checkpoints are not what was written.
+
+  Of each stage the newest two, as many as the short config keeps: a kill may
+  leave an older one half deleted.
+  """
   from dhat_jax import checkpoint
 
   found = []
   for stage in STAGES:
-    for step in checkpoint_steps(workdir, stage):
+    for step in checkpoint_steps(workdir, stage)[-_KEPT:]:
       path = os.path.join(workdir, 'checkpoints', stage, str(step))
       try:
         with open(os.path.join(path, 'info', 'metadata')) as file:
