@@ -41,7 +41,8 @@ _KINDS = (
   *((1, 'write'), (2, 'step'), (None, 'start'), (2, 'write'), (1, 'write')),
 )
 _PLACES = (*STAGES, 'evaluation')
-_EVALUATION_FILES = 8  # of the short config: 4 outputs, 2 attacks
+_ATTACKS = ('clean', 'pgd_2')
+_EVALUATION_FILES = 8  # 4 outputs, 2 attacks
 _SIGTERMS = ((0, 5), (1, 10), (2, 14), (3, 2))
 _SHORT_SIGTERMS = ((1, 10),)
 _SHORT_FAULTS = ('disk full, in a checkpoint', 'read-only, in a checkpoint')
@@ -248,7 +249,11 @@ def main() -> int:
     parser.error(f'--workdir: {options.workdir} is not empty')
   cache = os.path.join(options.workdir, 'xla')
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR', cache)
-  command = Command(options.config, tuple(overrides), cache)
+  # Not twice: of a tuple, a second flag adds to the first.
+  attacks = ('clean',) if options.short else _ATTACKS
+  added = (f'--config.evaluation.attacks={attacks}',)
+  command = Command(options.config, (*added, *overrides), cache)
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   started = time.monotonic()
   rows, skipped = campaign(options, command)
   seconds = time.monotonic() - started

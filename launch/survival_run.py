@@ -1,5 +1,7 @@
 """Runs of the command line for `survival.py`: watched, stopped, compared."""
 
+import atexit
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,7 +26,6 @@ SHORT = (
   '--config.log_every_steps=1',
   '--config.validation.attack=pgd_2',
   '--config.validation.every_epochs=1',
-  "--config.evaluation.attacks=('clean', 'pgd_2')",
 )
 _TIMEOUT_SECS = 240
 _POLL_SECS = 0.002
@@ -79,6 +80,7 @@ class Process:
     self._records = os.path.join(workdir, 'metrics.jsonl')
     # A stage that starts replaces the file: older records are not progress.
     self._old = _inode(self._records)
+    self._stale = self._unfinished()  # what an earlier kill left
     with open(self._log, 'w') as output:
       self._popen = subprocess.Popen(
         arguments,
@@ -88,6 +90,12 @@ class Process:
         stderr=subprocess.STDOUT,
         start_new_session=True,
       )
+    atexit.register(self._end)
+
+  def _end(self) -> None:
+    """Leaves nothing running behind."""
+    if self.alive():
+      self.signal(signal.SIGKILL)
 
   def wait(self) -> int:
     """Waits for its end; returns the exit code."""
@@ -135,13 +143,19 @@ class Process:
 
   def writes(self) -> bool:
     """Whether a checkpoint is being written, or was when it was killed."""
-    return any('orbax-checkpoint-tmp' in name for name in self._folders())
+    return bool(self._unfinished() - self._stale)
 
-  def _folders(self) -> Iterator[str]:
+  def _unfinished(self) -> set[tuple[str, int]]:
+    """Returns the folders that a write begins with, and their times."""
+    found = set()
     for stage in STAGES:
       folder = os.path.join(self.workdir, 'checkpoints', stage)
-      if os.path.isdir(folder):
-        yield from os.listdir(folder)
+      for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        if 'orbax-checkpoint-tmp' in name:
+          with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+            found.add((path, os.stat(path).st_ctime_ns))
+    return found
 
 
 def _inode(path: str) -> int | None:
