@@ -70,10 +70,10 @@ for ((index = 0; index < processes; index++)); do
 done
 
 while ((${#pids[@]} > 0)); do
-  status=0 ended=
+  status=0
   wait -n -p ended "${pids[@]}" || status=$?
   # A signal interrupts the wait: then nothing has ended.
-  [[ -n $ended ]] || continue
+  [[ -n ${ended:-} ]] || continue
   remaining=()
   for pid in "${pids[@]}"; do
     [[ $pid == "$ended" ]] || remaining+=("$pid")
