@@ -114,6 +114,11 @@ def check_command(words):
     config = PARSERS[words[2]](words[2:]).config
     assert config is not None
     build.check(config)
+  elif words[0] == 'launch/check.sh':
+    assert words[1:] in ([], ['docs'], ['lint'], ['quick'])
+  elif words[:3] == ['python', '-m', 'dhat_jax.report']:
+    assert words[3:]
+    assert all(w.startswith(('--workdir=', '--out=')) for w in words[3:])
   else:
     assert words == ['python', '-m', 'pytest']
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -129,7 +130,8 @@ def test_a_killed_process_ends_the_others_and_the_rerun_is_equal(
   output, _ = first.communicate(timeout=60)
   assert time.monotonic() - killed < 60
   assert first.returncode not in (0, None)
-  assert 'lost another process' in output
+  # Ours, or that of JAX's runtime if it is faster.
+  assert re.search('lost another process|another task died', output), output
   assert not os.path.exists(os.path.join(directory, 'results.json'))
   processes.run(arguments(directory), count=2, cpu_devices=2)
   assert last_arrays(directory) == last_arrays(whole)
