@@ -18,6 +18,7 @@ survival_run = importlib.import_module('survival_run')
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_short_campaign(tmp_path):
   path = tmp_path / 'survival.json'
   done = subprocess.run(
