@@ -114,6 +114,10 @@ def check_command(words):
     config = PARSERS[words[2]](words[2:]).config
     assert config is not None
     build.check(config)
+  elif words[:2] == ['python', 'launch/survival.py']:
+    known = (ROOT / words[1]).read_text()
+    for word in words[2:]:
+      assert f"'{word.partition('=')[0]}'" in known
   elif words[0] == 'launch/check.sh':
     assert words[1:] in ([], ['docs'], ['lint'], ['quick'])
   elif words[:3] == ['python', '-m', 'dhat_jax.report']:
