@@ -223,8 +223,10 @@ def sections(files: dict[str, bytes]) -> list[Section]:
       'How many of the test images each output gets right, in %: as they are '
       '(clean), and after each attack has changed every pixel a little to make '
       'that output fail. In brackets: points above or below the main head, '
-      'that is, what the second head and the aggregator add. Worst case: right '
-      'whatever attack is used.',
+      'that is, what the second head and the aggregator add. The attacks: fgsm '
+      'takes one step along the gradient, pgd_N takes N, cw_N the same but on '
+      'the margin between the right class and the next; autoattack is a set of '
+      'strong ones. Worst case: right whatever attack is used.',
       'There are no results yet: the run has not come to its evaluation.',
       _accuracy,
     ),

@@ -174,7 +174,7 @@ def confusion(run: Run) -> Figure | None:
     axes.set_xlabel('predicted')
     if len(names) <= 20:
       axes.set_xticks(range(len(names)), names, rotation=90)
-      axes.set_yticks(range(len(names)), names)
+      axes.set_yticks(range(len(names)), names if key == 'clean' else [])
       for (row, column), count in np.ndenumerate(counts.astype(int)):
         if count:
           colour = 'black' if shares[row, column] > 0.5 else 'white'
