@@ -27,7 +27,7 @@ SHORT = (
   '--config.validation.attack=pgd_2',
   '--config.validation.every_epochs=1',
 )
-_TIMEOUT_SECS = 240
+_TIMEOUT_SECS = 900
 _POLL_SECS = 0.002
 
 
