@@ -26,7 +26,7 @@ DEFAULT_VARIANT = 'trades_wrn34_10'
 def split_variant(variant: str) -> tuple[str, str]:
   """Splits '<base>_<backbone>'; an unknown one raises with the choices."""
   base, _, backbone = variant.partition('_')
-  known = backbone in BACKBONES or re.fullmatch(r'wrn\d+_\d+', backbone)
+  known = backbone in BACKBONES or re.fullmatch(r'wrn\d+_\d+(\.\d+)?', backbone)
   if base not in BASES or not known:
     raise ValueError(
       f'config variant: got {variant!r}, expected <base>_<backbone> with base '
@@ -148,6 +148,9 @@ def run(
         'dtype': 'float32',
         # Whether devices share batch norm's statistics.
         'sync_batch_norm': True,
+        # Whether the statistics of a frozen part are frozen with it; the
+        # published code lets them drift.
+        'freeze_statistics': True,
       },
       'main_head': main_head,
       'second_head': second_head,

@@ -6,6 +6,7 @@ here and before anything expensive starts: see `check`.
 
 import copy
 import inspect
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
 from dhat_jax.options import at_least, choose, in_unit
-from dhat_jax.stages import ROLES, Stage
+from dhat_jax.stages import ALL_ROLES, ROLES, Stage
 
 LOADERS = {
   'tfds': lambda spec: tfds.load(
@@ -43,8 +44,9 @@ def backbone(name: str) -> WideResNet | ResNet18:
   Raises:
     ValueError: no such name, or a depth that WideResNet does not have.
   """
-  if match := re.fullmatch(r'wrn(\d+)_(\d+)', name):
-    return WideResNet(*(int(number) for number in match.groups()))
+  if match := re.fullmatch(r'wrn(\d+)_(\d+(?:\.\d+)?)', name):
+    depth, widen_factor = (json.loads(number) for number in match.groups())
+    return WideResNet(depth, widen_factor)
   return choose(
     'config.model.backbone',
     name,
@@ -75,7 +77,7 @@ def model(
     num_classes=config.dataset.num_classes,
     attach=spec.attach,
     aggregator=spec.aggregator,
-    outputs=outputs or ROLES[config.stages[-1]].outputs,
+    outputs=outputs or ALL_ROLES[config.stages[-1]].outputs,
     mean=tuple(spec.mean),
     std=tuple(spec.std),
     dtype=choose('config.model.dtype', spec.dtype, plan.DTYPES),
@@ -156,13 +158,16 @@ def stage(
 
   Args:
     config: the run's config.
-    name: key of `ROLES`.
+    name: key of `ALL_ROLES`.
     num_train: number of training images.
 
   Raises:
     ValueError: any value that is out of its range.
   """
-  spec, role = config[name], choose('config.stages', name, ROLES)
+  role = choose('config.stages', name, ALL_ROLES)
+  if name not in config:
+    raise ValueError(f'config.{name}: missing, expected what stage {name!r} is')
+  spec = config[name]
   parallel.check_batch_size(f'config.{name}.batch_size', spec.batch_size)
   if spec.batch_size > num_train:
     raise ValueError(
@@ -176,7 +181,7 @@ def stage(
       f'config.{name}.ema_decay: got {spec.ema_decay}, expected in [0, 1)'
     )
   # The mean of two logits has nothing to train.
-  if name == 'aggregator' and config.model.aggregator == 'mean':
+  if role.trains == ('aggregator',) and config.model.aggregator == 'mean':
     epochs = 0
   num_steps = round(epochs * steps_per_epoch)
   schedule = optim.make_schedule(
@@ -229,6 +234,7 @@ def train_step(
     output=stage.role.output,
     augment=augment(config),
     ema_decay=stage.ema_decay,
+    freeze_statistics=config.model.freeze_statistics,
     axis_name=parallel.AXIS,
   )
 
@@ -258,7 +264,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   stages = tuple(config.stages)
   expected = [tuple(ROLES)[:count] for count in range(1, len(ROLES) + 1)]
-  choose('config.stages', stages, expected)
+  choose('config.stages', stages, [*expected, ('joint',)])
   model(config)
   norm_axis(config)
   augment(config)

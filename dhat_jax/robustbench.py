@@ -8,7 +8,7 @@ from dhat_jax.ensemble import STANDARD
 
 
 def _architecture(backbone: str) -> str:
-  if match := re.fullmatch(r'wrn(\d+)_(\d+)', backbone):
+  if match := re.fullmatch(r'wrn(\d+)_(\d+(?:\.\d+)?)', backbone):
     return f'WideResNet-{match[1]}-{match[2]}'
   names = {'resnet18': 'ResNet-18', 'preact_resnet18': 'PreActResNet-18'}
   return names.get(backbone, backbone)

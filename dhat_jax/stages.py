@@ -23,12 +23,21 @@ class Role:
   outputs: tuple[str, ...]
 
 
-# In the order of training; a run's stages are a prefix of it.
+# The method's, in the order of training; a run's stages are a prefix of it.
 ROLES = {
   'main_head': Role(('trunk', 'main_head'), 'main', ('main',)),
   'second_head': Role(('second_head',), 'second', ('main', 'second')),
   'aggregator': Role(
     ('aggregator',), 'aggregated', ('main', 'second', 'aggregated')
+  ),
+}
+# What the method is compared with: all parts at once, alone in its run.
+ALL_ROLES = {
+  **ROLES,
+  'joint': Role(
+    ('trunk', 'main_head', 'second_head', 'aggregator'),
+    'aggregated',
+    ('main', 'second', 'aggregated'),
   ),
 }
 
@@ -38,7 +47,7 @@ class Stage:
   """One stage of a run, everything resolved.
 
   Attributes:
-    name: key of `ROLES`.
+    name: key of `ALL_ROLES`.
     role: what trains, what is frozen, which output.
     loss: the training loss.
     attack: (objective, rng, images, scale) -> images_adv, or None where the

@@ -47,6 +47,7 @@ def make_train_step(
   augment: Callable | None = None,
   attack_scale: Callable | None = None,
   ema_decay: float = 0.0,
+  freeze_statistics: bool = True,
   axis_name: str | None = None,
 ) -> Callable[[TrainState, Mapping[str, chex.Array]], tuple]:
   """Creates one step of adversarial training.
@@ -69,6 +70,9 @@ def make_train_step(
     attack_scale: step -> factor of the attack's epsilon and step size; None
       for 1.
     ema_decay: of the moving average of the trained parameters; 0 for none.
+    freeze_statistics: whether the batch statistics of frozen parts are frozen
+      too. False is what the published code does: in the loss, frozen parts
+      normalise with the batch's statistics, and their running ones drift.
     axis_name: the mapped axis when the step runs under `pmap`; None under
       plain `jit`.
 
@@ -84,6 +88,8 @@ def make_train_step(
   """
   if loss.uses_adversarial and attack is None:
     raise ValueError(f'loss {loss.name!r} needs an attack, got None')
+
+  normalises = trains if freeze_statistics else net.parts
 
   def step(state, batch):
     batch = _prepare(batch)
@@ -117,10 +123,10 @@ def make_train_step(
       params = {**trained, **frozen}
       stats, clean, adversarial = state.batch_stats, None, None
       if loss.uses_clean:
-        clean, stats = _train_forward(net, params, stats, images, trains)
+        clean, stats = _train_forward(net, params, stats, images, normalises)
       if images_adv is not None:
         adversarial, stats = _train_forward(
-          net, params, stats, images_adv, trains
+          net, params, stats, images_adv, normalises
         )
       values, diagnostics = loss.per_example(clean, adversarial, labels, output)
       if clean is None:
@@ -175,19 +181,19 @@ def _correct(logits: chex.Array, labels: chex.Array) -> chex.Array:
   return (logits.argmax(axis=1) == labels).astype(jnp.float32)
 
 
-def _train_forward(net, params, batch_stats, images, trains):
-  """One forward with the trained parts in training mode.
+def _train_forward(net, params, batch_stats, images, normalises):
+  """One forward with some parts in training mode.
 
   Returns:
-    (Outputs, batch_stats) with the frozen parts' statistics untouched.
+    (Outputs, batch_stats) with the other parts' statistics untouched.
   """
   outputs, updated = net.apply(
     {'params': params, 'batch_stats': batch_stats},
     images,
-    training_parts=tuple(part for part in trains if part in net.parts),
+    training_parts=tuple(part for part in normalises if part in net.parts),
     mutable=['batch_stats'],
   )
-  trained_stats, _ = split_parts(updated['batch_stats'], trains)
+  trained_stats, _ = split_parts(updated['batch_stats'], normalises)
   return outputs, {**batch_stats, **trained_stats}
 
 

@@ -161,7 +161,7 @@ class _WideResNet(_Network):
   def __init__(self, backbone: Any, classes: int, channels: int, after: int):
     super().__init__()
     units = (backbone.depth - 4) // 6
-    widths = [16 * 2**i * backbone.widen_factor for i in range(3)]
+    widths = [backbone.width(block) for block in range(3)]
 
     def block(inputs, features, stride):
       first = _WideUnit(inputs, features, stride)

@@ -26,7 +26,7 @@ from dhat_jax import (
 from dhat_jax.checkpoint import Checkpoints
 from dhat_jax.datasets.base import Dataset, Split
 from dhat_jax.preemption import Preempted, StopRequest
-from dhat_jax.stages import ROLES, Stage
+from dhat_jax.stages import ALL_ROLES, Stage
 from dhat_jax.train_state import TrainState, create_train_state
 
 _logger = logging.getLogger(__name__)
@@ -162,11 +162,11 @@ class _StageRun:
   def _batches(self, start_step: int) -> Iterator:
     """Yields (number of steps done once it is trained on, sharded batch)."""
     # Another order of the images in each stage.
-    index = tuple(ROLES).index(self._stage.name)
+    index = tuple(ALL_ROLES).index(self._stage.name)
     batches = input_pipeline.train_batches(
       self._train_split,
       batch_size=self._stage.batch_size,
-      seed=self._config.seed * len(ROLES) + index,
+      seed=self._config.seed * len(ALL_ROLES) + index,
       start_step=start_step,
       num_steps=self._stage.num_steps,
       process_index=jax.process_index(),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dhat_jax.losses import Loss
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.stages import ROLES
+from dhat_jax.stages import ALL_ROLES, ROLES
 
 
 def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
@@ -100,16 +100,16 @@ def needed(
 
   Args:
     costs: from `parts`.
-    stage: key of `ROLES`.
+    stage: key of `ALL_ROLES`.
     loss: of the stage.
     attack_steps: of the training attack.
   """
-  role = ROLES[stage]
+  role = ALL_ROLES[stage]
   used = {
-    'main_head': ('trunk', 'main_head'),
-    'second_head': ('trunk', 'second_head'),
-    'aggregator': tuple(costs),
-  }[stage]
+    'main': ('trunk', 'main_head'),
+    'second': ('trunk', 'second_head'),
+    'aggregated': tuple(costs),
+  }[role.output]
   forward = sum(costs[part] for part in used)
   trained = sum(costs[part] for part in role.trains)
   frozen = forward - trained

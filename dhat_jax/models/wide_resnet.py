@@ -60,7 +60,7 @@ class Blocks(nn.Module):
       index = BLOCKS.index(name)
       for unit in range((self.backbone.depth - 4) // 6):
         x = Unit(
-          features=16 * 2**index * self.backbone.widen_factor,
+          features=self.backbone.width(index),
           stride=2 if index and not unit else 1,
           dtype=self.dtype,
           axis_name=self.axis_name,
@@ -113,14 +113,14 @@ class WideResNet:
 
   Attributes:
     depth: 6n + 4: 10, 16, 22, 28, 34, ...
-    widen_factor: k >= 1.
+    widen_factor: k >= 1; a fraction too, its channels rounded.
 
   Raises:
     ValueError: no such depth or width.
   """
 
   depth: int
-  widen_factor: int
+  widen_factor: float
 
   attach_points = ('block1', 'block2')
   trunk = Trunk
@@ -136,3 +136,7 @@ class WideResNet:
       raise ValueError(
         f'WideResNet widen factor: got {self.widen_factor}, expected >= 1'
       )
+
+  def width(self, block: int) -> int:
+    """Returns the channels of a block, counted from 0."""
+    return round(16 * 2**block * self.widen_factor)
