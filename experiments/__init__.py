@@ -1,0 +1,1 @@
+"""Does it hold? Experiments on equal terms, each a script that resumes."""

@@ -1,0 +1,252 @@
+"""What the experiments share: runs in workdirs, stages in common, records.
+
+An experiment is a list of `Entry`, one for each row and seed of its table.
+Each names a run and the output of it that is scored; entries of one network
+share its run. A run that begins with the same stages as another one, up to the
+last bit, takes over that one's checkpoints instead of training them again.
+"""
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from dhat_jax import build, parallel, train, workdir
+from dhat_jax.benchmark import flops
+from dhat_jax.benchmark.timing import machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One network to train and evaluate.
+
+  Attributes:
+    name: its workdir, below the experiment's.
+    config: as a file in `configs/` makes it.
+    source: a run that trains the first stages, or None.
+    shared: the stages that are taken over from it.
+  """
+
+  name: str
+  config: ml_collections.ConfigDict
+  source: 'Run | None' = None
+  shared: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One row of a table, for one seed.
+
+  Attributes:
+    group: what rows are compared within, as the base method.
+    variant: what the row is called.
+    seed: of the run.
+    run: the network.
+    output: which of its outputs is scored.
+  """
+
+  group: str
+  variant: str
+  seed: int
+  run: Run
+  output: str
+
+
+def _same_beginning(run: Run) -> None:
+  """Raises ValueError if a run cannot take over its source's stages."""
+  ours, theirs = (
+    workdir.flat_config(config) for config in (run.config, run.source.config)
+  )
+  decides = ('dataset.', 'seed', *(f'{stage}.' for stage in run.shared))
+  decides += ('model.backbone', 'model.attach')
+  if run.shared != ('main_head',):  # in which nothing is frozen
+    decides += ('model.freeze_statistics',)
+  differing = sorted(
+    key
+    for key in ours.keys() | theirs.keys()
+    if key.startswith(decides) and ours.get(key) != theirs.get(key)
+  )
+  if differing:
+    raise ValueError(
+      f'run {run.name}: cannot share {run.shared} with {run.source.name}, '
+      f'whose {differing} differ'
+    )
+
+
+def _take_over(run: Run, root: str) -> None:
+  """Copies the shared stages' checkpoints; one copied half does not count."""
+  _same_beginning(run)
+  for stage in run.shared:
+    source, target = (
+      train.checkpoint_folder(os.path.join(root, name), stage)
+      for name in (run.source.name, run.name)
+    )
+    if not os.path.exists(target):
+      half = f'{target}.half'
+      shutil.rmtree(half, ignore_errors=True)
+      shutil.copytree(source, half)
+      os.rename(half, target)
+
+
+def perform(run: Run, root: str) -> dict[str, Any]:
+  """Trains and evaluates a run, or what is missing of it; returns results."""
+  if run.source is not None:
+    perform(run.source, root)
+  directory = os.path.join(root, run.name)
+  build.check(run.config)
+  workdir.check(directory, run.config)
+  workdir.prepare(directory, run.config)
+  if run.source is not None:
+    _take_over(run, root)
+  return train.train_and_evaluate(run.config, directory)
+
+
+def parameters(
+  config: ml_collections.ConfigDict,
+  output: str,
+  image_shape: tuple[int, int, int],
+) -> int:
+  """Returns how many parameters an output of a config's network needs."""
+  net = build.model(config)
+  images = jnp.zeros((1, *image_shape))
+  params = jax.eval_shape(net.init, jax.random.key(0), images)['params']
+  unused = {
+    'main': ('second_head', 'aggregator'),
+    'second': ('main_head', 'aggregator'),
+    'mean': ('aggregator',),
+    'aggregated': (),
+  }[output]
+  return sum(
+    leaf.size
+    for part, tree in params.items()
+    if part not in unused
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def training_gmacs(
+  config: ml_collections.ConfigDict,
+  output: str,
+  image_shape: tuple[int, int, int],
+  num_train: int,
+) -> float:
+  """Returns the multiply-adds, in 1e9, that training an output needs.
+
+  Args:
+    config: of the run.
+    output: 'main', 'second', 'mean' or 'aggregated'.
+    image_shape: (H, W, C).
+    num_train: number of training images.
+  """
+  net = build.model(config, outputs=('main', 'second', 'aggregated'))
+  costs = flops.parts(net, image_shape)
+  until = {'main': 1, 'second': 2, 'mean': 2, 'aggregated': 3}[output]
+  total = 0
+  for name in config.stages[:until]:
+    stage = build.stage(config, name, num_train)
+    per_image = flops.needed(costs, name, stage.loss, config[name].attack.steps)
+    total += per_image * stage.num_steps * stage.batch_size
+  return total / 1e9
+
+
+def record(
+  entry: Entry, root: str, image_shape: tuple[int, int, int], num_train: int
+) -> dict[str, Any] | None:
+  """Returns what the experiment's JSON keeps of an entry, None if not made."""
+  path = os.path.join(root, entry.run.name, 'results.json')
+  if not os.path.exists(path):
+    return None
+  results = workdir.read_json(path)
+  workdir.check(os.path.join(root, entry.run.name), entry.run.config)
+  worst = results['worst_case'][entry.output]
+  audited = entry.output == 'aggregated' and 'audit' in results
+  environment = workdir.read_json(
+    os.path.join(root, entry.run.name, 'environment.json')
+  )
+  return {
+    'group': entry.group,
+    'variant': entry.variant,
+    'seed': entry.seed,
+    'run': entry.run.name,
+    'output': entry.output,
+    'accuracy': results['accuracy'][entry.output],
+    # Of the aggregated output also under the attacks of the audit.
+    'worst_case': min(worst, results['audit']['worst_case'])
+    if audited
+    else worst,
+    'red_flags': [flag['name'] for flag in results['audit']['flags']]
+    if audited
+    else None,
+    'parameters': parameters(entry.run.config, entry.output, image_shape),
+    'training_gmacs': training_gmacs(
+      entry.run.config, entry.output, image_shape, num_train
+    ),
+    'n_test': results['n_test'],
+    'epsilon': results['epsilon'],
+    'seconds': results['seconds'],
+    'git_commit': environment['git_commit'],
+  }
+
+
+def flags(document: str) -> argparse.ArgumentParser:
+  """Returns the flags that every experiment has."""
+  parser = argparse.ArgumentParser(
+    description=document.partition('\n')[0],
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+  )
+  parser.add_argument(
+    '--seeds',
+    type=lambda text: tuple(int(seed) for seed in text.split(',')),
+    help='those to run now, as 0,1; the table holds all that are done',
+  )
+  parser.add_argument('--workdir', help='where the runs go')
+  parser.add_argument('--json', help='where the table goes')
+  return parser
+
+
+def main(
+  entries: Sequence[Entry],
+  options: argparse.Namespace,
+  *,
+  image_shape: tuple[int, int, int],
+  num_train: int,
+  caption: dict[str, Any],
+) -> None:
+  """Makes what is missing of an experiment, then writes its JSON.
+
+  Args:
+    entries: of all seeds.
+    options: of `flags`; those runs are made whose seeds it names.
+    image_shape: (H, W, C).
+    num_train: number of images that train.
+    caption: what else the JSON says: `experiment`, `data`, `setting`, ...
+  """
+  parallel.initialize()
+  wanted = [entry for entry in entries if entry.seed in options.seeds]
+  made = list({entry.run.name: entry.run for entry in wanted}.values())
+  for run in made:
+    build.check(run.config)
+    workdir.check(os.path.join(options.workdir, run.name), run.config)
+  for index, run in enumerate(made, 1):
+    print(f'--- run {index} of {len(made)}: {run.name}', flush=True)
+    perform(run, options.workdir)
+  rows = [
+    record(entry, options.workdir, image_shape, num_train) for entry in entries
+  ]
+  found = {
+    **caption,
+    'command': f'python -m experiments.{caption["experiment"]} '
+    + ' '.join(sys.argv[1:]),
+    'machine': machine(),
+    'missing': sum(row is None for row in rows),
+    'rows': [row for row in rows if row is not None],
+  }
+  os.makedirs(os.path.dirname(os.path.abspath(options.json)), exist_ok=True)
+  workdir.write_json(options.json, found)
