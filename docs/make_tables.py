@@ -4,8 +4,9 @@
     python docs/make_tables.py --check    exit with 1 if they are out of date
 
 A JSON file is what `dhat_jax.benchmark --out` writes, or has its `table` made
-already (launch/survival.py), or holds `results` (a run's results.json); beside
-that what a reader needs to get the same: `command` and `machine`.
+already (launch/survival.py), is an experiment's (a marker `<name>__<view>` asks
+for `accuracies` or `differences`), or holds `results` (a run's results.json);
+beside that what a reader needs to get the same: `command` and `machine`.
 """
 
 import importlib
@@ -30,15 +31,24 @@ def rows(accuracy, label, attacks):
 
 def table(name):
   """Returns a results file as a Markdown table with its caption."""
+  name, _, view = name.partition('__')
   path = DOCS / 'results' / f'{name}.json'
   if not path.exists():
     return ''
   record = json.loads(path.read_text())
   if 'table' in record:
     lines = record['table']
+  elif 'experiment' in record:
+    lines = experiments_tables().table(record, view)
   else:
     lines = benchmark_table(record) if 'what' in record else run_table(record)
   return '\n'.join([*lines, '', '```sh', record['command'], '```']) + '\n'
+
+
+def experiments_tables():
+  """The module that knows experiments; it lies beside this folder."""
+  sys.path.insert(0, str(DOCS.parent))
+  return importlib.import_module('experiments.tables')
 
 
 def benchmark_table(record):

@@ -71,7 +71,7 @@ SCALES = {
   ),
   'gpu': Scale(
     backbone='wrn28_4',
-    wide='wrn28_5.62',
+    wide='wrn28_5.6',
     train_per_class=0,
     test_per_class=0,
     validation_size=1000,

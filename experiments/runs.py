@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from dhat_jax import build, parallel, train, workdir
 from dhat_jax.benchmark import flops
@@ -156,6 +157,28 @@ def training_gmacs(
   return total / 1e9
 
 
+def pack(flags: np.ndarray) -> str:
+  """Returns booleans [N] as text: '<N>:<hex digits>'."""
+  return f'{len(flags)}:{np.packbits(flags).tobytes().hex()}'
+
+
+def unpack(text: str) -> np.ndarray:
+  """Returns what `pack` made a text of: bool [N]."""
+  count, _, digits = text.partition(':')
+  packed = np.frombuffer(bytes.fromhex(digits), np.uint8)
+  return np.unpackbits(packed, count=int(count)).astype(bool)
+
+
+def _robust(entry: Entry, root: str, results) -> dict[str, np.ndarray]:
+  """Returns {attack: which test images an output still gets right}."""
+  folder = os.path.join(root, entry.run.name, 'evaluation', entry.output)
+  found = {}
+  for attack in results['accuracy'][entry.output]:
+    with np.load(os.path.join(folder, f'{attack}.npz')) as part:
+      found[attack] = part['robust']
+  return found
+
+
 def record(
   entry: Entry, root: str, image_shape: tuple[int, int, int], num_train: int
 ) -> dict[str, Any] | None:
@@ -177,6 +200,10 @@ def record(
     'run': entry.run.name,
     'output': entry.output,
     'accuracy': results['accuracy'][entry.output],
+    'images': {
+      attack: pack(robust)
+      for attack, robust in _robust(entry, root, results).items()
+    },
     # Of the aggregated output also under the attacks of the audit.
     'worst_case': min(worst, results['audit']['worst_case'])
     if audited
@@ -211,6 +238,17 @@ def flags(document: str) -> argparse.ArgumentParser:
   return parser
 
 
+def _shown(arguments: list[str]) -> list[str]:
+  """Returns the arguments without what is this machine's own."""
+  kept = [a for a in arguments if not a.startswith(('--workdir=', '--json='))]
+  return [
+    f'--data_dir={os.path.basename(argument)}'
+    if argument.startswith('--data_dir=')
+    else argument
+    for argument in kept
+  ]
+
+
 def main(
   entries: Sequence[Entry],
   options: argparse.Namespace,
@@ -242,8 +280,9 @@ def main(
   ]
   found = {
     **caption,
-    'command': f'python -m experiments.{caption["experiment"]} '
-    + ' '.join(sys.argv[1:]),
+    'command': ' '.join(
+      [f'python -m experiments.{caption["experiment"]}', *_shown(sys.argv[1:])]
+    ),
     'machine': machine(),
     'missing': sum(row is None for row in rows),
     'rows': [row for row in rows if row is not None],

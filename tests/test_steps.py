@@ -11,7 +11,7 @@ import pytest
 from dhat_jax import losses, parallel, steps
 from dhat_jax.attacks import balls, pgd
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.stages import ROLES
+from dhat_jax.stages import ALL_ROLES, ROLES
 from dhat_jax.train_state import create_train_state
 from tests.tiny import TinyBackbone, random_like, random_variables, shapes_of
 
@@ -47,13 +47,20 @@ ATTACK = {'epsilon': 0.8, 'step_size': 0.5, 'steps': 2, 'norm': 'l2'}
 
 
 def make(
-  stage, *, loss=None, axis_name=None, shared=True, decay=0.0, dtype=None
+  stage,
+  *,
+  loss=None,
+  axis_name=None,
+  shared=True,
+  decay=0.0,
+  dtype=None,
+  freeze_statistics=True,
 ):
   """Returns (state, step) of a stage on random variables.
 
   `shared` says whether batch norm sees the whole batch under `axis_name`.
   """
-  role = ROLES[stage]
+  role = ALL_ROLES[stage]
   tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9))
   network = make_net(
     role.outputs, axis_name=axis_name if shared else None, dtype=dtype
@@ -76,6 +83,7 @@ def make(
     trains=role.trains,
     output=role.output,
     ema_decay=decay,
+    freeze_statistics=freeze_statistics,
     axis_name=axis_name,
     augment=flip,
     attack_scale=lambda step: 0.5 * (step + 1),
@@ -99,7 +107,7 @@ def trained(stage):
   return before, after
 
 
-@pytest.mark.parametrize('stage', list(ROLES))
+@pytest.mark.parametrize('stage', list(ALL_ROLES))
 def test_frozen_means_bitwise_frozen(stage):
   before, after = trained(stage)
   for group in ('params', 'batch_stats'):
@@ -112,11 +120,30 @@ def test_frozen_means_bitwise_frozen(stage):
           jax.tree.leaves(old[part]), jax.tree.leaves(new[part]), strict=True
         )
       ]
-      if part in ROLES[stage].trains:
+      if part in ALL_ROLES[stage].trains:
         assert not any(equal), (group, part)
       else:
         assert all(equal), (group, part)
   assert int(after.step) == 2
+
+
+def test_statistics_of_frozen_parts_can_drift():
+  """As in the published code; the weights are frozen all the same."""
+  before, step = make('second_head', freeze_statistics=False)
+  after, _ = jax.jit(step)(before, make_batch())
+  for part in ('trunk', 'main_head'):
+    for name in ('params', 'batch_stats'):
+      old, new = (getattr(state, name)[part] for state in (before, after))
+      equal = jax.tree.leaves(jax.tree.map(np.array_equal, old, new))
+      assert all(equal) if name == 'params' else not any(equal), (name, part)
+  # The clean images' statistics, then the adversarial ones', move the mean.
+  frozen, _ = compiled('second_head')[1](before, make_batch())
+  assert not np.allclose(
+    *(
+      state.params['second_head']['classifier']['dense']['kernel']
+      for state in (after, frozen)
+    )
+  )
 
 
 def keys_by_hand(rng, step, purpose):

@@ -1,0 +1,77 @@
+"""Means over seeds, paired differences, and how certain they are."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+  """Returns the mean and the sample standard deviation (nan for one value)."""
+  values = np.asarray(values, float)
+  deviation = values.std(ddof=1) if len(values) > 1 else math.nan
+  return float(values.mean()), float(deviation)
+
+
+def over_seeds(
+  values: Sequence[float], baseline: Sequence[float], level: float = 0.95
+) -> tuple[float, float, float]:
+  """Compares two methods that were run on the same seeds.
+
+  Args:
+    values: of one method, by seed.
+    baseline: of the other, in the same order.
+    level: of confidence.
+
+  Returns:
+    (mean difference, the interval's ends): Student's t on the differences,
+    (nan, nan) for one seed. The interval covers what seeds change, on this
+    test set.
+
+  Raises:
+    ValueError: different numbers of seeds.
+  """
+  if len(values) != len(baseline):
+    raise ValueError(
+      f'seeds: got {len(values)} and {len(baseline)}, expected as many'
+    )
+  differences = np.subtract(values, baseline)
+  mean = float(differences.mean())
+  if len(differences) == 1:
+    return mean, math.nan, math.nan
+  error = stats.sem(differences)
+  reach = float(stats.t.ppf((1 + level) / 2, len(differences) - 1) * error)
+  return mean, mean - reach, mean + reach
+
+
+def over_images(
+  right: Sequence[bool], baseline: Sequence[bool], level: float = 0.95
+) -> tuple[float, float, float]:
+  """Compares two networks on the same images.
+
+  Args:
+    right: which images one network gets right.
+    baseline: the other, in the same order.
+    level: of confidence.
+
+  Returns:
+    (difference of the accuracies, the interval's ends): normal approximation
+    for paired proportions. The interval covers what other test images of the
+    kind would change, for these two networks; not what other seeds would.
+
+  Raises:
+    ValueError: different numbers of images.
+  """
+  if len(right) != len(baseline):
+    raise ValueError(
+      f'images: got {len(right)} and {len(baseline)}, expected as many'
+    )
+  differences = np.asarray(right, float) - np.asarray(baseline, float)
+  mean = float(differences.mean())
+  reach = float(
+    stats.norm.ppf((1 + level) / 2)
+    * differences.std()
+    / math.sqrt(len(differences))
+  )
+  return mean, mean - reach, mean + reach

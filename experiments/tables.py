@@ -1,0 +1,199 @@
+"""The experiments' JSON as Markdown tables; docs/make_tables.py calls it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import runs, statistics
+
+# What is compared with what, in the table of differences.
+CONTRASTS = (
+  ('DH-AT, pairwise', 'single head'),
+  ('DH-AT, pairwise', 'single head, wide'),
+  ('DH-AT, pairwise', 'DH-AT, mean'),
+  ('DH-AT, classwise', 'DH-AT, pairwise'),
+  ('DH-AT, mean', 'single head'),
+  ('DH-AT, mean', 'single head, wide'),
+  ('single head, wide', 'single head'),
+)
+TITLES = {
+  'clean': 'clean',
+  'pgd_40': 'PGD-40',
+  'cw_40': 'CW-40',
+  'autoattack': 'AutoAttack',
+  'worst_case': 'worst case',
+}
+
+
+def _title(attack: str) -> str:
+  name, budget, _ = attack.partition('(')
+  return TITLES.get(name, name) + (' (short)' if budget else '')
+
+
+def _attacks(record: Mapping[str, Any]) -> list[str]:
+  """Returns the attacks that all rows have, and the worst case of all."""
+  rows = [row['accuracy'] for row in record['rows']]
+  return [
+    attack
+    for attack in [*rows[0], 'worst_case']
+    if all(attack in row or attack == 'worst_case' for row in rows)
+  ]
+
+
+def _of(row: Mapping[str, Any], attack: str) -> float:
+  """Returns an accuracy in percent."""
+  return 100 * {**row['accuracy'], 'worst_case': row['worst_case']}[attack]
+
+
+def _grouped(record: Mapping[str, Any]) -> dict[str, dict[str, list]]:
+  """Returns {group: {variant: rows by seed}}, in the order of the JSON."""
+  groups = {}
+  for row in record['rows']:
+    variants = groups.setdefault(row['group'], {})
+    variants.setdefault(row['variant'], []).append(row)
+  for variants in groups.values():
+    for rows in variants.values():
+      rows.sort(key=lambda row: row['seed'])
+  return groups
+
+
+def _mean(values: Sequence[float], digits: int = 1) -> str:
+  mean, deviation = statistics.mean_and_deviation(values)
+  spread = '' if math.isnan(deviation) else f' ± {deviation:.{digits}f}'
+  return f'{mean:.{digits}f}{spread}'
+
+
+def _difference(rows: Sequence, baseline: Sequence, attack: str) -> str:
+  """Formats a paired difference in points, over the seeds both have."""
+  seeds = {row['seed'] for row in rows} & {row['seed'] for row in baseline}
+  rows, baseline = (
+    [row for row in of if row['seed'] in seeds] for of in (rows, baseline)
+  )
+  if len(seeds) > 1:
+    mean, low, high = statistics.over_seeds(
+      *([_of(row, attack) for row in of] for of in (rows, baseline))
+    )
+  elif seeds and attack != 'worst_case':
+    mean, low, high = (
+      100 * value
+      for value in statistics.over_images(
+        *(runs.unpack(of[0]['images'][attack]) for of in (rows, baseline))
+      )
+    )
+  elif seeds:
+    return f'{_of(rows[0], attack) - _of(baseline[0], attack):+.1f}'
+  else:
+    return ''
+  text = f'{mean:+.1f} [{low:+.1f}, {high:+.1f}]'
+  # What is certain at this level stands out.
+  return f'**{text}**' if low > 0 or high < 0 else text
+
+
+def _flagged(rows: Sequence) -> str:
+  """Formats how many of the rows' audits raised a red flag."""
+  audited = [row for row in rows if row['red_flags'] is not None]
+  flagged = sum(bool(row['red_flags']) for row in audited)
+  return f'{flagged} of {len(audited)}' if audited else ''
+
+
+def accuracies(record: Mapping[str, Any]) -> list[str]:
+  """The accuracies: a row for each variant, mean and standard deviation."""
+  attacks = _attacks(record)
+  lines = [
+    '| | variant | parameters | cost | '
+    + ' | '.join(_title(attack) for attack in attacks)
+    + ' | audits with a flag | seeds |',
+    '|---|---|---:|---:|' + '---:|' * len(attacks) + '---:|---:|',
+  ]
+  for group, variants in _grouped(record).items():
+    least = next(iter(variants.values()))[0]['training_gmacs']
+    for variant, rows in variants.items():
+      cells = [
+        group,
+        variant,
+        f'{rows[0]["parameters"]:,}',
+        f'{rows[0]["training_gmacs"] / least:.2f}',
+        *(_mean([_of(row, attack) for row in rows]) for attack in attacks),
+        _flagged(rows),
+        str(len(rows)),
+      ]
+      lines.append(f'| {" | ".join(cells)} |')
+  return lines
+
+
+def _contrasts(variants: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """Returns the pairs to compare: the listed ones, or each with the first."""
+  found = [pair for pair in CONTRASTS if set(pair) <= set(variants)]
+  first, *others = variants
+  return found or [(variant, first) for variant in others]
+
+
+def differences(record: Mapping[str, Any]) -> list[str]:
+  """The paired differences in points, with 95 % confidence intervals."""
+  attacks = _attacks(record)
+  lines = [
+    f'| | difference | {" | ".join(_title(attack) for attack in attacks)} |',
+    '|---|---|' + '---:|' * len(attacks),
+  ]
+  for group, variants in _grouped(record).items():
+    for variant, baseline in _contrasts(variants):
+      cells = [
+        group,
+        f'{variant} − {baseline}',
+        *(
+          _difference(variants[variant], variants[baseline], attack)
+          for attack in attacks
+        ),
+      ]
+      lines.append(f'| {" | ".join(cells)} |')
+  return lines
+
+
+def caption(record: Mapping[str, Any]) -> str:
+  """What a table is of."""
+  rows, machine = record['rows'], record['machine']
+  epsilon = rows[0]['epsilon']
+  seeds = sorted({row['seed'] for row in rows})
+  device = machine['device']
+  if device == 'cpu':
+    device = f'{machine["cores"]} cores of {machine["processor"]}'
+  budgets = [name for name in rows[0]['accuracy'] if '(' in name]
+  text = (
+    f'Accuracy in % on {rows[0]["n_test"]:,} test images of {record["data"]}; '
+    f'epsilon {epsilon:.4g} ({255 * epsilon:.3g}/255); seeds '
+    f'{", ".join(map(str, seeds))}; {device}, jax '
+    f'{machine["versions"]["jax"]}.'
+  )
+  if budgets:
+    text += f' AutoAttack here is `{budgets[0]}`.'
+  if record['missing']:
+    text += f' {record["missing"]} rows are not made yet.'
+  return text
+
+
+def table(record: Mapping[str, Any], view: str) -> list[str]:
+  """Returns a view of an experiment as lines of Markdown, with its caption.
+
+  Args:
+    record: the experiment's JSON.
+    view: 'accuracies' or 'differences'.
+  """
+  if view == 'accuracies':
+    note = (
+      ' *Cost*: multiply-adds of the training, beside the first row of the '
+      'group. Mean ± standard deviation over seeds.'
+    )
+    return [*accuracies(record), '', caption(record) + note]
+  single = len({row['seed'] for row in record['rows']}) == 1
+  note = (
+    ' Points, same images: 95 % confidence for other images of the kind, for '
+    'these networks (nothing is known of other seeds).'
+    if single
+    else ' Points, same seeds: 95 % confidence (Student), for other seeds on '
+    'these images.'
+  )
+  return [
+    *differences(record),
+    '',
+    caption(record) + note + ' **Bold**: the interval excludes 0.',
+  ]

@@ -1,0 +1,363 @@
+"""The experiments: statistics, tables, stages in common, equal terms."""
+
+import json
+import os
+import types
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from dhat_jax import build, train
+from experiments import (
+  ablations,
+  cifar10_jpeg,
+  digits,
+  runs,
+  statistics,
+  tables,
+)
+from experiments.runs import Entry, Run
+from tests import tiny_run
+from tests.tiny import flat
+
+
+def test_mean_and_deviation():
+  assert statistics.mean_and_deviation([1, 2, 3, 6]) == pytest.approx(
+    (3.0, np.sqrt((4 + 1 + 0 + 9) / 3))
+  )
+  mean, deviation = statistics.mean_and_deviation([4.0])
+  assert mean == 4
+  assert np.isnan(deviation)
+
+
+def test_over_seeds_by_hand():
+  # Differences 1, 2, 3: mean 2, error 1 / sqrt(3); t of 2 degrees of freedom
+  # at 97.5 % is 4.30265.
+  found = statistics.over_seeds([2, 4, 6], [1, 2, 3])
+  reach = 4.30265 / np.sqrt(3)
+  assert found == pytest.approx((2, 2 - reach, 2 + reach), abs=1e-4)
+
+
+def test_over_images_by_hand():
+  # 10 images: 3 only one network gets right, 1 only the other.
+  right = [1, 1, 1, 0, 1, 1, 0, 0, 1, 0]
+  baseline = [0, 0, 0, 1, 1, 1, 0, 0, 1, 0]
+  # Variance of the differences: (3 + 1) / 10 - .2 ** 2 = .36.
+  reach = 1.95996 * 0.6 / np.sqrt(10)
+  found = statistics.over_images(right, baseline)
+  assert found == pytest.approx((0.2, 0.2 - reach, 0.2 + reach), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+  'compare', [statistics.over_seeds, statistics.over_images]
+)
+def test_what_is_not_paired_is_refused(compare):
+  with pytest.raises(ValueError, match='got 2 and 3'):
+    compare([1, 0], [1, 0, 1])
+
+
+def test_pack():
+  flags = np.random.default_rng(0).random(37) < 0.5
+  np.testing.assert_array_equal(runs.unpack(runs.pack(flags)), flags)
+  assert runs.pack(np.array([True, False, True])) == '3:a0'
+
+
+def row(variant, seed, clean, robust, *, output='main', flags=None):
+  images = np.arange(10) < robust / 10
+  return {
+    'group': 'trades',
+    'variant': variant,
+    'seed': seed,
+    'output': output,
+    'accuracy': {'clean': clean / 100, 'autoattack(images=5)': robust / 100},
+    'worst_case': robust / 100,
+    'images': {
+      'clean': runs.pack(np.arange(10) < clean / 10),
+      'autoattack(images=5)': runs.pack(images),
+    },
+    'red_flags': flags,
+    'parameters': 1234,
+    'training_gmacs': 10.0 if variant == 'single head' else 25.0,
+    'n_test': 10,
+    'epsilon': 0.2,
+  }
+
+
+def record(rows):
+  return {
+    'data': 'some images',
+    'missing': 2,
+    'machine': {
+      'device': 'cpu',
+      'cores': 2,
+      'processor': 'a CPU',
+      'versions': {'jax': '1.2'},
+    },
+    'rows': rows,
+  }
+
+
+def test_tables_of_two_seeds():
+  found = record(
+    [
+      row('single head', 0, 90, 50),
+      row('DH-AT, pairwise', 0, 91, 53, flags=['square']),
+      row('DH-AT, pairwise', 1, 93, 52, flags=[]),
+      row('single head', 1, 92, 50),
+    ]
+  )
+  lines = tables.table(found, 'accuracies')
+  assert 'AutoAttack (short)' in lines[0]
+  deviation = '1.4'  # of two values that differ by 2: sqrt(2)
+  assert lines[2] == (
+    f'| trades | single head | 1,234 | 1.00 | 91.0 ± {deviation} | 50.0 ± 0.0 '
+    '| 50.0 ± 0.0 |  | 2 |'
+  )
+  assert lines[3].endswith(' 52.5 ± 0.7 | 1 of 2 | 2 |')
+  assert '| 2.50 |' in lines[3]
+  assert '2 rows are not made yet' in lines[-1]
+  assert '`autoattack(images=5)`' in lines[-1]
+  lines = tables.table(found, 'differences')
+  # Clean: twice 1. Robust: 3 and 2; t of 1 degree of freedom 12.7062.
+  reach = 12.7062 * 0.5
+  assert lines[2] == (
+    '| trades | DH-AT, pairwise − single head | **+1.0 [+1.0, +1.0]** | '
+    f'+2.5 [{2.5 - reach:+.1f}, {2.5 + reach:+.1f}] | '
+    f'+2.5 [{2.5 - reach:+.1f}, {2.5 + reach:+.1f}] |'
+  )
+  assert len(lines) == 5
+
+
+def test_table_of_one_seed_compares_images():
+  lines = tables.table(
+    record([row('single head', 0, 90, 50), row('DH-AT, mean', 0, 90, 60)]),
+    'differences',
+  )
+  reach = 100 * 1.95996 * 0.3 / np.sqrt(10)
+  assert lines[2] == (
+    '| trades | DH-AT, mean − single head | +0.0 [+0.0, +0.0] | '
+    f'+10.0 [{10 - reach:+.1f}, {10 + reach:+.1f}] | +10.0 |'
+  )
+  assert 'nothing is known of other seeds' in lines[-1]
+
+
+@pytest.mark.parametrize(
+  'entries',
+  [
+    # Of one workdir.
+    [
+      *(e for base in digits.BASES for e in digits.of_seed(base, 3)),
+      *ablations.of_seed(3),
+    ],
+    *(
+      cifar10_jpeg.of_seed(scale, 3, 'folder')
+      for scale in cifar10_jpeg.SCALES.values()
+    ),
+  ],
+)
+def test_every_run_builds_and_shares_rightly(entries):
+  configs = {}
+  for entry in entries:
+    config = entry.run.config
+    build.check(config)
+    assert config.seed == 3
+    text = config.to_json()
+    assert configs.setdefault(entry.run.name, text) == text
+    if entry.run.source is not None:
+      runs._same_beginning(entry.run)
+
+
+def wide_and_dual(entries):
+  by_variant = {entry.variant: entry for entry in entries}
+  return by_variant['single head, wide'], by_variant['DH-AT, pairwise']
+
+
+DIGITS = list(digits.of_seed('trades', 0))
+SMALL, LARGE = (
+  cifar10_jpeg.of_seed(cifar10_jpeg.SCALES[scale], 0, 'folder')
+  for scale in ('cpu', 'gpu')
+)
+
+
+@pytest.mark.parametrize(
+  ('entries', 'image_shape'),
+  [(DIGITS, digits.IMAGE_SHAPE), (SMALL, (32, 32, 3)), (LARGE, (32, 32, 3))],
+)
+def test_wide_head_is_as_large(entries, image_shape):
+  wide, dual = (
+    runs.parameters(entry.run.config, entry.output, image_shape)
+    for entry in wide_and_dual(entries)
+  )
+  assert wide == pytest.approx(dual, rel=0.01)
+
+
+@pytest.mark.parametrize(
+  ('entries', 'image_shape', 'num_train', 'share'),
+  [
+    (DIGITS, digits.IMAGE_SHAPE, digits.NUM_TRAIN, 1.035),
+    # The published lengths of stages 2 and 3 are longer, for one of stage 1.
+    (SMALL, (32, 32, 3), 10_000, 0.785),
+  ],
+)
+def test_what_training_the_wide_head_costs(
+  entries, image_shape, num_train, share
+):
+  wide, dual = (
+    runs.training_gmacs(e.run.config, e.output, image_shape, num_train)
+    for e in wide_and_dual(entries)
+  )
+  assert wide / dual == pytest.approx(share, rel=0.01)
+
+
+def test_joint_training_costs_as_much():
+  rows = {e.variant: e for e in ablations.of_seed(0) if e.group == 'training'}
+  costs = [
+    runs.training_gmacs(
+      e.run.config, e.output, digits.IMAGE_SHAPE, digits.NUM_TRAIN
+    )
+    for e in rows.values()
+  ]
+  assert costs[0] == pytest.approx(costs[1], rel=0.01)
+
+
+def test_stages_that_differ_are_not_shared():
+  dual = Run('dual', digits.config('trades', 0))
+  other = digits.changed(dual.config, second_head__loss__beta=1.0)
+  run = Run('other', other, dual, ('main_head', 'second_head'))
+  with pytest.raises(ValueError, match=r"second_head\.loss\.beta'] differ"):
+    runs._same_beginning(run)
+  runs._same_beginning(Run('other', other, dual, ('main_head',)))
+  drifting = digits.changed(dual.config, model__freeze_statistics=False)
+  runs._same_beginning(Run('other', drifting, dual, ('main_head',)))
+  with pytest.raises(ValueError, match='freeze_statistics'):
+    runs._same_beginning(
+      Run('other', drifting, dual, ('main_head', 'second_head'))
+    )
+
+
+def test_subset_links_the_first_images(tmp_path):
+  for split in ('train', 'test'):
+    for label in ('cat', 'dog'):
+      folder = tmp_path / 'all' / split / label
+      folder.mkdir(parents=True)
+      for index in range(4):
+        (folder / f'{index}.png').write_text(f'{label}{index}')
+  images = str(tmp_path / 'all')
+  for _ in range(2):  # again: the same
+    folder = cifar10_jpeg.subset(images, str(tmp_path), {'train': 3, 'test': 0})
+    for split, count in (('train', 3), ('test', 4)):
+      names = sorted(os.listdir(os.path.join(folder, split, 'dog')))
+      assert names == [f'{index}.png' for index in range(count)]
+  with open(os.path.join(folder, 'train', 'dog', '2.png')) as file:
+    assert file.read() == 'dog2'
+  assert cifar10_jpeg.subset(images, 'x', {'train': 0, 'test': 0}) == images
+
+
+def tiny_entries(seed):
+  """A run, and one that takes over its first two stages."""
+  values = {
+    'seed': seed,
+    'evaluation.attacks': ('clean', 'pgd_2'),
+    'evaluation.audit': True,
+    'evaluation.audit_steps': 2,
+    'evaluation.audit_queries': 0,
+    'evaluation.batch_size': 360,
+    'checkpoint.every_steps': 100,
+    'dataset.validation_size': 0,
+    **{f'{stage}.keep': 'last' for stage in build.ROLES},
+  }
+  dual = Run(f'dual_{seed}', tiny_run.get_config(**values))
+  classwise = digits.changed(dual.config, model__aggregator='classwise')
+  classwise = Run(
+    f'classwise_{seed}', classwise, dual, ('main_head', 'second_head')
+  )
+  return [
+    Entry('trades', 'single head', seed, dual, 'main'),
+    Entry('trades', 'DH-AT, classwise', seed, classwise, 'aggregated'),
+  ]
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+  """Runs the tiny experiment on some seeds; returns its JSON."""
+  monkeypatch.setattr(runs.parallel, 'initialize', lambda: None)
+  tiny_run.use_tiny_backbone(monkeypatch)
+
+  def make(*seeds):
+    options = types.SimpleNamespace(
+      seeds=seeds,
+      workdir=str(tmp_path / 'runs'),
+      json=str(tmp_path / 'results' / 'tiny.json'),
+    )
+    runs.main(
+      [entry for seed in (0, 1) for entry in tiny_entries(seed)],
+      options,
+      image_shape=(8, 8, 1),
+      num_train=1437,
+      caption={'experiment': 'tiny', 'data': 'digits'},
+    )
+    with open(options.json) as file:
+      return json.load(file)
+
+  return make
+
+
+def test_experiment_from_end_to_end(made, tmp_path, monkeypatch):
+  found = made(0)
+  assert found['missing'] == 2
+  assert [row['variant'] for row in found['rows']] == [
+    'single head',
+    'DH-AT, classwise',
+  ]
+  single, dual = found['rows']
+  assert single['training_gmacs'] < dual['training_gmacs']
+  assert single['parameters'] < dual['parameters']
+  assert single['red_flags'] is None
+  assert isinstance(dual['red_flags'], list)
+  assert dual['worst_case'] <= min(dual['accuracy'].values())
+  for row in found['rows']:
+    for attack, accuracy in row['accuracy'].items():
+      right = runs.unpack(row['images'][attack])
+      assert right.mean() == pytest.approx(accuracy)
+      assert len(right) == row['n_test'] == 360
+  # What was taken over is what the source trained, bit for bit.
+  workdirs = tmp_path / 'runs'
+  checkpoints = [
+    flat_checkpoint(workdirs / name, 'second_head')
+    for name in ('dual_0', 'classwise_0')
+  ]
+  assert checkpoints[0].keys() == checkpoints[1].keys()
+  for name, array in checkpoints[0].items():
+    np.testing.assert_array_equal(array, checkpoints[1][name])
+  # What is there is not made again.
+  path = workdirs / 'dual_0' / 'results.json'
+  before = path.stat().st_mtime_ns
+  assert made(0)['rows'] == found['rows']
+  assert path.stat().st_mtime_ns == before
+  for view in ('accuracies', 'differences'):
+    assert len(tables.table(found, view)) > 4
+
+
+def test_a_copy_cut_short_does_not_count(tmp_path):
+  dual, classwise = (entry.run for entry in tiny_entries(0))
+  stages = tmp_path / dual.name / 'checkpoints'
+  for stage in classwise.shared:
+    (stages / stage / '10').mkdir(parents=True)
+    (stages / stage / '10' / 'array').write_text(stage)
+  copies = tmp_path / classwise.name / 'checkpoints'
+  (copies / 'main_head.half' / '9').mkdir(parents=True)
+  for _ in range(2):  # again: nothing to do
+    runs._take_over(classwise, str(tmp_path))
+    assert sorted(os.listdir(copies)) == ['main_head', 'second_head']
+    for stage in classwise.shared:
+      assert os.listdir(copies / stage) == ['10']
+      assert (copies / stage / '10' / 'array').read_text() == stage
+
+
+def flat_checkpoint(workdir, stage):
+  """Returns {name: array} of the newest checkpoint."""
+  folder = train.checkpoint_folder(str(workdir), stage)
+  newest = max(int(name) for name in os.listdir(folder) if name.isdigit())
+  with ocp.PyTreeCheckpointer() as reader:
+    return flat(reader.restore(os.path.join(folder, str(newest), 'state')))
