@@ -1,4 +1,4 @@
-"""Draws docs/performance.svg from docs/results/scaling.json.
+"""Draws docs/performance.svg and docs/results.svg from docs/results/*.json.
 
 python docs/make_plots.py
 
@@ -7,6 +7,7 @@ Needs matplotlib.
 
 import json
 import pathlib
+import sys
 
 import matplotlib
 
@@ -14,6 +15,9 @@ matplotlib.use('svg')
 import matplotlib.pyplot as plt
 
 DOCS = pathlib.Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))
+from experiments import tables  # noqa: E402
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#999999'
 
@@ -94,10 +98,60 @@ def network(axes, record):
   axes.set_ylim(bottom=0)
 
 
+def forest(axes, points, attack, title):
+  """Differences in points with their intervals, one line each.
+
+  Args:
+    axes: where.
+    points: [(label, {attack: (mean, low, high)})].
+    attack: which.
+    title: of the axes.
+  """
+  for place, (_, found) in enumerate(points):
+    mean, low, high = found[attack]
+    certain = low > 0 or high < 0
+    axes.errorbar(
+      mean,
+      place,
+      xerr=[[mean - low], [high - mean]],
+      fmt='o',
+      color=BLUE if certain else GREY,
+      capsize=3,
+    )
+  axes.axvline(0, color='black', linewidth=0.8)
+  axes.set_yticks(range(len(points)), [label for label, _ in points])
+  axes.invert_yaxis()
+  axes.set_title(title)
+  axes.set_xlabel('points')
+
+
+def results():
+  """Draws what DH-AT gains on the digits."""
+  record = json.loads((DOCS / 'results' / 'experiment_digits.json').read_text())
+  points = tables.intervals(record)
+  attacks = tables.attacks(record)
+  figure, grid = plt.subplots(
+    *(1, len(attacks)),
+    figsize=(3 * len(attacks) + 2, 0.26 * len(points) + 1),
+    layout='constrained',
+    sharey=True,
+  )
+  for axes, attack in zip(grid, attacks, strict=True):
+    forest(axes, points, attack, tables.title(attack))
+    axes.label_outer()
+  figure.savefig(DOCS / 'results.svg', metadata={'Date': None})
+
+
 def main():
-  """Draws all panels into one file."""
-  record = json.loads((DOCS / 'results' / 'scaling.json').read_text())
+  """Draws all files."""
   plt.rcParams.update({'svg.hashsalt': 'dhat', 'font.size': 9})
+  performance()
+  results()
+
+
+def performance():
+  """Draws all panels of the benchmark into one file."""
+  record = json.loads((DOCS / 'results' / 'scaling.json').read_text())
   figure, grid = plt.subplots(2, 4, figsize=(13, 5.8), layout='constrained')
   axes = list(grid.flat)
   panel(axes[0], record, 'batch_size', 'images in a batch')

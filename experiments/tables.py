@@ -25,12 +25,13 @@ TITLES = {
 }
 
 
-def _title(attack: str) -> str:
+def title(attack: str) -> str:
+  """Returns what a column is called; a budget of its own is said."""
   name, budget, _ = attack.partition('(')
   return TITLES.get(name, name) + (' (short)' if budget else '')
 
 
-def _attacks(record: Mapping[str, Any]) -> list[str]:
+def attacks(record: Mapping[str, Any]) -> list[str]:
   """Returns the attacks that all rows have, and the worst case of all."""
   rows = [row['accuracy'] for row in record['rows']]
   return [
@@ -63,29 +64,37 @@ def _mean(values: Sequence[float], digits: int = 1) -> str:
   return f'{mean:.{digits}f}{spread}'
 
 
-def _difference(rows: Sequence, baseline: Sequence, attack: str) -> str:
-  """Formats a paired difference in points, over the seeds both have."""
+def _interval(
+  rows: Sequence, baseline: Sequence, attack: str
+) -> tuple[float, float, float]:
+  """Returns a paired difference in points, over the seeds both have.
+
+  (mean, low, high) over seeds, or over images where there is one seed; ends
+  that are not known are nan.
+  """
   seeds = {row['seed'] for row in rows} & {row['seed'] for row in baseline}
   rows, baseline = (
     [row for row in of if row['seed'] in seeds] for of in (rows, baseline)
   )
-  if len(seeds) > 1:
-    mean, low, high = statistics.over_seeds(
+  if not seeds:
+    return (math.nan,) * 3
+  if len(seeds) > 1 or attack == 'worst_case':
+    return statistics.over_seeds(
       *([_of(row, attack) for row in of] for of in (rows, baseline))
     )
-  elif seeds and attack != 'worst_case':
-    mean, low, high = (
-      100 * value
-      for value in statistics.over_images(
-        *(runs.unpack(of[0]['images'][attack]) for of in (rows, baseline))
-      )
-    )
-  elif seeds:
-    return f'{_of(rows[0], attack) - _of(baseline[0], attack):+.1f}'
-  else:
+  found = statistics.over_images(
+    *(runs.unpack(of[0]['images'][attack]) for of in (rows, baseline))
+  )
+  return tuple(100 * value for value in found)
+
+
+def _difference(mean: float, low: float, high: float) -> str:
+  """Formats a difference; what is certain stands out."""
+  if math.isnan(mean):
     return ''
+  if math.isnan(low):
+    return f'{mean:+.1f}'
   text = f'{mean:+.1f} [{low:+.1f}, {high:+.1f}]'
-  # What is certain at this level stands out.
   return f'**{text}**' if low > 0 or high < 0 else text
 
 
@@ -98,12 +107,12 @@ def _flagged(rows: Sequence) -> str:
 
 def accuracies(record: Mapping[str, Any]) -> list[str]:
   """The accuracies: a row for each variant, mean and standard deviation."""
-  attacks = _attacks(record)
+  names = attacks(record)
   lines = [
     '| | variant | parameters | cost | '
-    + ' | '.join(_title(attack) for attack in attacks)
+    + ' | '.join(title(attack) for attack in names)
     + ' | audits with a flag | seeds |',
-    '|---|---|---:|---:|' + '---:|' * len(attacks) + '---:|---:|',
+    '|---|---|---:|---:|' + '---:|' * len(names) + '---:|---:|',
   ]
   for group, variants in _grouped(record).items():
     least = next(iter(variants.values()))[0]['training_gmacs']
@@ -113,7 +122,7 @@ def accuracies(record: Mapping[str, Any]) -> list[str]:
         variant,
         f'{rows[0]["parameters"]:,}',
         f'{rows[0]["training_gmacs"] / least:.2f}',
-        *(_mean([_of(row, attack) for row in rows]) for attack in attacks),
+        *(_mean([_of(row, attack) for row in rows]) for attack in names),
         _flagged(rows),
         str(len(rows)),
       ]
@@ -128,24 +137,34 @@ def _contrasts(variants: Mapping[str, Any]) -> list[tuple[str, str]]:
   return found or [(variant, first) for variant in others]
 
 
+def intervals(
+  record: Mapping[str, Any],
+) -> list[tuple[str, dict[str, tuple[float, float, float]]]]:
+  """Returns [('<group>: <variant> − <baseline>', {attack: interval})]."""
+  return [
+    (
+      f'{group}: {variant} − {baseline}',
+      {
+        attack: _interval(variants[variant], variants[baseline], attack)
+        for attack in attacks(record)
+      },
+    )
+    for group, variants in _grouped(record).items()
+    for variant, baseline in _contrasts(variants)
+  ]
+
+
 def differences(record: Mapping[str, Any]) -> list[str]:
   """The paired differences in points, with 95 % confidence intervals."""
-  attacks = _attacks(record)
+  names = attacks(record)
   lines = [
-    f'| | difference | {" | ".join(_title(attack) for attack in attacks)} |',
-    '|---|---|' + '---:|' * len(attacks),
+    f'| | difference | {" | ".join(title(attack) for attack in names)} |',
+    '|---|---|' + '---:|' * len(names),
   ]
-  for group, variants in _grouped(record).items():
-    for variant, baseline in _contrasts(variants):
-      cells = [
-        group,
-        f'{variant} − {baseline}',
-        *(
-          _difference(variants[variant], variants[baseline], attack)
-          for attack in attacks
-        ),
-      ]
-      lines.append(f'| {" | ".join(cells)} |')
+  for label, found in intervals(record):
+    group, _, pair = label.partition(': ')
+    cells = [group, pair, *(_difference(*found[attack]) for attack in names)]
+    lines.append(f'| {" | ".join(cells)} |')
   return lines
 
 
