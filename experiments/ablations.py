@@ -7,8 +7,10 @@ TRADES, WRN-10-1. The first row of each group is the method as
 there; aggregators are compared there too.
 """
 
+import argparse
 import copy
 
+from dhat_jax import cli
 from experiments import digits, runs
 from experiments.digits import changed
 from experiments.runs import Entry, Run
@@ -75,15 +77,20 @@ def of_seed(seed: int) -> list[Entry]:
   return entries
 
 
-def main() -> None:
-  """Runs the experiment."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+  """Returns the flags; those of the command line by default."""
   parser = runs.flags(__doc__)
   parser.set_defaults(
     seeds=SEEDS,
     workdir='runs/experiments/digits',
     json='docs/results/experiment_ablations.json',
   )
-  options = parser.parse_args()
+  return parser.parse_args(arguments)
+
+
+def main() -> None:
+  """Runs the experiment."""
+  options = parse()
   seeds = dict.fromkeys((*SEEDS, *options.seeds))
   runs.main(
     [entry for seed in seeds for entry in of_seed(seed)],
@@ -99,4 +106,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  with cli.mistakes_in_one_line():
+    main()

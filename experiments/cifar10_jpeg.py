@@ -9,12 +9,14 @@ images of each class, hours. `gpu`: WRN-28-4, all images, two seeds. Called
 again it continues; the table holds what is done.
 """
 
+import argparse
 import dataclasses
 import os
 
 import ml_collections
 
 from configs import cifar10
+from dhat_jax import cli
 from experiments import runs
 from experiments.digits import changed
 from experiments.runs import Entry, Run
@@ -94,7 +96,16 @@ def subset(folder: str, root: str, per_class: dict[str, int]) -> str:
     folder: the images.
     root: where the new folder goes.
     per_class: {split: number of images of each class; 0: all}.
+
+  Raises:
+    ValueError: a folder that holds something else.
   """
+  for split in per_class:
+    if not os.path.isdir(os.path.join(folder, split)):
+      raise ValueError(
+        f'--data_dir: got {folder}, expected a folder that holds '
+        'train/<class>/<image> and test/<class>/<image>'
+      )
   if not any(per_class.values()):
     return folder
   name = '_'.join(f'{split}{count}' for split, count in per_class.items())
@@ -161,17 +172,24 @@ def of_seed(scale: Scale, seed: int, data_dir: str) -> list[Entry]:
   ]
 
 
-def main() -> None:
-  """Runs the experiment."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+  """Returns the flags; those of the command line by default."""
   parser = runs.flags(__doc__)
   parser.add_argument('--scale', choices=tuple(SCALES), default='cpu')
   parser.add_argument('--data_dir', required=True, help='the images')
-  options = parser.parse_args()
+  options = parser.parse_args(arguments)
   scale = SCALES[options.scale]
   name = f'cifar10_jpeg_{options.scale}'
   options.seeds = options.seeds or scale.seeds
   options.workdir = options.workdir or f'runs/experiments/{name}'
   options.json = options.json or f'docs/results/experiment_{name}.json'
+  return options
+
+
+def main() -> None:
+  """Runs the experiment."""
+  options = parse()
+  scale = SCALES[options.scale]
   data_dir = subset(
     options.data_dir,
     options.workdir,
@@ -193,4 +211,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  with cli.mistakes_in_one_line():
+    main()

@@ -8,12 +8,14 @@ Called again it continues; several calls may make different seeds at the same
 time. The table holds what is done.
 """
 
+import argparse
 import copy
 from collections.abc import Iterator
 
 import ml_collections
 
 from configs import digits
+from dhat_jax import cli
 from experiments import runs
 from experiments.runs import Entry, Run
 
@@ -79,15 +81,20 @@ def of_seed(base: str, seed: int) -> Iterator[Entry]:
   yield Entry(base, 'DH-AT, mean', seed, dual, 'mean')
 
 
-def main() -> None:
-  """Runs the experiment."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+  """Returns the flags; those of the command line by default."""
   parser = runs.flags(__doc__)
   parser.set_defaults(
     seeds=SEEDS,
     workdir='runs/experiments/digits',
     json='docs/results/experiment_digits.json',
   )
-  options = parser.parse_args()
+  return parser.parse_args(arguments)
+
+
+def main() -> None:
+  """Runs the experiment."""
+  options = parse()
   entries = [
     entry
     for seed in (*SEEDS, *(set(options.seeds) - set(SEEDS)))
@@ -108,4 +115,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  with cli.mistakes_in_one_line():
+    main()

@@ -222,6 +222,16 @@ def record(
   }
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+  """Reads '0,1,2'."""
+  try:
+    return tuple(int(seed) for seed in text.split(','))
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f'got {text!r}, expected numbers as in 0,1,2'
+    ) from None
+
+
 def flags(document: str) -> argparse.ArgumentParser:
   """Returns the flags that every experiment has."""
   parser = argparse.ArgumentParser(
@@ -230,7 +240,7 @@ def flags(document: str) -> argparse.ArgumentParser:
   )
   parser.add_argument(
     '--seeds',
-    type=lambda text: tuple(int(seed) for seed in text.split(',')),
+    type=_seeds,
     help='those to run now, as 0,1; the table holds all that are done',
   )
   parser.add_argument('--workdir', help='where the runs go')

@@ -118,6 +118,8 @@ def check_command(words):
     known = (ROOT / words[1]).read_text()
     for word in words[2:]:
       assert f"'{word.partition('=')[0]}'" in known
+  elif words[:2] == ['python', '-m'] and words[2].startswith('experiments.'):
+    importlib.import_module(words[2]).parse(words[3:])
   elif words[0] == 'launch/check.sh':
     assert words[1:] in ([], ['docs'], ['lint'], ['quick'])
   elif words[:3] == ['python', '-m', 'dhat_jax.report']:
@@ -143,10 +145,13 @@ def test_commands_would_start(page, folder):
     'python -m dhat_jax.convert --config=configs/digits.py --workdir=x',
     'python -m dhat_jax.nothing',
     "pip install -e '.[nothing]'",
+    'python -m experiments.digits --seed=x',
+    'python -m experiments.cifar10_jpeg --scale=huge --data_dir=x',
   ],
 )
 def test_mistakes_in_commands_are_found(line, folder):
-  with pytest.raises((AssertionError, AttributeError, ValueError, flags.Error)):
+  mistakes = (AssertionError, AttributeError, ValueError, flags.Error)
+  with pytest.raises((*mistakes, SystemExit)):
     check_command(shlex.split(line))
 
 

@@ -252,6 +252,8 @@ def test_subset_links_the_first_images(tmp_path):
   with open(os.path.join(folder, 'train', 'dog', '2.png')) as file:
     assert file.read() == 'dog2'
   assert cifar10_jpeg.subset(images, 'x', {'train': 0, 'test': 0}) == images
+  with pytest.raises(ValueError, match='--data_dir: got nowhere, expected'):
+    cifar10_jpeg.subset('nowhere', str(tmp_path), {'train': 3, 'test': 0})
 
 
 def tiny_entries(seed):
