@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from dhat_jax import cli
-from dhat_jax.report import page, read, tables
+from dhat_jax.report import page, read
 
 
 def write(workdirs: Sequence[str], out: str | None = None) -> str:
@@ -34,20 +34,10 @@ def write(workdirs: Sequence[str], out: str | None = None) -> str:
     ValueError: a workdir that is no folder.
     OSError: nothing can be written there.
   """
-  runs = [read.load(workdir) for workdir in workdirs]
+  runs = read.load_all(workdirs)
   out = workdirs[0] if out is None else out
   files: dict[str, bytes] = {}
   html = page.make(runs, files)
-  evaluated = [run for run in runs if run.outputs]
-  if evaluated:
-    found = {'comparison': tables.comparison(evaluated)}
-    found |= {
-      f'{run.name}_accuracy': tables.with_differences(run) for run in evaluated
-    }
-    for name, table in found.items():
-      files[f'{name}.csv'] = tables.to_csv(table).encode()
-      files[f'{name}.md'] = tables.to_markdown(table).encode()
-      files[f'{name}.tex'] = tables.to_latex(table).encode()
   folder = os.path.join(out, 'report')
   os.makedirs(folder, exist_ok=True)
   for name, data in files.items():

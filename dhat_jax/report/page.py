@@ -1,6 +1,7 @@
 """The page: every section a heading, a plain sentence, then what was found."""
 
 import base64
+import functools
 import html
 import io
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 .summary { border-left: 4px solid #0072B2; padding: .2rem 1rem; }
 .flag { border-left: 4px solid #D55E00; padding: .2rem 1rem; }
 .missing { color: #555; font-style: italic; }
+pre { font-size: .8rem; }
 """
 
 
@@ -66,6 +68,23 @@ def table_html(table: Table) -> str:
 
   rows = [row(table.header, 'th'), *(row(r, 'td') for r in table.rows)]
   return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def _keep(name: str, table: Table, files: dict[str, bytes]) -> str:
+  """Keeps a table in `files`, as CSV too; returns it as HTML, to copy."""
+  texts = {
+    'md': tables.to_markdown(table),
+    'tex': tables.to_latex(table),
+    'csv': tables.to_csv(table),
+  }
+  for ending, text in texts.items():
+    files[f'{name}.{ending}'] = text.encode()
+  copies = ''.join(
+    f'<details><summary>As {title}</summary><pre class="wide">'
+    f'{escape(texts[ending])}</pre></details>'
+    for title, ending in (('Markdown', 'md'), ('LaTeX', 'tex'))
+  )
+  return table_html(table) + copies
 
 
 def png(figure: Figure) -> bytes:
@@ -122,8 +141,16 @@ def summary(run: Run) -> str:
   return ' '.join(texts)
 
 
-def _accuracy(run: Run) -> str:
-  return table_html(tables.with_differences(run)) if run.outputs else ''
+def _accuracy(files: dict[str, bytes]):
+  """Returns run -> its accuracies, which are kept in `files` too."""
+
+  def body(run: Run) -> str:
+    if not run.outputs:
+      return ''
+    table = tables.with_differences(run)
+    return _keep(f'{run.name}_accuracy', table, files)
+
+  return body
 
 
 def _audit(run: Run) -> str:
@@ -228,7 +255,7 @@ def sections(files: dict[str, bytes]) -> list[Section]:
       'the margin between the right class and the next; autoattack is a set of '
       'strong ones. Worst case: right whatever attack is used.',
       'There are no results yet: the run has not come to its evaluation.',
-      _accuracy,
+      _accuracy(files),
     ),
     Section(
       'Training',
@@ -316,14 +343,26 @@ def sections(files: dict[str, bytes]) -> list[Section]:
   ]
 
 
+def _or_say(function: Callable[[], str]) -> str:
+  """Calls what makes a part of the page; damaged files become a sentence."""
+  try:
+    return function()
+  except Exception as error:
+    reason = escape(f'{type(error).__name__}: {error}')
+    return (
+      '<p class="flag">This cannot be shown: the files of the run are damaged '
+      f'or of another version ({reason}).</p>'
+    )
+
+
 def _chapter(run: Run, number: int, parts: Sequence[Section]) -> str:
   texts = [
     f'<h2 id="run{number}">{escape(run.name)}</h2>',
-    f'<p class="summary">{escape(summary(run))}</p>',
+    _or_say(lambda: f'<p class="summary">{escape(summary(run))}</p>'),
     *(f'<p class="flag">{escape(text)}</p>' for text in run.problems),
   ]
   for place, part in enumerate(parts):
-    body = part.body(run)
+    body = _or_say(functools.partial(part.body, run))
     text = (
       f'<p>{escape(part.text)}</p>{body}'
       if body
@@ -348,6 +387,17 @@ def _contents(runs: Sequence[Run], parts: Sequence[Section]) -> str:
   return f'<ul>{"".join(items)}</ul>'
 
 
+def _comparison(runs: Sequence[Run], files: dict[str, bytes]) -> str:
+  evaluated = [run for run in runs if run.outputs]
+  if not evaluated:
+    return '<p class="missing">None of the runs has results yet.</p>'
+  return (
+    '<p>Accuracy in %. Runs that differ in their seed alone share a row: the '
+    'mean, and ± the standard deviation over the seeds.</p>'
+    + _keep('comparison', tables.comparison(evaluated), files)
+  )
+
+
 def make(runs: Sequence[Run], files: dict[str, bytes]) -> str:
   """Returns the page; what it shows is kept in `files` as well.
 
@@ -356,17 +406,8 @@ def make(runs: Sequence[Run], files: dict[str, bytes]) -> str:
     files: gets {file name: content}.
   """
   parts = sections(files)
-  comparison = ''
-  evaluated = [run for run in runs if run.outputs]
-  if len(runs) > 1:
-    comparison = '<h2>Side by side</h2>'
-    comparison += (
-      '<p>Accuracy in %. Runs that differ in their seed alone share a row: the '
-      'mean, and ± the standard deviation over the seeds.</p>'
-      + table_html(tables.comparison(evaluated))
-      if evaluated
-      else '<p class="missing">None of the runs has results yet.</p>'
-    )
+  compared = _or_say(lambda: _comparison(runs, files))
+  comparison = f'<h2>Side by side</h2>{compared}' if len(runs) > 1 else ''
   chapters = '\n'.join(
     _chapter(run, number, parts) for number, run in enumerate(runs)
   )

@@ -55,17 +55,23 @@ def curves(run: Run) -> Figure | None:
   for column, stage in enumerate(stages):
     loss, accuracy, rate = grid[:, column]
     loss.set_title(stage)
-    loss.plot(*run.series(stage, 'train/loss'), color=GREEN)
+    losses = run.series(stage, 'train/loss')
+    # One record alone is no line.
+    marker = 'o' if len(losses[0]) == 1 else ''
+    loss.plot(*losses, color=GREEN, marker=marker)
     for key, label, colour, style in lines:
       steps, values = run.series(stage, key)
       if steps:
         percent = 100 * np.array(values)
         accuracy.plot(
-          steps, percent, style, color=colour, label=label, markersize=3
+          *(steps, percent, style if len(steps) > 1 else 'o'),
+          color=colour,
+          label=label,
+          markersize=3,
         )
     accuracy.set_ylim(0, 100)
     rates = run.series(stage, 'train/learning_rate')
-    rate.plot(*rates, color=GREY, drawstyle='steps-pre')
+    rate.plot(*rates, color=GREY, drawstyle='steps-pre', marker=marker)
     rate.set_ylim(bottom=0)
     rate.set_xlabel('step')
   for axes, label in zip(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class Run:
     config: of config.json; empty if there is none.
     environment: of environment.json; empty if there is none.
     problems: sentences about what cannot be read.
+    name: what it is called, the folder's name by default.
   """
 
   directory: str
@@ -30,11 +32,10 @@ class Run:
   config: dict[str, Any]
   environment: dict[str, Any]
   problems: list[str]
+  name: str = ''
 
-  @property
-  def name(self) -> str:
-    """The folder's name."""
-    return os.path.basename(os.path.normpath(os.path.abspath(self.directory)))
+  def __post_init__(self):
+    self.name = self.name or os.path.basename(os.path.abspath(self.directory))
 
   @property
   def outputs(self) -> list[str]:
@@ -133,3 +134,20 @@ def load(directory: str) -> Run:
     environment=_json(directory, 'environment.json', problems),
     problems=problems,
   )
+
+
+def load_all(directories: Sequence[str]) -> list[Run]:
+  """Reads workdirs; folders of one name are told apart by a number.
+
+  Raises:
+    ValueError: no such folder.
+  """
+  runs, taken = [], set()
+  for directory in directories:
+    run = load(directory)
+    name, number = run.name, 2
+    while run.name in taken:
+      run.name, number = f'{name}_{number}', number + 1
+    taken.add(run.name)
+    runs.append(run)
+  return runs

@@ -74,7 +74,9 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
   """Groups runs of one config that differ in their seed alone."""
   found = {}
   for run in runs:
-    config = {k: v for k, v in run.config.items() if k != 'seed'}
+    # That of the results: an evaluation may have had another epsilon.
+    config = run.results.get('config') or run.config
+    config = {k: v for k, v in config.items() if k != 'seed'}
     key = json.dumps(config, sort_keys=True) if config else run.directory
     found.setdefault(key, []).append(run)
   return list(found.values())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dhat_jax.report import __main__ as report
-from dhat_jax.report import page, read
+from dhat_jax.report import page, plots, read
 from tests.report import workdirs
 
 VOID = {'meta', 'img', 'br', 'link'}
@@ -63,6 +63,9 @@ def test_whole_workdir(tmp_path):
   )
   assert 'The audit raised 1 red flag: the robustness' in text
   assert 'It found &lt;more&gt;.' in text
+  # Tables to copy.
+  assert '| output | clean | pgd_2 | worst case |' in text
+  assert r'\begin{tabular}' in text
   files = sorted(path.name for path in (tmp_path / 'one/report').iterdir())
   assert 'one_accuracy.csv' in files
   assert 'one_accuracy.tex' in files
@@ -72,6 +75,46 @@ def test_whole_workdir(tmp_path):
     if name.endswith('.png'):
       data = (tmp_path / 'one/report' / name).read_bytes()
       assert data.startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'images'),
+  [
+    ('audit', {'attack': 'pgd_2'}, 7),
+    ('heads', [], 6),
+    ('worst_case', 'x', 7),
+  ],
+)
+def test_damaged_results_cost_their_section_alone(key, value, images, tmp_path):
+  directory = workdirs.make(tmp_path / 'one')
+  path = tmp_path / 'one' / 'results.json'
+  path.write_text(json.dumps({**workdirs.results(), key: value}))
+  text = make(directory)
+  assert len(check(text).images) == images
+  assert 'This cannot be shown' in text
+  assert '<h3 id="run0s11">Config and versions</h3>' in text
+
+
+def test_folders_of_one_name(tmp_path):
+  text = make(
+    workdirs.make(tmp_path / 'a' / 'run'),
+    workdirs.make(tmp_path / 'b' / 'run', seed=1, shift=-0.02),
+  )
+  assert 'run_2' in text
+  first, second = (
+    (tmp_path / f'a/run/report/{name}_accuracy.csv').read_text()
+    for name in ('run', 'run_2')
+  )
+  assert 'main,75.0,50.0' in first
+  assert 'main,73.0,48.0' in second
+
+
+def test_one_record_is_a_point(tmp_path):
+  run = read.load(workdirs.make(tmp_path))
+  run.records = run.records[:1]
+  axes = plots.curves(run).axes
+  assert [line.get_marker() for line in axes[0].lines] == ['o']
+  assert [line.get_marker() for line in axes[1].lines] == ['o', 'o']
 
 
 def test_cost_and_agreement(tmp_path):

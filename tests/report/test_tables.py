@@ -38,6 +38,9 @@ def test_seeds_share_a_row(tmp_path, run):
     *('one, two', 'main', '2', '74.0 ± 1.4', '49.0 ± 1.4', '24.0 ± 1.4')
   ]
   assert table.rows[4] == ['other', 'main', '1', '75.0', '50.0', '25.0']
+  # Evaluated again with another epsilon: another row.
+  second.results['config'] = {**second.config, 'evaluation': {'epsilon': 1.0}}
+  assert len(tables.comparison([run, other, second]).rows) == 12
 
 
 def test_formats():
