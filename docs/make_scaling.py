@@ -1,10 +1,10 @@
-"""Writes the estimates of docs/scaling.md.
+"""Writes the estimates of docs/scaling.md and docs/results.md.
 
     python docs/make_scaling.py              write them
     python docs/make_scaling.py --check      exit with 1 if they are out of date
     python docs/make_scaling.py --measure    compile, and keep what it holds
 
-A model, not a measurement: see the page for what it assumes.
+A model, not a measurement: see the pages for what it assumes.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from dhat_jax import build
 from dhat_jax.benchmark import flops, timing, training
 
 DOCS = pathlib.Path(__file__).parent
-PAGE = DOCS / 'scaling.md'
+PAGES = (DOCS / 'scaling.md', DOCS / 'results.md')
 MEMORY = DOCS / 'results' / 'memory_wrn34_10.json'
 PATTERN = re.compile(r'<!-- scaling: (\w+) -->\n.*?<!-- end -->', re.DOTALL)
 
@@ -29,6 +29,11 @@ LATENCY = 20e-6  # seconds of an all-reduce of no bytes; assumed
 IMAGES = 50_000
 COUNTS = (1, 8, 64, 512)
 MEASURED = (16, 32)  # images
+TEST_IMAGES = 10_000
+ROBUST = 0.55  # share of images that later attacks have to try; assumed
+# Forward passes per image of the standard AutoAttack; a gradient counts as two.
+FIRST_PASSES = 100 * 3  # APGD-CE, on all images
+LATER_PASSES = 9 * 100 * 3 + 9 * 100 * 4 + 5000  # APGD-T, FAB-T, Square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +95,11 @@ class Cost:
     return 2 + 2 * 2 * self.norms
 
 
-def wrn34_10():
-  """Returns the config of the paper's network."""
+def get_config(backbone='wrn34_10'):
+  """Returns the config of the paper's experiment."""
   sys.path.insert(0, str(DOCS.parent))  # configs are no installed package
   configs = importlib.import_module('configs.cifar10')
-  return configs.get_config('trades_wrn34_10')
+  return configs.get_config(f'trades_{backbone}')
 
 
 def stage_cost(config, name):
@@ -158,7 +163,7 @@ def memory_bytes(cost, images):
 
 def measure():
   """Compiles the step of the first stage for two batch sizes, here."""
-  config = wrn34_10()
+  config = get_config()
   held = {
     size: training.memory(training.make_trainer(config, 'main_head', size))
     for size in MEASURED
@@ -222,33 +227,79 @@ def time_table(costs, per_device):
   return '\n'.join(lines)
 
 
+def autoattack_hours(operations, accelerator):
+  """The standard AutoAttack on the test set, given a forward pass."""
+  passes = FIRST_PASSES + ROBUST * LATER_PASSES
+  seconds = TEST_IMAGES * passes * operations / (EFFICIENCY * accelerator.peak)
+  return seconds / (60 * 60)
+
+
+def experiment_table(costs):
+  """What the comparison costs at the paper's size, on one accelerator."""
+  accelerator = ACCELERATORS[0]
+  config = get_config()
+  parts = flops.parts(build.model(config), training.image_shape(config))
+  single = 2 * (parts['trunk'] + parts['main_head'])
+  dual = 2 * sum(parts.values())
+  wide_config = get_config('wrn34_14')
+  wide_config.stages = ('main_head',)
+  wide = {'main_head': stage_cost(wide_config, 'main_head')}
+  wide_parts = flops.parts(
+    build.model(wide_config), training.image_shape(wide_config)
+  )
+  wide_forward = 2 * (wide_parts['trunk'] + wide_parts['main_head'])
+  rows = {
+    'WRN-34-10: single head, DH-AT `pairwise` and `mean`': (
+      hours(costs, accelerator, 1, 128),
+      autoattack_hours(single + 2 * dual, accelerator),
+    ),
+    'WRN-34-14: single head, wide': (
+      hours(wide, accelerator, 1, 128),
+      autoattack_hours(wide_forward, accelerator),
+    ),
+  }
+  rows['both, one seed'] = tuple(map(sum, zip(*rows.values(), strict=True)))
+  lines = [
+    f'| what | training, hours of one {accelerator.name} | AutoAttack, hours '
+    '| together |',
+    '|---|' + '---:|' * 3,
+  ]
+  lines += [
+    f'| {name} | {train:.1f} | {attack:.1f} | {train + attack:.1f} |'
+    for name, (train, attack) in rows.items()
+  ]
+  return '\n'.join(lines)
+
+
 def tables():
-  """All tables of the page, by name."""
-  config = wrn34_10()
+  """All tables of the pages, by name."""
+  config = get_config()
   costs = {name: stage_cost(config, name) for name in config.stages}
   return {
     'stages': stages_table(costs),
     'strong': time_table(costs, None),
     'weak': time_table(costs, 128),
+    'experiment': experiment_table(costs),
   }
 
 
 def main():
-  """Writes or checks the page, or measures."""
+  """Writes or checks the pages, or measures."""
   if '--measure' in sys.argv:
     measure()
     return
-  old = PAGE.read_text()
   found = tables()
-  new = PATTERN.sub(
-    lambda match: (
-      f'<!-- scaling: {match[1]} -->\n{found[match[1]]}\n<!-- end -->'
-    ),
-    old,
-  )
-  if '--check' in sys.argv:
-    sys.exit('docs/scaling.md is out of date' if new != old else 0)
-  PAGE.write_text(new)
+  for page in PAGES:
+    old = page.read_text()
+    new = PATTERN.sub(
+      lambda match: (
+        f'<!-- scaling: {match[1]} -->\n{found[match[1]]}\n<!-- end -->'
+      ),
+      old,
+    )
+    if '--check' in sys.argv and new != old:
+      sys.exit(f'{page.name} is out of date')
+    page.write_text(new)
 
 
 if __name__ == '__main__':

@@ -35,6 +35,12 @@ GROUPS = {
   'loss of the second head': {
     'reverse smoothing': ({'second_head__loss': 'reverse'}, ('main_head',)),
   },
+  'learning rate of the aggregator': {
+    '.1, as published': (
+      {'aggregator__schedule__learning_rate': 0.1},
+      ('main_head', 'second_head'),
+    ),
+  },
   'training': {'all parts jointly': ({'stages': ('joint',)}, ())},
 }
 REFERENCES = {
@@ -42,6 +48,7 @@ REFERENCES = {
   'attach point': 'block1',
   'batch statistics of frozen parts': 'frozen',
   'loss of the second head': 'TRADES, beta 3',
+  'learning rate of the aggregator': '.01',
   'training': 'three stages',
 }
 

@@ -16,6 +16,7 @@ CONTRASTS = (
   ('DH-AT, mean', 'single head, wide'),
   ('single head, wide', 'single head'),
 )
+SUMMARY = 3  # the first of these, for a summary
 TITLES = {
   'clean': 'clean',
   'pgd_40': 'PGD-40',
@@ -130,15 +131,15 @@ def accuracies(record: Mapping[str, Any]) -> list[str]:
   return lines
 
 
-def _contrasts(variants: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _contrasts(variants, contrasts) -> list[tuple[str, str]]:
   """Returns the pairs to compare: the listed ones, or each with the first."""
-  found = [pair for pair in CONTRASTS if set(pair) <= set(variants)]
+  found = [pair for pair in contrasts if set(pair) <= set(variants)]
   first, *others = variants
   return found or [(variant, first) for variant in others]
 
 
 def intervals(
-  record: Mapping[str, Any],
+  record: Mapping[str, Any], contrasts: Sequence[tuple[str, str]] = CONTRASTS
 ) -> list[tuple[str, dict[str, tuple[float, float, float]]]]:
   """Returns [('<group>: <variant> − <baseline>', {attack: interval})]."""
   return [
@@ -150,18 +151,20 @@ def intervals(
       },
     )
     for group, variants in _grouped(record).items()
-    for variant, baseline in _contrasts(variants)
+    for variant, baseline in _contrasts(variants, contrasts)
   ]
 
 
-def differences(record: Mapping[str, Any]) -> list[str]:
+def differences(
+  record: Mapping[str, Any], contrasts: Sequence[tuple[str, str]] = CONTRASTS
+) -> list[str]:
   """The paired differences in points, with 95 % confidence intervals."""
   names = attacks(record)
   lines = [
     f'| | difference | {" | ".join(title(attack) for attack in names)} |',
     '|---|---|' + '---:|' * len(names),
   ]
-  for label, found in intervals(record):
+  for label, found in intervals(record, contrasts):
     group, _, pair = label.partition(': ')
     cells = [group, pair, *(_difference(*found[attack]) for attack in names)]
     lines.append(f'| {" | ".join(cells)} |')
@@ -195,7 +198,7 @@ def table(record: Mapping[str, Any], view: str) -> list[str]:
 
   Args:
     record: the experiment's JSON.
-    view: 'accuracies' or 'differences'.
+    view: 'accuracies', 'differences', or 'summary' for a few of these.
   """
   if view == 'accuracies':
     note = (
@@ -211,8 +214,9 @@ def table(record: Mapping[str, Any], view: str) -> list[str]:
     else ' Points, same seeds: 95 % confidence (Student), for other seeds on '
     'these images.'
   )
+  contrasts = CONTRASTS[:SUMMARY] if view == 'summary' else CONTRASTS
   return [
-    *differences(record),
+    *differences(record, contrasts),
     '',
     caption(record) + note + ' **Bold**: the interval excludes 0.',
   ]

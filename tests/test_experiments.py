@@ -127,6 +127,7 @@ def test_tables_of_two_seeds():
     f'+2.5 [{2.5 - reach:+.1f}, {2.5 + reach:+.1f}] |'
   )
   assert len(lines) == 5
+  assert tables.table(found, 'summary') == lines
 
 
 def test_table_of_one_seed_compares_images():
