@@ -5,7 +5,8 @@
 The schedule that is common there: 200 epochs at .01, a tenth of it from
 epochs 100 and 150 on, weight decay 5e-4, epsilon 8/255 in 10 steps of 1/255,
 no flips. Epsilon and step size rise from 0 over the first 5 epochs: without
-that, training can collapse to predicting one class. Not run at full size yet.
+that, training can collapse to predicting one class. For the last stage .01 is
+what the runs that `cifar10.py` names ask for too. Not run at full size yet.
 """
 
 from ml_collections import ConfigDict
