@@ -8,6 +8,7 @@ last bit, takes over that one's checkpoints instead of training them again.
 
 import argparse
 import dataclasses
+import gc
 import os
 import shutil
 import sys
@@ -285,6 +286,9 @@ def main(
   for index, run in enumerate(made, 1):
     print(f'--- run {index} of {len(made)}: {run.name}', flush=True)
     perform(run, options.workdir)
+    # Else the compiled programs of many runs fill the process's memory maps.
+    jax.clear_caches()
+    gc.collect()
   rows = [
     record(entry, options.workdir, image_shape, num_train) for entry in entries
   ]
