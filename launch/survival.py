@@ -155,7 +155,6 @@ def faults(command, folder, reference, names) -> list[dict] | str:
     'config': command.config,
     'overrides': command.overrides,
     'cache': command.cache,
-    'program': command.program,
     'reference': reference,
     'workdir': folder,
     'faults': names,
@@ -241,7 +240,6 @@ def main() -> int:
   parser.add_argument('--chain', type=int, default=5)
   parser.add_argument('--short', action='store_true')
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--program', default='dhat_jax.main', help='a module')
   parser.add_argument('--workdir', required=True, help='a new folder')
   parser.add_argument('--json', help='where the table is written as JSON')
   options, overrides = parser.parse_known_args()
@@ -254,9 +252,7 @@ def main() -> int:
   # Not twice: of a tuple, a second flag adds to the first.
   attacks = ('clean',) if options.short else _ATTACKS
   added = (f'--config.evaluation.attacks={attacks}',)
-  command = Command(
-    options.config, (*added, *overrides), cache, options.program
-  )
+  command = Command(options.config, (*added, *overrides), cache)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   started = time.monotonic()
   rows, skipped = campaign(options, command)

@@ -128,9 +128,7 @@ def main() -> None:
   _mount('-t', 'tmpfs', '-o', f'size={_DISK_MB}m', 'tmpfs', disk)
   if spec.get('probe'):
     return
-  command = Command(
-    spec['config'], tuple(spec['overrides']), spec['cache'], spec['program']
-  )
+  command = Command(spec['config'], tuple(spec['overrides']), spec['cache'])
   workdir = os.path.join(disk, 'run')
   rows = []
   for name in spec['faults']:

@@ -39,18 +39,16 @@ class Command:
     config: the config file.
     overrides: flags after those of `SHORT`.
     cache: where compiled programs are kept, so that a restart is cheap.
-    program: the module that is run.
   """
 
   config: str
   overrides: tuple[str, ...]
   cache: str
-  program: str = 'dhat_jax.main'
 
   def start(self, workdir: str, log: str = '') -> 'Process':
     """Starts it, its output in a file beside the workdir; returns at once."""
     arguments = [
-      *(sys.executable, '-m', self.program, f'--config={self.config}'),
+      *(sys.executable, '-m', 'dhat_jax.main', f'--config={self.config}'),
       *(f'--workdir={workdir}', *SHORT, *self.overrides),
     ]
     environment = {

@@ -25,7 +25,6 @@ def test_short_campaign(tmp_path):
     [
       *(sys.executable, 'launch/survival.py', '--kills=3', '--short'),
       *(f'--workdir={tmp_path}/runs', f'--json={path}'),
-      '--program=tests.tiny_main',  # compiles in seconds
     ],
     cwd=ROOT,
     env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'},
