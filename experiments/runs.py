@@ -180,9 +180,18 @@ def _robust(entry: Entry, root: str, results) -> dict[str, np.ndarray]:
   return found
 
 
-def record(
-  entry: Entry, root: str, image_shape: tuple[int, int, int], num_train: int
-) -> dict[str, Any] | None:
+def cost(
+  entry: Entry, image_shape: tuple[int, int, int], num_train: int
+) -> dict[str, float]:
+  """Returns the size of an entry's network, and what its training needs."""
+  network = entry.run.config, entry.output, image_shape
+  return {
+    'parameters': parameters(*network),
+    'training_gmacs': training_gmacs(*network, num_train),
+  }
+
+
+def record(entry: Entry, root: str) -> dict[str, Any] | None:
   """Returns what the experiment's JSON keeps of an entry, None if not made."""
   path = os.path.join(root, entry.run.name, 'results.json')
   if not os.path.exists(path):
@@ -212,10 +221,6 @@ def record(
     'red_flags': [flag['name'] for flag in results['audit']['flags']]
     if audited
     else None,
-    'parameters': parameters(entry.run.config, entry.output, image_shape),
-    'training_gmacs': training_gmacs(
-      entry.run.config, entry.output, image_shape, num_train
-    ),
     'n_test': results['n_test'],
     'epsilon': results['epsilon'],
     'seconds': results['seconds'],
@@ -289,9 +294,13 @@ def main(
     # Else the compiled programs of many runs fill the process's memory maps.
     jax.clear_caches()
     gc.collect()
-  rows = [
-    record(entry, options.workdir, image_shape, num_train) for entry in entries
-  ]
+  costs, rows = {}, []  # a cost is the same for all seeds
+  for entry in entries:
+    row = record(entry, options.workdir)
+    key = entry.group, entry.variant
+    if row is not None and key not in costs:
+      costs[key] = cost(entry, image_shape, num_train)
+    rows.append(row and row | costs[key])
   found = {
     **caption,
     'command': ' '.join(
