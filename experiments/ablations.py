@@ -2,7 +2,7 @@
 
     python -m experiments.ablations --seeds=0,1,2
 
-TRADES, WRN-10-1. The first row of each group is the method as
+The table holds these seeds. TRADES, WRN-10-1. The first row of each group is the method as
 `experiments.digits` runs it, and those runs are taken from its workdir, or made
 there; aggregators are compared there too.
 """
@@ -98,9 +98,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
   """Runs the experiment."""
   options = parse()
-  seeds = dict.fromkeys((*SEEDS, *options.seeds))
   runs.main(
-    [entry for seed in seeds for entry in of_seed(seed)],
+    [entry for seed in options.seeds for entry in of_seed(seed)],
     options,
     image_shape=digits.IMAGE_SHAPE,
     num_train=digits.NUM_TRAIN,
