@@ -2,9 +2,9 @@
 
     python -m experiments.ablations --seeds=0,1,2
 
-The table holds these seeds. TRADES, WRN-10-1. The first row of each group is the method as
-`experiments.digits` runs it, and those runs are taken from its workdir, or made
-there; aggregators are compared there too.
+TRADES, WRN-10-1. The table holds these seeds. The first row of each group is
+the method as `experiments.digits` runs it, and those runs are taken from its
+workdir, or made there; aggregators are compared there too.
 """
 
 import argparse
