@@ -155,6 +155,23 @@ def intervals(
   ]
 
 
+def certain(
+  record: Mapping[str, Any], contrasts: Sequence[tuple[str, str]] = CONTRASTS
+) -> str:
+  """Says how many intervals exclude 0, and how many would by chance."""
+  known = [
+    (low, high)
+    for _, found in intervals(record, contrasts)
+    for _, low, high in found.values()
+    if not math.isnan(low)
+  ]
+  excluding = sum(low > 0 or high < 0 for low, high in known)
+  return (
+    f'**Bold**: the interval excludes 0, as {excluding} of {len(known)} do '
+    f'(by chance alone about {0.05 * len(known):.0f} would).'
+  )
+
+
 def differences(
   record: Mapping[str, Any], contrasts: Sequence[tuple[str, str]] = CONTRASTS
 ) -> list[str]:
@@ -218,5 +235,5 @@ def table(record: Mapping[str, Any], view: str) -> list[str]:
   return [
     *differences(record, contrasts),
     '',
-    caption(record) + note + ' **Bold**: the interval excludes 0.',
+    f'{caption(record)}{note} {certain(record, contrasts)}',
   ]

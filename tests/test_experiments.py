@@ -127,6 +127,7 @@ def test_tables_of_two_seeds():
     f'+2.5 [{2.5 - reach:+.1f}, {2.5 + reach:+.1f}] |'
   )
   assert len(lines) == 5
+  assert 'as 1 of 3 do (by chance alone about 0 would)' in lines[-1]
   assert tables.table(found, 'summary') == lines
 
 
@@ -141,6 +142,8 @@ def test_table_of_one_seed_compares_images():
     f'+10.0 [{10 - reach:+.1f}, {10 + reach:+.1f}] | +10.0 |'
   )
   assert 'nothing is known of other seeds' in lines[-1]
+  # The worst case is not known by image.
+  assert 'as 0 of 2 do' in lines[-1]
 
 
 @pytest.mark.parametrize(
