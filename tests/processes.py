@@ -21,6 +21,16 @@ def environment(cpu_devices):
   return env
 
 
+def optimised():
+  """The tests' environment, for networks of ordinary size.
+
+  They compute too much for code without any optimisation, which suits tiny
+  ones. Of two equal flags the last one counts.
+  """
+  flags = f'{os.environ["XLA_FLAGS"]} --xla_backend_optimization_level=1'
+  return {**os.environ, 'XLA_FLAGS': flags}
+
+
 def start(arguments, *, count, cpu_devices):
   """Starts `python -m ...` `count` times, as the parts of one run.
 

@@ -1,7 +1,6 @@
 """The scripts in launch/: their dry runs, several processes, the notebook."""
 
 import json
-import os
 import pathlib
 import shlex
 import signal
@@ -10,6 +9,8 @@ import sys
 import time
 
 import pytest
+
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAUNCH = ROOT / 'launch'
@@ -141,7 +142,7 @@ def test_local_processes_run_and_stop(tmp_path):
     *('bash', str(LAUNCH / 'local_processes.sh'), '--cpu_devices=1'),
     *(CONFIG, f'--workdir={tmp_path}', STAGES, *SHORT[:4]),
   ]
-  environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+  environment = {**processes.optimised(), 'PYTHONUNBUFFERED': '1'}
   process = subprocess.Popen(
     command,
     cwd=ROOT,
@@ -165,7 +166,13 @@ def test_local_processes_run_and_stop(tmp_path):
   assert 'resume with the same command' in output
   assert not (tmp_path / 'results.json').exists()
   done = subprocess.run(
-    command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
+    command,
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=200,
   )
   assert done.returncode == 0, done.stdout
   results = json.loads((tmp_path / 'results.json').read_text())
@@ -185,6 +192,7 @@ def test_notebook_from_top_to_bottom(tmp_path, monkeypatch):
   nbclient = pytest.importorskip('nbclient')
   monkeypatch.setenv('DHAT_FOLDER', str(tmp_path))
   monkeypatch.setenv('DHAT_OPTIONS', ' '.join(SHORT))
+  monkeypatch.setenv('XLA_FLAGS', processes.optimised()['XLA_FLAGS'])
   notebook = nbformat.read(LAUNCH / 'colab.ipynb', as_version=4)
   client = nbclient.NotebookClient(
     notebook, timeout=300, resources={'metadata': {'path': str(LAUNCH)}}

@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from tests import processes
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # A folder of scripts, which find each other beside themselves.
 sys.path.insert(0, os.path.join(ROOT, 'launch'))
@@ -27,7 +29,7 @@ def test_short_campaign(tmp_path):
       *(f'--workdir={tmp_path}/runs', f'--json={path}'),
     ],
     cwd=ROOT,
-    env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'},
+    env={**processes.optimised(), 'JAX_NUM_CPU_DEVICES': '1'},
     capture_output=True,
     text=True,
     check=False,
