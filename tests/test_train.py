@@ -253,7 +253,10 @@ def test_damaged_newest_checkpoint_is_trained_again(finished, tmp_path):
 
 def start(directory):
   return subprocess.Popen(
-    [sys.executable, '-m', 'tests.tiny_run', directory],
+    [
+      *(sys.executable, '-m', 'tests.tiny_run', directory),
+      'evaluation.attacks=("clean", "pgd_2")',
+    ],
     cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
     env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2'},
     stdout=subprocess.PIPE,

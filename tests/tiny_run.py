@@ -2,8 +2,9 @@
 
     python -m tests.tiny_run WORKDIR [dotted.key=value ...] [--process_id=0 ...]
 
-runs it as the command line would; tests kill it and run it again. Options with
-dashes are those of `parallel.initialize`.
+runs it as the command line would, without the report (seconds of figures, which
+other tests draw); tests kill it and run it again. Options with dashes are those
+of `parallel.initialize`.
 """
 
 import ast
@@ -51,6 +52,7 @@ def main():
   from dhat_jax import main as command
 
   use_tiny_backbone()
+  command._report = lambda workdir: None
   workdir, *options = sys.argv[1:]
   values = {}
   for option in options:
