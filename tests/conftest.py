@@ -1,5 +1,6 @@
 """One strict environment for every test: two CPU devices, compilation cache."""
 
+import importlib.metadata
 import os
 import tempfile
 
@@ -14,7 +15,15 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 # Tests compile much and compute little.
 os.environ['XLA_FLAGS'] = ' '.join(
-  [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0']
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
+    # Two thirds of the time to compile; later versions refuse the flag.
+    '--xla_cpu_use_fusion_emitters=false'
+    if importlib.metadata.version('jaxlib').startswith('0.10.')
+    else '',
+  ]
 ).strip()
 
 import jax
