@@ -98,6 +98,8 @@ def interrupt(command, workdir, moment, rng) -> dict | None:
   if alive:
     time.sleep(moment['delay_secs'])
     alive = process.alive()
+  if alive and kind == 'write' and not process.writes():
+    alive = process.until(process.writes)  # that one is over: the next, at once
   if alive:
     process.signal(number)
   code = process.wait()
