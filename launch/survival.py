@@ -48,6 +48,8 @@ _SHORT_SIGTERMS = ((1, 10),)
 _SHORT_FAULTS = ('disk full, in a checkpoint', 'read-only, in a checkpoint')
 _SIGNALS = {signal.SIGKILL: 'kill -9', signal.SIGTERM: 'SIGTERM'}
 _START_SECS = 8.0
+# Two writes are still to come, should one be over before the signal.
+_LATEST = {'write': STEPS - 8}
 
 
 def plan(kills: int, chain: int, rng: random.Random) -> list[list[dict]]:
@@ -61,7 +63,7 @@ def plan(kills: int, chain: int, rng: random.Random) -> list[list[dict]]:
         'signal': signal.SIGKILL,
         'kind': kind,
         'stage': rng.randrange(len(STAGES)) if stage is None else stage,
-        'step': rng.randrange(1, last),
+        'step': min(rng.randrange(1, last), _LATEST.get(kind, last)),
         'delay_secs': rng.uniform(0, {'step': 0.3, 'write': 0.1}.get(kind, 0)),
       }
     )
