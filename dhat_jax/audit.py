@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import divergences, input_pipeline, parallel
+from dhat_jax import divergences, input_pipeline
 from dhat_jax.ensemble import Ensemble
 from dhat_jax.evaluate import Attack
 from dhat_jax.evaluation_store import Part
 from dhat_jax.models import aggregator as aggregators
 from dhat_jax.outputs import Outputs
 from dhat_jax.parts import Parts
+from dhat_jax.runtime import devices
 
 # Numbers of images: the larger of a share of all and a least number.
 # An attack is suspicious if it leaves so many fewer robust than the white-box
@@ -116,11 +117,11 @@ def gradient_sizes(parts: Parts, output: str) -> np.ndarray:
 
     gradient = jax.grad(loss)(input_pipeline.to_float(batch['images']))
     largest = jnp.abs(gradient).reshape(len(gradient), -1).max(axis=1)
-    return parallel.all_gather(largest, parallel.AXIS)
+    return devices.all_gather(largest, devices.AXIS)
 
-  step = parallel.pmap_eval_step(sizes, in_axes=(0, 0))
+  step = devices.pmap_eval_step(sizes, in_axes=(0, 0))
   found = [
-    parallel.first_copy(step(parts.variables, parallel.shard(batch)))
+    devices.first_copy(step(parts.variables, devices.shard(batch)))
     for batch in parts.evaluator.batches(parts.split)
   ]
   return np.concatenate(found)[: len(parts.split.labels)]

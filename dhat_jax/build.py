@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from dhat_jax import input_pipeline, losses, optim, parallel, plan, steps
+from dhat_jax import input_pipeline, losses, optim, plan, steps
 from dhat_jax.attacks import pgd
 from dhat_jax.datasets import digits, image_folder, tfds
 from dhat_jax.datasets.base import Dataset, validate
@@ -22,6 +22,7 @@ from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
 from dhat_jax.options import at_least, choose, in_unit
+from dhat_jax.runtime import devices
 from dhat_jax.stages import ALL_ROLES, ROLES, Stage
 
 LOADERS = {
@@ -87,7 +88,7 @@ def model(
 
 def norm_axis(config: ml_collections.ConfigDict) -> str | None:
   """Returns the axis over which batch norm is synchronised, or None."""
-  return parallel.AXIS if config.model.sync_batch_norm else None
+  return devices.AXIS if config.model.sync_batch_norm else None
 
 
 def dataset(config: ml_collections.ConfigDict) -> Dataset:
@@ -168,7 +169,7 @@ def stage(
   if name not in config:
     raise ValueError(f'config.{name}: missing, expected what stage {name!r} is')
   spec = config[name]
-  parallel.check_batch_size(f'config.{name}.batch_size', spec.batch_size)
+  devices.check_batch_size(f'config.{name}.batch_size', spec.batch_size)
   if spec.batch_size > num_train:
     raise ValueError(
       f'config.{name}.batch_size: got {spec.batch_size}, expected at most the '
@@ -210,14 +211,14 @@ def stage(
 
 
 def stage_model(config: ml_collections.ConfigDict, stage: Stage) -> DualHeadNet:
-  """Returns the network as a stage trains it, under `parallel.AXIS`."""
+  """Returns the network as a stage trains it, under `devices.AXIS`."""
   return model(config, outputs=stage.role.outputs, axis_name=norm_axis(config))
 
 
 def train_step(
   config: ml_collections.ConfigDict, stage: Stage, net: DualHeadNet
 ) -> Callable:
-  """Returns a stage's step, to be mapped over `parallel.AXIS`.
+  """Returns a stage's step, to be mapped over `devices.AXIS`.
 
   Args:
     config: the run's config.
@@ -235,7 +236,7 @@ def train_step(
     augment=augment(config),
     ema_decay=stage.ema_decay,
     freeze_statistics=config.model.freeze_statistics,
-    axis_name=parallel.AXIS,
+    axis_name=devices.AXIS,
   )
 
 

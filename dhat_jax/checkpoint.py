@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from dhat_jax import disk, parallel
+from dhat_jax.runtime import devices, files
 
 # Orbax warns of every checkpoint without metrics: those between validations
 # have none, on purpose.
@@ -120,9 +120,9 @@ class Checkpoints:
     self._open()
 
   def _open(self) -> None:
-    if parallel.is_first():
+    if devices.is_first():
       self._set_unreadable_metrics_aside()
-    parallel.wait_for_all('opening checkpoints')
+    devices.wait_for_all('opening checkpoints')
     score = _score
     self._manager = ocp.CheckpointManager(
       self.directory,
@@ -156,7 +156,7 @@ class Checkpoints:
     """Says in one line that the disk refused, whenever Orbax reports it."""
     names = os.listdir(self.directory) if os.path.isdir(self.directory) else ()
     whole = [int(name) for name in names if name.isdigit()]
-    return disk.writing(
+    return files.writing(
       self.directory,
       f'checkpoint {max(whole)}' if whole else 'what was saved before',
     )
@@ -183,7 +183,7 @@ class Checkpoints:
       info: further values that JSON can hold.
 
     Raises:
-      disk.WriteError: the disk took neither this one nor, since errors of the
+      files.WriteError: the disk took neither this one nor, since errors of the
         background show late, the one before.
       RuntimeError: Orbax did not take the checkpoint.
     """
@@ -206,7 +206,7 @@ class Checkpoints:
       )
 
   def wait(self) -> None:
-    """Waits until everything is written; `disk.WriteError` as in `save`."""
+    """Waits until everything is written; `files.WriteError` as in `save`."""
     with self._writing():
       self._manager.wait_until_finished()
 
@@ -250,7 +250,7 @@ class Checkpoints:
   def _try_restore(self, step: int, like: Any) -> tuple[Any, dict] | None:
     """Returns (tree, info), or None if it is damaged for any process."""
     restored = self._restore(step, like)
-    return restored if parallel.all_agree(restored is not None) else None
+    return restored if devices.all_agree(restored is not None) else None
 
   def _restore(self, step: int, like: Any) -> tuple[Any, dict] | None:
     expected = flatten(like)
@@ -284,7 +284,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> None:
     self._manager.close()
-    if parallel.is_first():
+    if devices.is_first():
       self._move_aside(step)
     self._open()
 

@@ -25,8 +25,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from dhat_jax import cli, torch_bridge, torch_names
+from dhat_jax import torch_bridge, torch_names
 from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.runtime import cli
 
 
 def _as_numpy(value: Any) -> np.ndarray:
@@ -149,8 +150,9 @@ def import_workdir(
   Raises:
     ValueError: bad config, workdir or state dict.
   """
-  from dhat_jax import build, input_pipeline, train, workdir
+  from dhat_jax import build, input_pipeline, train
   from dhat_jax.checkpoint import Checkpoints
+  from dhat_jax.runtime import workdir
 
   build.check(config)
   if config.compare_with_natural:
@@ -197,8 +199,9 @@ def export_workdir(config: Any, directory: str) -> dict[str, np.ndarray]:
   Raises:
     ValueError: the workdir is not trained, or of another config.
   """
-  from dhat_jax import build, train, workdir
+  from dhat_jax import build, train
   from dhat_jax.checkpoint import Checkpoints
+  from dhat_jax.runtime import workdir
 
   build.check(config)
   name = config.stages[-1]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import evaluate, parallel
+from dhat_jax import evaluate
 from dhat_jax.attacks import autoattack
 from dhat_jax.datasets.base import Split
 
@@ -112,8 +112,8 @@ def run(
   """
   net = evaluate.smallest(net, output).clone(dtype=jnp.float32)
   variables = jax.tree.map(jnp.asarray, evaluate.parts_of(variables, net.parts))
-  devices = jax.device_count()
-  padded = -(-len(split.labels) // devices) * devices
+  count = jax.device_count()
+  padded = -(-len(split.labels) // count) * count
   return autoattack.autoattack(
     lambda images: net.apply(variables, images).select(output),
     split.images,
@@ -129,6 +129,6 @@ def run(
     n_targets=ensemble.n_targets,
     n_restarts=1 if ensemble.version == 'custom' else None,
     state_dir=directory,
-    map_fn=parallel.pmap_hoisted,
+    map_fn=devices.pmap_hoisted,
     progress=progress,
   )

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import input_pipeline, metrics, parallel, steps
+from dhat_jax import input_pipeline, metrics, steps
 from dhat_jax.attacks import pgd
 from dhat_jax.datasets.base import Split
+from dhat_jax.runtime import devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Evaluator:
     """
     self.net = net
     self.norm = norm
-    devices = jax.device_count()
-    self.batch_size = -(-batch_size // devices) * devices
+    count = jax.device_count()
+    self.batch_size = -(-batch_size // count) * count
     self._networks = {
       output: (smallest(net, output), output) for output in output_names(net)
     }
@@ -121,10 +122,10 @@ class Evaluator:
         net=net,
         output=output,
         attack=pgd.make_evaluation_attack(objective=None, norm=self.norm),
-        axis_name=parallel.AXIS,
+        axis_name=devices.AXIS,
         returns_images=True,
       )
-      self._steps[network] = parallel.pmap_eval_step(
+      self._steps[network] = devices.pmap_eval_step(
         step, in_axes=(0, 0, None, None, None)
       )
     return self._steps[network]
@@ -140,12 +141,12 @@ class Evaluator:
     for number, batch in enumerate(self.batches(split)):
       robust, images_adv = step(
         variables,
-        parallel.shard(batch),
+        devices.shard(batch),
         rng,
         number * self.batch_size,
         attack.settings,
       )
-      yield parallel.first_copy(robust), images_adv
+      yield devices.first_copy(robust), images_adv
 
   def robust(
     self,
@@ -204,7 +205,7 @@ class Evaluator:
       first = number * self.batch_size
       here = [n - first for n in examples if 0 <= n - first < self.batch_size]
       if keep_images or here:
-        images_adv = parallel.unshard(images_adv)
+        images_adv = devices.unshard(images_adv)
         shown.append(images_adv[here])
       if keep_images:
         kept.append(images_adv)
@@ -239,7 +240,7 @@ class Evaluator:
     batches = self._under_attack(variables, split, output, attack, rng)
     _, images_adv = next(batches)
     clean = np.asarray(split.images[:count], np.float32) / 255
-    return clean, parallel.unshard(images_adv)[:count]
+    return clean, devices.unshard(images_adv)[:count]
 
   def _predict(self, variables, images: jax.Array) -> dict[str, np.ndarray]:
     """Returns the logits [B, K] of all outputs for images [D, B / D, ...]."""
@@ -248,14 +249,14 @@ class Evaluator:
       def logits(variables, images):
         outputs = self.net.apply(variables, images)
         return {
-          name: parallel.all_gather(outputs.select(name), parallel.AXIS)
+          name: devices.all_gather(outputs.select(name), devices.AXIS)
           for name in output_names(self.net)
         }
 
-      self._logits = parallel.pmap_eval_step(logits, in_axes=(0, 0))
+      self._logits = devices.pmap_eval_step(logits, in_axes=(0, 0))
     found = self._logits(parts_of(variables, self.net.parts), images)
     return {
-      name: parallel.first_copy(found[name]) for name in output_names(self.net)
+      name: devices.first_copy(found[name]) for name in output_names(self.net)
     }
 
   def logits(self, variables: Any, split: Split) -> dict[str, np.ndarray]:
@@ -266,7 +267,7 @@ class Evaluator:
       split: the images, float in [0, 1].
     """
     rows = [
-      self._predict(variables, parallel.shard(batch['images']))
+      self._predict(variables, devices.shard(batch['images']))
       for batch in self.batches(split)
     ]
     return {
@@ -314,7 +315,7 @@ class Evaluator:
       total,
       0,
       unit='batch',
-      disable=progress is None or not parallel.is_first(),
+      disable=progress is None or not devices.is_first(),
     ) as bar:
       return {
         output: {

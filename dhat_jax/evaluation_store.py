@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dhat_jax import parallel, workdir
+from dhat_jax.runtime import devices, workdir
 
 Part = dict[str, np.ndarray]
 
@@ -92,7 +92,7 @@ class Store:
     return part if str(part.pop('digest', '')) == owner else None
 
   def _save(self, name: str, owner: str, part: Part) -> None:
-    if self.directory is not None and parallel.is_first():
+    if self.directory is not None and devices.is_first():
       workdir.write_npz(self._path(name), {**part, 'digest': np.array(owner)})
 
   def folder(self, name: str, settings: Any) -> str | None:
@@ -103,9 +103,9 @@ class Store:
     if self.directory is None:
       return None
     path = os.path.join(self.directory, name)
-    if parallel.is_first():
+    if devices.is_first():
       self._claim(path, {'digest': self._digest(settings)})
-    parallel.wait_for_all('folder claimed')
+    devices.wait_for_all('folder claimed')
     return path
 
   def _claim(self, path: str, owner: dict[str, str]) -> None:

@@ -123,32 +123,33 @@ def _log_to_console(level: int) -> None:
   logger.addHandler(logging.StreamHandler())
 
 
-def run(config, workdir: str, mode: str, **devices) -> None:
+def run(config, workdir: str, mode: str, **start_up) -> None:
   """Runs a config; what the user can mend ends in one clear message.
 
   Args:
     config: the run's config.
     workdir: its folder.
     mode: 'train' or 'evaluate'.
-    **devices: as `parallel.initialize` takes them.
+    **start_up: as `devices.initialize` takes them.
   """
   # Not before the flags are known to be good: JAX takes a second to import.
   import jax
 
-  from dhat_jax import disk, metrics, parallel, train
+  from dhat_jax import metrics, train
+  from dhat_jax.runtime import devices, files
 
   fail = _fail
   try:
-    parallel.initialize(**devices)
-    if parallel.process_count() > 1:
+    devices.initialize(**start_up)
+    if devices.process_count() > 1:
       fail = _fail_at_once
-    _log_to_console(logging.INFO if parallel.is_first() else logging.WARNING)
+    _log_to_console(logging.INFO if devices.is_first() else logging.WARNING)
     train.train_and_evaluate(config, workdir, mode=mode)
-    if parallel.is_first():
+    if devices.is_first():
       _report(workdir)
   except train.Preempted as stop:
     print(f'stopped at {stop}: saved; resume with the same command')
-  except disk.WriteError as error:
+  except files.WriteError as error:
     _fail_at_once(error)
   except (ValueError, metrics.NonFiniteError, OSError) as error:
     fail(error)

@@ -13,7 +13,7 @@ import tqdm
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from dhat_jax import disk
+from dhat_jax.runtime import files
 
 
 class NonFiniteError(RuntimeError):
@@ -96,7 +96,7 @@ class Writer:
     """
     self.path = os.path.join(directory, 'metrics.jsonl')
     self._stage = stage
-    with disk.writing(self.path, 'every checkpoint'):
+    with files.writing(self.path, 'every checkpoint'):
       self._drop_after(start_step)
       self._file = open(self.path, 'a', buffering=1)  # noqa: SIM115
       self._tensorboard = _TensorBoard(
@@ -131,7 +131,7 @@ class Writer:
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes one record of numbers at a step of the stage."""
     record = {'stage': self._stage, 'step': step, **values}
-    with disk.writing(self.path, 'every checkpoint'):
+    with files.writing(self.path, 'every checkpoint'):
       self._file.write(json.dumps(record) + '\n')
       self._tensorboard.write(step, values)
 
@@ -147,7 +147,7 @@ class Writer:
       row = np.concatenate(list(images), axis=1)  # [H, n W, C]
       row = np.repeat(row, 3 // row.shape[-1], axis=-1)
       pictures[name] = np.round(255 * row.clip(0, 1)).astype(np.uint8)
-    with disk.writing(self.path, 'every checkpoint'):
+    with files.writing(self.path, 'every checkpoint'):
       self._tensorboard.write_pictures(step, pictures)
 
 

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from dhat_jax import ensemble as ensembles
-from dhat_jax import heads, parallel, workdir
+from dhat_jax import heads
 from dhat_jax.datasets.base import Split
 from dhat_jax.ensemble import Ensemble
 from dhat_jax.evaluate import Attack, Evaluator, output_names
 from dhat_jax.evaluation_store import Part, Store, digest
+from dhat_jax.runtime import devices, workdir
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -93,7 +94,7 @@ class Parts:
     """
     self.evaluator = evaluator
     self.split = split
-    self.variables = parallel.replicate(variables)
+    self.variables = devices.replicate(variables)
     self._host_variables = variables
     self._rng = jax.random.key(seed)
     self._export = () if directory is None else tuple(export)
@@ -152,7 +153,7 @@ class Parts:
     return os.path.join(folder, f'{name}.npz')
 
   def _write_images(self, path, images_adv, labels, robust) -> None:
-    if path and parallel.is_first():
+    if path and devices.is_first():
       arrays = {'images_adv': images_adv, 'labels': labels, 'robust': robust}
       workdir.write_npz(path, arrays)
 

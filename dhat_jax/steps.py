@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from dhat_jax import input_pipeline, parallel
+from dhat_jax import input_pipeline
 from dhat_jax.losses import Loss
+from dhat_jax.runtime import devices
 from dhat_jax.train_state import TrainState, split_parts
 
 Metrics = dict[str, tuple[chex.Array, chex.Array]]
@@ -32,7 +33,7 @@ def example_rngs(
   and attack noise are the same on any number of them. `offset` is the place
   of the batch's first example, where places count over a whole split.
   """
-  indices = offset + parallel.example_indices(batch_size, axis_name)
+  indices = offset + devices.example_indices(batch_size, axis_name)
   return jax.vmap(lambda index: jax.random.fold_in(rng, index))(indices)
 
 
@@ -117,7 +118,7 @@ def make_train_step(
       )
 
     trained, frozen = split_parts(state.params, trains)
-    count = parallel.psum(mask.sum(), axis_name)
+    count = devices.psum(mask.sum(), axis_name)
 
     def loss_fn(trained):
       params = {**trained, **frozen}
@@ -141,11 +142,11 @@ def make_train_step(
       trained
     )
     if axis_name is None or net.axis_name is not None:
-      grads, sums = parallel.psum((grads, sums), axis_name)
+      grads, sums = devices.psum((grads, sums), axis_name)
     else:  # each replica has its own statistics
       replicas = jax.lax.axis_size(axis_name)
       stats = jax.tree.map(lambda leaf: leaf / replicas, stats)
-      grads, sums, stats = parallel.psum((grads, sums, stats), axis_name)
+      grads, sums, stats = devices.psum((grads, sums, stats), axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     trained = optax.apply_updates(trained, updates)
     metrics = {name: (total, count) for name, total in sums.items()}
@@ -241,7 +242,7 @@ def make_eval_step(
       rngs,
       settings,
     )
-    robust = parallel.all_gather(robust & (batch['mask'] > 0), axis_name)
+    robust = devices.all_gather(robust & (batch['mask'] > 0), axis_name)
     return (robust, images_adv) if returns_images else robust
 
   return step

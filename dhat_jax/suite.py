@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from dhat_jax import audit, evaluate, heads, metrics, parallel
+from dhat_jax import audit, evaluate, heads, metrics
 from dhat_jax.audit import AuditPlan
 from dhat_jax.datasets.base import Split
 from dhat_jax.ensemble import Ensemble
 from dhat_jax.evaluate import Attack, Evaluator
 from dhat_jax.parts import Parts, example_places
+from dhat_jax.runtime import devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def run(
   audited = plan.audit is not None and 'aggregated' in outputs
   plan = dataclasses.replace(plan, audit=plan.audit if audited else None)
   names = [attack.name for attack in plan.attacks]
-  silent = progress is None or not parallel.is_first()
+  silent = progress is None or not devices.is_first()
   total = plan.num_gradient_attacks(len(outputs)) * evaluator.num_batches(split)
   with metrics.progress_bar(
     progress or '', total, 0, unit='batch', disable=silent

@@ -17,15 +17,14 @@ from dhat_jax import (
   evaluate,
   input_pipeline,
   metrics,
-  parallel,
   plan,
   robustbench,
   suite,
-  workdir,
 )
 from dhat_jax.checkpoint import Checkpoints
 from dhat_jax.datasets.base import Dataset, Split
-from dhat_jax.preemption import Preempted, StopRequest
+from dhat_jax.runtime import devices, workdir
+from dhat_jax.runtime.preemption import Preempted, StopRequest
 from dhat_jax.stages import ALL_ROLES, Stage
 from dhat_jax.train_state import TrainState, create_train_state
 
@@ -99,7 +98,7 @@ class _StageRun:
   def _train(self, state: TrainState, start_step: int, seconds: float) -> None:
     """Trains to the end; the last thing it does is a checkpoint."""
     stage = self._stage
-    is_first = parallel.is_first()
+    is_first = devices.is_first()
     started = time.monotonic() - seconds
     writer = (
       metrics.Writer(self._directory, stage.name, start_step)
@@ -114,8 +113,8 @@ class _StageRun:
     if start_step == stage.num_steps:  # nothing to train: just hand it on
       self._save(state, start_step, None, started)
       return
-    state = parallel.replicate(state)
-    step_fn = parallel.pmap_train_step(
+    state = devices.replicate(state)
+    step_fn = devices.pmap_train_step(
       build.train_step(self._config, stage, self._net)
     )
     pending = []  # (step, sums on the device) since the last record
@@ -143,7 +142,7 @@ class _StageRun:
           pending, recorded, compiled = [], (step, time.monotonic()), {}
         if saves:
           # The loss of a step tells nothing of the update made by it.
-          saved = parallel.to_host(state)
+          saved = devices.to_host(state)
           metrics.check_finite_arrays(
             checkpoint.flatten(saved), f'after {self._place(step)}'
           )
@@ -172,7 +171,7 @@ class _StageRun:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    sharded = (parallel.shard(batch) for batch in batches)
+    sharded = (devices.shard(batch) for batch in batches)
     return enumerate(input_pipeline.prefetch(sharded), start_step + 1)
 
   def _validates_at(self, step: int) -> bool:
@@ -191,7 +190,7 @@ class _StageRun:
   def _fetch(self, pending, recorded: tuple[int, float]) -> dict[str, float]:
     """Brings the sums since the last record to the host and checks them."""
     stage = self._stage
-    host = [(step, parallel.to_host(sums)) for step, sums in pending]
+    host = [(step, devices.to_host(sums)) for step, sums in pending]
     metrics.check_finite(host, self._place())
     step = host[-1][0]
     images = stage.batch_size * (step - recorded[0])
@@ -346,21 +345,21 @@ def train_and_evaluate(
   may_differ = ('evaluation.',) if mode == 'evaluate' else ()
   workdir.check(directory, config, may_differ=may_differ)
   finished = mode == 'train' and os.path.exists(results_path)
-  parallel.wait_for_all('workdir checked')  # before the first one writes to it
+  devices.wait_for_all('workdir checked')  # before the first one writes to it
   if finished:
     _logger.info('%s is there: nothing left to do', results_path)
     results = workdir.read_json(results_path)
   else:
     # Data first: a run that finds none leaves nothing behind. And one process
     # first: what it downloads and caches is there for the others.
-    with parallel.first_alone('data'):
+    with devices.first_alone('data'):
       dataset = build.dataset(config)
     workdir.prepare(directory, config, may_differ=may_differ)
     with jax.debug_nans(config.debug_nans or jax.config.jax_debug_nans):
       results = _run(config, directory, dataset, mode)
-    if parallel.is_first():
+    if devices.is_first():
       workdir.write_json(results_path, results)
-  if parallel.is_first():
+  if devices.is_first():
     print(_summary(results))
     print(f'\nresults: {results_path}')
   return results
@@ -405,7 +404,7 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
     'seconds': {name: round(value, 1) for name, value in seconds.items()},
   }
   entry = robustbench.entry(results)
-  if entry is not None and parallel.is_first():
+  if entry is not None and devices.is_first():
     workdir.write_json(os.path.join(directory, 'robustbench.json'), entry)
   return results
 

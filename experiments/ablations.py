@@ -10,7 +10,7 @@ workdir, or made there; aggregators are compared there too.
 import argparse
 import copy
 
-from dhat_jax import cli
+from dhat_jax.runtime import cli
 from experiments import digits, runs
 from experiments.digits import changed
 from experiments.runs import Entry, Run

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from configs import digits
-from dhat_jax import cli
+from dhat_jax.runtime import cli
 from experiments import runs
 from experiments.runs import Entry, Run
 

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, parallel, train, workdir
+from dhat_jax import build, train
 from dhat_jax.benchmark import flops
 from dhat_jax.benchmark.timing import machine
+from dhat_jax.runtime import devices, workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +283,7 @@ def main(
     num_train: number of images that train.
     caption: what else the JSON says: `experiment`, `data`, `setting`, ...
   """
-  parallel.initialize()
+  devices.initialize()
   wanted = [entry for entry in entries if entry.seed in options.seeds]
   made = list({entry.run.name: entry.run for entry in wanted}.values())
   for run in made:

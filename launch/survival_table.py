@@ -50,7 +50,7 @@ def totals(rows: list[dict]) -> dict:
 def machine() -> dict:
   """Asks another process: JAX would keep the accelerator from the runs."""
   code = (
-    'import json; from dhat_jax import parallel; parallel.initialize();'
+    'import json; from dhat_jax.runtime import devices; devices.initialize();'
     'from dhat_jax.benchmark import timing; print(json.dumps(timing.machine()))'
   )
   done = subprocess.run(

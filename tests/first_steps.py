@@ -2,7 +2,7 @@
 
     python -m tests.first_steps FILE.npz STAGE,... [--cpu_devices=4 ...]
 
-Options with dashes are those of `parallel.initialize`. The file gets
+Options with dashes are those of `devices.initialize`. The file gets
 `<stage>/<step>/<name>` of the metrics and the variables after each step.
 """
 
@@ -12,8 +12,9 @@ import sys
 import jax
 import numpy as np
 
-from dhat_jax import build, checkpoint, input_pipeline, parallel
+from dhat_jax import build, checkpoint, input_pipeline
 from dhat_jax.benchmark import training
+from dhat_jax.runtime import devices
 from tests import tiny_run
 from tests.tiny import random_like
 
@@ -27,7 +28,7 @@ def first_steps(config, dataset, name):
   state = training.make_state(config, stage)
   variables = random_like(state.variables(), seed=1)
   state = training.make_state(config, stage, variables)
-  step = parallel.pmap_train_step(build.train_step(config, stage, net))
+  step = devices.pmap_train_step(build.train_step(config, stage, net))
   batches = input_pipeline.train_batches(
     dataset.train,
     batch_size=stage.batch_size,
@@ -37,12 +38,12 @@ def first_steps(config, dataset, name):
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  found, state = {}, parallel.replicate(state)
+  found, state = {}, devices.replicate(state)
   for number, batch in enumerate(batches):
-    state, sums = step(state, parallel.shard(batch))
-    for key, (total, count) in parallel.to_host(sums).items():
+    state, sums = step(state, devices.shard(batch))
+    for key, (total, count) in devices.to_host(sums).items():
       found[f'{name}/{number}/{key}'] = total / count
-    variables = checkpoint.flatten(parallel.to_host(state).variables())
+    variables = checkpoint.flatten(devices.to_host(state).variables())
     found |= {f'{name}/{number}/{key}': v for key, v in variables.items()}
   return found
 
@@ -51,7 +52,7 @@ def main():
   """Runs the stages and writes the file."""
   path, stages, *options = sys.argv[1:]
   pairs = (option.removeprefix('--').partition('=') for option in options)
-  parallel.initialize(**{k: ast.literal_eval(v) for k, _, v in pairs})
+  devices.initialize(**{k: ast.literal_eval(v) for k, _, v in pairs})
   tiny_run.use_tiny_backbone()
   config = tiny_run.get_config(
     **{'dataset.crop_padding': 1, 'dataset.flip': True}
@@ -60,7 +61,7 @@ def main():
   found = {}
   for name in stages.split(','):
     found |= first_steps(config, dataset, name)
-  if parallel.is_first():
+  if devices.is_first():
     np.savez(path, **found)
 
 

@@ -17,7 +17,7 @@ TX = make_optimizer(schedule=lambda step: 0.1, momentum=0.9, weight_decay=0.1)
 
 
 def make_state(step=0, width=50, ema=False):
-  """A state of host arrays, as `parallel.to_host` gives it."""
+  """A state of host arrays, as `devices.to_host` gives it."""
   params = {
     'trunk': {'kernel': normal(40, width, seed=step)},
     'main_head': {'bias': np.float32([step, np.pi, 1e-40])},

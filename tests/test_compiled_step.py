@@ -7,8 +7,9 @@ import re
 import jax
 import pytest
 
-from dhat_jax import build, parallel
+from dhat_jax import build
 from dhat_jax.benchmark import training
+from dhat_jax.runtime import devices
 from dhat_jax.stages import ROLES
 from tests import tiny_run
 
@@ -36,7 +37,7 @@ def lowered(stage, dtype='float32', shared=False):
   state = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), state
   )
-  step = parallel.mapped_train_step(build.train_step(config, built, net))
+  step = devices.mapped_train_step(build.train_step(config, built, net))
   return step.lower(state, training.random_batch(config, 4)), state
 
 

@@ -11,7 +11,8 @@ import ml_collections
 import pytest
 
 from configs import recipes
-from dhat_jax import build, workdir
+from dhat_jax import build
+from dhat_jax.runtime import workdir
 from dhat_jax.stages import ROLES
 
 SOURCES = pathlib.Path(build.__file__).parent

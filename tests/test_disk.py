@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from dhat_jax import disk
+from dhat_jax.runtime import files
 
 
 def full():
@@ -28,8 +28,8 @@ def plain():
 @pytest.mark.parametrize('fail', [plain, wrapped, told_as_text])
 def test_refusals_become_one_line(fail):
   with (
-    pytest.raises(disk.WriteError) as caught,
-    disk.writing('/runs/a', 'checkpoint 4'),
+    pytest.raises(files.WriteError) as caught,
+    files.writing('/runs/a', 'checkpoint 4'),
   ):
     fail()
   assert str(caught.value) == (
@@ -40,9 +40,9 @@ def test_refusals_become_one_line(fail):
 
 def test_the_innermost_path_is_named():
   with (
-    pytest.raises(disk.WriteError, match=r'^/runs/a/b: not written'),
-    disk.writing('/runs/a'),
-    disk.writing('/runs/a/b'),
+    pytest.raises(files.WriteError, match=r'^/runs/a/b: not written'),
+    files.writing('/runs/a'),
+    files.writing('/runs/a/b'),
   ):
     raise OSError(errno.EROFS, 'Read-only file system')
 
@@ -51,7 +51,7 @@ def test_the_innermost_path_is_named():
   'error', [ValueError('shape'), FileNotFoundError(errno.ENOENT, 'gone')]
 )
 def test_other_errors_pass(error):
-  with pytest.raises(type(error)) as caught, disk.writing('/runs/a'):
+  with pytest.raises(type(error)) as caught, files.writing('/runs/a'):
     raise error
   assert caught.value is error
 
@@ -59,4 +59,4 @@ def test_other_errors_pass(error):
 def test_errors_that_caused_each_other():
   first, second = ValueError('a'), ValueError('b')
   first.__context__, second.__context__ = second, first
-  assert disk.refusal(first) is None
+  assert files.refusal(first) is None

@@ -21,9 +21,10 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from dhat_jax import build, cli, convert, losses, torch_bridge
+from dhat_jax import build, convert, losses, torch_bridge
 from dhat_jax.benchmark import __main__ as benchmark
 from dhat_jax.datasets import digits
+from dhat_jax.runtime import cli
 from dhat_jax.stages import ROLES
 from dhat_jax.steps import make_train_step
 from dhat_jax.train_state import create_train_state

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax import evaluate, parallel, plan
+from dhat_jax import evaluate, plan
 from dhat_jax.attacks import pgd
+from dhat_jax.runtime import devices
 from tests import tiny_suite
 
 
@@ -14,7 +15,7 @@ from tests import tiny_suite
 def case():
   net, variables = tiny_suite.network()
   split = tiny_suite.self_labelled(net, variables, 'mean')
-  return net, parallel.replicate(variables), split
+  return net, devices.replicate(variables), split
 
 
 def attack(name='pgd_3'):
@@ -34,7 +35,7 @@ def test_flags_agree_with_images_and_logits(case):
   # The images are in the ball, and give those logits in the plain network.
   images = np.asarray(split.images, np.float32) / 255
   assert np.abs(found.images_adv - images).max() <= 0.1 + 1e-6
-  outputs = net.apply(parallel.to_host(variables), found.images_adv)
+  outputs = net.apply(devices.to_host(variables), found.images_adv)
   for name, logits in found.logits.items():
     np.testing.assert_allclose(logits, outputs.select(name), atol=1e-4)
   # The short form is the same attack, at any batch size.
@@ -87,7 +88,7 @@ def test_logits_of_float_images(case):
     variables, evaluate.Split(images, split.labels)
   )
   assert tuple(found) == ('main', 'second', 'mean', 'aggregated')
-  expected = net.apply(parallel.to_host(variables), jnp.asarray(images))
+  expected = net.apply(devices.to_host(variables), jnp.asarray(images))
   np.testing.assert_allclose(found['second'], expected.second, atol=1e-5)
 
 

@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from dhat_jax import disk, metrics
+from dhat_jax import metrics
+from dhat_jax.runtime import files
 
 
 def test_means_divide_sums_by_counts_once():
@@ -169,7 +170,7 @@ def test_a_full_disk_is_told_and_not_waited_for(tmp_path, monkeypatch):
       for step in range(2, 40):  # a queue would be full by now
         writer.write(step, {'loss': 1.0})
 
-  with pytest.raises(disk.WriteError) as error:
+  with pytest.raises(files.WriteError) as error:
     write_all()
   assert str(error.value).startswith(
     f'{tmp_path}/metrics.jsonl: not written: no space left on device'

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax import checkpoint, losses, metrics, parallel
+from dhat_jax import checkpoint, losses, metrics
+from dhat_jax.runtime import devices
 from dhat_jax.train import train_and_evaluate
 from tests import tiny_run
 
@@ -47,7 +48,7 @@ def test_check_finite_arrays():
 @pytest.mark.parametrize('where', ['params', 'opt_state'])
 def test_an_update_that_overflows_is_not_saved(tmp_path, monkeypatch, where):
   """Losses and gradients of all steps are finite, what step 6 leaves is not."""
-  make = parallel.pmap_train_step
+  make = devices.pmap_train_step
 
   def overflowing(step):
     step_fn = make(step)
@@ -61,7 +62,7 @@ def test_an_update_that_overflows_is_not_saved(tmp_path, monkeypatch, where):
 
     return call
 
-  monkeypatch.setattr(parallel, 'pmap_train_step', overflowing)
+  monkeypatch.setattr(devices, 'pmap_train_step', overflowing)
   # A record at steps 5 and 10 only, a checkpoint at 3 and 6.
   config = tiny_run.get_config(**STAGE, log_every_steps=5)
   with pytest.raises(metrics.NonFiniteError) as error:

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax import parallel
+from dhat_jax.runtime import devices
 from tests.tiny import normal
 
 
 def pmap(function):
-  mapped = jax.pmap(function, axis_name=parallel.AXIS)
+  mapped = jax.pmap(function, axis_name=devices.AXIS)
   return lambda *args: jax.block_until_ready(mapped(*args))
 
 
@@ -23,7 +23,7 @@ def test_two_devices():
 )
 def test_batch_size_that_does_not_divide(size, nearest):
   with pytest.raises(ValueError, match='batch_size') as error:
-    parallel.check_batch_size('main_head.batch_size', size)
+    devices.check_batch_size('main_head.batch_size', size)
   assert str(error.value) == (
     f'main_head.batch_size: got {size}, expected a multiple of the 2 devices; '
     f'the nearest are {nearest}'
@@ -32,19 +32,19 @@ def test_batch_size_that_does_not_divide(size, nearest):
 
 def test_batch_size_that_divides():
   for size in (2, 128):
-    parallel.check_batch_size('batch_size', size)
+    devices.check_batch_size('batch_size', size)
 
 
 def test_shard_keeps_the_order():
   batch = {'images': normal(6, 2, 2, 1), 'labels': np.arange(6)}
-  sharded = parallel.shard(batch)
+  sharded = devices.shard(batch)
   assert sharded['images'].shape == (2, 3, 2, 2, 1)
   np.testing.assert_array_equal(sharded['labels'], [[0, 1, 2], [3, 4, 5]])
   np.testing.assert_array_equal(
     sharded['images'].reshape(6, 2, 2, 1), batch['images']
   )
   with pytest.raises(ValueError, match='batch of 5 does not divide over 2'):
-    parallel.shard({'labels': np.arange(5)})
+    devices.shard({'labels': np.arange(5)})
 
 
 def test_to_host_inverts_replicate():
@@ -55,9 +55,9 @@ def test_to_host_inverts_replicate():
     'rbg': jax.random.key(6, impl='rbg'),
     'none': None,
   }
-  replicated = parallel.replicate(tree)
+  replicated = devices.replicate(tree)
   assert replicated['array'].shape == (2, 3, 2)
-  host = parallel.to_host(replicated)
+  host = devices.to_host(replicated)
   for name in ('array', 'step'):
     assert isinstance(host[name], np.ndarray)
     assert host[name].dtype == tree[name].dtype
@@ -70,18 +70,18 @@ def test_to_host_inverts_replicate():
     )
   assert host['none'] is None
   np.testing.assert_array_equal(
-    parallel.first_copy(replicated['array']), tree['array']
+    devices.first_copy(replicated['array']), tree['array']
   )
 
 
 def test_example_indices_count_over_the_global_batch():
   def indices(x):
-    return parallel.example_indices(x.shape[0], parallel.AXIS)
+    return devices.example_indices(x.shape[0], devices.AXIS)
 
   got = pmap(indices)(np.zeros((2, 3)))
   np.testing.assert_array_equal(got, [[0, 1, 2], [3, 4, 5]])
   assert got.dtype == jnp.int32
-  np.testing.assert_array_equal(parallel.example_indices(3, None), [0, 1, 2])
+  np.testing.assert_array_equal(devices.example_indices(3, None), [0, 1, 2])
 
 
 def test_psum_equals_a_sum_of_each_leaf():
@@ -90,7 +90,7 @@ def test_psum_equals_a_sum_of_each_leaf():
     'scalar': normal(2, seed=1),
     'nested': {'bias': normal(2, 5, seed=2)},
   }
-  got = pmap(lambda t: parallel.psum(t, parallel.AXIS))(tree)
+  got = pmap(lambda t: devices.psum(t, devices.AXIS))(tree)
   for leaf, expected in zip(
     jax.tree.leaves(got), jax.tree.leaves(tree), strict=True
   ):
@@ -98,43 +98,43 @@ def test_psum_equals_a_sum_of_each_leaf():
     assert leaf.dtype == expected.dtype
     for replica in range(2):
       np.testing.assert_array_equal(leaf[replica], expected.sum(axis=0))
-  assert parallel.psum(tree, None) is tree
+  assert devices.psum(tree, None) is tree
 
 
 def test_psum_is_one_all_reduce():
   tree = [np.zeros((2, size), np.float32) for size in (1, 2, 3)]
   mapped = jax.pmap(
-    lambda t: parallel.psum(t, parallel.AXIS), axis_name=parallel.AXIS
+    lambda t: devices.psum(t, devices.AXIS), axis_name=devices.AXIS
   )
   assert str(jax.make_jaxpr(mapped)(tree)).count('psum') == 1
 
 
 def test_all_gather_joins_in_global_order():
   shares = np.arange(12).reshape(2, 3, 2)
-  got = pmap(lambda x: parallel.all_gather(x, parallel.AXIS))(shares)
+  got = pmap(lambda x: devices.all_gather(x, devices.AXIS))(shares)
   assert got.shape == (2, 6, 2)
   for replica in range(2):
     np.testing.assert_array_equal(got[replica], np.arange(12).reshape(6, 2))
-  assert parallel.all_gather(shares, None) is shares
+  assert devices.all_gather(shares, None) is shares
 
 
 def test_train_step_donates_its_state():
-  step = parallel.pmap_train_step(
+  step = devices.pmap_train_step(
     lambda state, batch: (
-      state + parallel.psum(batch.sum(), parallel.AXIS),
+      state + devices.psum(batch.sum(), devices.AXIS),
       batch.shape[0] * jnp.ones(()),
     )
   )
-  state = parallel.replicate(np.zeros(3, np.float32))
-  new, count = step(state, parallel.shard(np.arange(4.0, dtype=np.float32)))
-  np.testing.assert_array_equal(parallel.to_host(new), [6, 6, 6])
+  state = devices.replicate(np.zeros(3, np.float32))
+  new, count = step(state, devices.shard(np.arange(4.0, dtype=np.float32)))
+  np.testing.assert_array_equal(devices.to_host(new), [6, 6, 6])
   np.testing.assert_array_equal(count, [2, 2])
   assert state.is_deleted()
 
 
 def test_eval_step_maps_what_in_axes_says():
-  step = parallel.pmap_eval_step(
-    lambda scale, x: scale * x + jax.lax.axis_index(parallel.AXIS),
+  step = devices.pmap_eval_step(
+    lambda scale, x: scale * x + jax.lax.axis_index(devices.AXIS),
     in_axes=(None, 0),
   )
   got = step(np.float32(2), np.float32([[1, 2], [3, 4]]))
@@ -144,12 +144,12 @@ def test_eval_step_maps_what_in_axes_says():
 def test_initialize_sets_the_flag_for_one_version_alone(monkeypatch):
   flag = '--xla_cpu_experimental_ynn_fusion_type='
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
-  monkeypatch.setattr(parallel, '_ONE_CORE_CONVOLUTIONS', 'another version')
-  parallel.initialize()
+  monkeypatch.setattr(devices, '_ONE_CORE_CONVOLUTIONS', 'another version')
+  devices.initialize()
   assert flag not in os.environ['XLA_FLAGS']
-  monkeypatch.setattr(parallel, '_ONE_CORE_CONVOLUTIONS', jax.lib.__version__)
+  monkeypatch.setattr(devices, '_ONE_CORE_CONVOLUTIONS', jax.lib.__version__)
   for _ in range(2):  # once, however often it is called
-    parallel.initialize()
+    devices.initialize()
     assert os.environ['XLA_FLAGS'] == f'--xla_cpu_enable_fast_math=false {flag}'
 
 
@@ -159,12 +159,12 @@ def test_the_second_step_compiles_nothing():
   jax.monitoring.register_event_duration_secs_listener(
     lambda name, *_, **__: compiled.append(name) if 'compile' in name else None
   )
-  step = parallel.pmap_train_step(
+  step = devices.pmap_train_step(
     lambda state, batch: (state + batch.sum(), {'loss': state.sum()})
   )
-  devices = jax.local_device_count()
-  batch = parallel.shard(np.ones((2 * devices, 3), np.float32))
-  state, _ = step(parallel.replicate(np.ones(3, np.float32)), batch)
+  count = jax.local_device_count()
+  batch = devices.shard(np.ones((2 * count, 3), np.float32))
+  state, _ = step(devices.replicate(np.ones(3, np.float32)), batch)
   assert compiled
   compiled.clear()
   step(state, batch)

@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from dhat_jax import metrics, workdir
+from dhat_jax import metrics
 from dhat_jax.checkpoint import Checkpoints
+from dhat_jax.runtime import workdir
 from dhat_jax.stages import ROLES
 from dhat_jax.train import checkpoint_folder, train_and_evaluate
 from tests import processes, tiny_run

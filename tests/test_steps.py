@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from dhat_jax import losses, parallel, steps
+from dhat_jax import losses, steps
 from dhat_jax.attacks import balls, pgd
 from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.runtime import devices
 from dhat_jax.stages import ALL_ROLES, ROLES
 from dhat_jax.train_state import create_train_state
 from tests.tiny import TinyBackbone, random_like, random_variables, shapes_of
@@ -273,23 +274,23 @@ def test_float_images_are_taken_as_they_are():
 
 def test_two_devices_equal_one():
   """Same noise, synchronised batch norm, one gradient, one mean."""
-  state, step = make('main_head', axis_name=parallel.AXIS)
-  mapped = parallel.pmap_train_step(step)
-  replicated = parallel.replicate(state)
+  state, step = make('main_head', axis_name=devices.AXIS)
+  mapped = devices.pmap_train_step(step)
+  replicated = devices.replicate(state)
   one, plain = compiled('main_head')
   for seed in range(2):
     batch = make_batch(seed)
     batch['mask'][5:] = False  # All of one device's, a part of the other's.
-    replicated, sums = mapped(replicated, parallel.shard(batch))
+    replicated, sums = mapped(replicated, devices.shard(batch))
     one, expected = plain(one, batch)
-    host = parallel.to_host(sums)
+    host = devices.to_host(sums)
     assert host.keys() == expected.keys()
     for name, (total, count) in expected.items():
       assert host[name][1] == count
       np.testing.assert_allclose(
         host[name][0], total, rtol=1e-3, atol=1e-4, err_msg=name
       )
-  two = parallel.to_host(replicated)
+  two = devices.to_host(replicated)
   for group in ('params', 'batch_stats'):
     jax.tree.map(
       functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4),
@@ -301,10 +302,10 @@ def test_two_devices_equal_one():
 def test_batch_norm_that_is_not_shared_averages_its_statistics():
   """Each device normalises by its own share; the states stay equal."""
   state, step = make(
-    'second_head', loss=losses.natural(), axis_name=parallel.AXIS, shared=False
+    'second_head', loss=losses.natural(), axis_name=devices.AXIS, shared=False
   )
-  replicated, _ = parallel.pmap_train_step(step)(
-    parallel.replicate(state), parallel.shard(make_batch())
+  replicated, _ = devices.pmap_train_step(step)(
+    devices.replicate(state), devices.shard(make_batch())
   )
   for leaf in jax.tree.leaves(replicated.batch_stats):
     np.testing.assert_array_equal(leaf[0], leaf[1])
@@ -323,7 +324,7 @@ def test_batch_norm_that_is_not_shared_averages_its_statistics():
     lambda got, *own: np.testing.assert_allclose(
       got, np.mean(own, axis=0), rtol=1e-4, atol=1e-6
     ),
-    parallel.to_host(replicated).batch_stats,
+    devices.to_host(replicated).batch_stats,
     *halves,
   )
 
@@ -473,11 +474,11 @@ def test_eval_step_does_not_depend_on_batches_or_devices():
     )
     np.testing.assert_array_equal(flags, robust[part])
     np.testing.assert_allclose(images, images_adv[part], atol=1e-6)
-  mapped = parallel.pmap_eval_step(
-    make_eval_step(axis_name=parallel.AXIS), in_axes=(0, 0, None, None, None)
+  mapped = devices.pmap_eval_step(
+    make_eval_step(axis_name=devices.AXIS), in_axes=(0, 0, None, None, None)
   )
   flags, images = mapped(
-    parallel.replicate(variables), parallel.shard(batch), rng, 0, settings
+    devices.replicate(variables), devices.shard(batch), rng, 0, settings
   )
   for copy in np.asarray(flags):
     np.testing.assert_array_equal(copy, robust)

@@ -12,7 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dhat_jax import metrics, train, workdir
+from dhat_jax import metrics, train
+from dhat_jax.runtime import workdir
 from dhat_jax.train import train_and_evaluate
 from tests import tiny_run
 

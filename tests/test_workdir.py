@@ -5,7 +5,7 @@ import re
 import ml_collections
 import pytest
 
-from dhat_jax import workdir
+from dhat_jax.runtime import workdir
 
 
 def make_config(**changes):

@@ -4,7 +4,7 @@
 
 runs it as the command line would, without the report (seconds of figures, which
 other tests draw); tests kill it and run it again. Options with dashes are those
-of `parallel.initialize`.
+of `devices.initialize`.
 """
 
 import ast

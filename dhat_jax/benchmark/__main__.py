@@ -38,7 +38,7 @@ from typing import Any
 
 from absl import flags
 
-from dhat_jax import cli
+from dhat_jax.runtime import cli
 
 WHAT = ('training', 'pipeline', 'scaling', 'peer', 'autoattack')
 DTYPES = ('float32', 'bfloat16')
@@ -93,9 +93,10 @@ def _say(line: str) -> None:
 def _measure(values: flags.FlagValues) -> tuple[dict[str, Any], str]:
   """Returns (what was measured, its table)."""
   # JAX reads its flags when it starts.
-  from dhat_jax import build, parallel
+  from dhat_jax import build
+  from dhat_jax.runtime import devices
 
-  parallel.initialize()
+  devices.initialize()
   from dhat_jax.benchmark import timing
 
   config = values.config

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, convert, parallel, steps, torch_bridge
+from dhat_jax import build, convert, steps, torch_bridge
 from dhat_jax.attacks import balls
 from dhat_jax.benchmark import timing, training
+from dhat_jax.runtime import devices
 
 OURS = 'ours'
 # How far the losses of one step may be apart. Where a gradient is nearly 0 its
@@ -54,7 +55,7 @@ def attack_start(
     spec: `config.<stage>.attack`.
     images: float32 [B, H, W, C], the batch.
   """
-  state = parallel.to_host(trainer.state)
+  state = devices.to_host(trainer.state)
   rng = jax.random.fold_in(state.rng, state.step)
   rngs = steps.example_rngs(rng, len(images), None)
   rngs = jax.vmap(lambda key: jax.random.fold_in(key, 1))(rngs)
@@ -94,12 +95,12 @@ def compare(
   config.dataset.crop_padding, config.dataset.flip = 0, False
   numbers = recipe(config, name)
   trainer = training.make_trainer(config, name, batch_size)
-  variables = parallel.to_host(trainer.state).variables()
+  variables = devices.to_host(trainer.state).variables()
   state_dict = convert.to_torch(
     {k: jax.tree.map(np.asarray, v) for k, v in variables.items()}, trainer.net
   )
-  images = parallel.unshard(trainer.batch['images']).astype(np.float32) / 255
-  labels = parallel.unshard(trainer.batch['labels'])
+  images = devices.unshard(trainer.batch['images']).astype(np.float32) / 255
+  labels = devices.unshard(trainer.batch['labels'])
   arguments = trainer.net, state_dict, numbers, name
   peers = {
     'published': torch_steps.Published(*arguments),
@@ -111,7 +112,7 @@ def compare(
   start = attack_start(trainer, config[name].attack, images)
   for peer in peers.values():
     peer.load(images, labels, start)
-  total, count = parallel.to_host(trainer())['loss']
+  total, count = devices.to_host(trainer())['loss']
   losses = {OURS: float(total / count)}
   losses |= {key: peer() for key, peer in peers.items()}
   gap = max(abs(loss / losses[OURS] - 1) for loss in losses.values())

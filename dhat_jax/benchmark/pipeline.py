@@ -6,8 +6,9 @@ from typing import Any
 
 import ml_collections
 
-from dhat_jax import input_pipeline, parallel
+from dhat_jax import input_pipeline
 from dhat_jax.benchmark import training
+from dhat_jax.runtime import devices
 
 # Images of the data set that is made up; all in memory, as in a run.
 IMAGES = 50_000
@@ -40,7 +41,7 @@ def measure(
     start_step=0,
     num_steps=num_steps,
   )
-  sharded = input_pipeline.prefetch(parallel.shard(b) for b in batches)
+  sharded = input_pipeline.prefetch(devices.shard(b) for b in batches)
   waited = 0.0
   started = time.perf_counter()
   for _ in range(num_steps):

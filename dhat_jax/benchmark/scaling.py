@@ -74,8 +74,8 @@ def _on_devices(config, stage, batch_size, devices, repeats):
   """Measures in a process of its own, which has that many CPU devices."""
   code = (
     'import json, sys\n'
-    'from dhat_jax import parallel\n'
-    f'parallel.initialize(cpu_devices={devices})\n'
+    'from dhat_jax.runtime import devices\n'
+    f'devices.initialize(cpu_devices={devices})\n'
     'import ml_collections\n'
     'from dhat_jax.benchmark import training\n'
     'config, stage, size, repeats = json.load(sys.stdin)\n'

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from dhat_jax import workdir
+from dhat_jax.runtime import workdir
 
 
 def seconds(function: Callable[[], Any]) -> float:

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, parallel
+from dhat_jax import build
 from dhat_jax.benchmark import flops, timing
 from dhat_jax.datasets.base import Split
+from dhat_jax.runtime import devices
 from dhat_jax.stages import Stage
 from dhat_jax.train_state import TrainState, create_train_state
 
@@ -42,7 +43,7 @@ def random_batch(
   """Returns a batch of random images, split over the devices."""
   split = random_split(config, batch_size)
   mask = np.ones(batch_size, bool)
-  return parallel.shard(
+  return devices.shard(
     {'images': split.images, 'labels': split.labels, 'mask': mask}
   )
 
@@ -96,7 +97,7 @@ def make_stage(
   """Returns (the config with that batch size, its stage)."""
   config = copy.deepcopy(config)
   config[name].batch_size = batch_size
-  parallel.check_batch_size('--batch_size', batch_size)
+  devices.check_batch_size('--batch_size', batch_size)
   # A training set of a few batches: schedules do not matter here.
   return config, build.stage(config, name, 50 * batch_size)
 
@@ -116,9 +117,9 @@ def make_trainer(
   """
   config, stage = make_stage(config, name, batch_size)
   net = build.stage_model(config, stage)
-  state = parallel.replicate(make_state(config, stage))
+  state = devices.replicate(make_state(config, stage))
   batch = random_batch(config, batch_size)
-  step = parallel.mapped_train_step(build.train_step(config, stage, net))
+  step = devices.mapped_train_step(build.train_step(config, stage, net))
   started = time.perf_counter()
   lowered = step.lower(state, batch)
   traced = time.perf_counter()

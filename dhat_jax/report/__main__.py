@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dhat_jax import cli
 from dhat_jax.report import page, read
+from dhat_jax.runtime import cli
 
 
 def write(workdirs: Sequence[str], out: str | None = None) -> str:

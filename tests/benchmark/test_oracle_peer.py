@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from configs import digits
-from dhat_jax import convert, parallel
+from dhat_jax import convert
 from dhat_jax.benchmark import timing, training
+from dhat_jax.runtime import devices
 
 torch = pytest.importorskip('torch')
 
@@ -34,7 +35,7 @@ def make_config(steps=2):
 def parameters(trainer):
   """Our network's parameters, with the published names."""
   variables = jax.tree.map(
-    np.asarray, parallel.to_host(trainer.state).variables()
+    np.asarray, devices.to_host(trainer.state).variables()
   )
   return convert.to_torch(variables, trainer.net)
 
@@ -44,8 +45,8 @@ def test_one_step_is_the_same_everywhere(stage):
   config = make_config()
   trainer = training.make_trainer(config, stage, 8)
   before = parameters(trainer)
-  images = parallel.unshard(trainer.batch['images']).astype(np.float32) / 255
-  labels = parallel.unshard(trainer.batch['labels'])
+  images = devices.unshard(trainer.batch['images']).astype(np.float32) / 255
+  labels = devices.unshard(trainer.batch['labels'])
   recipe = peer.recipe(config, stage)
   peers = [
     torch_steps.Published(trainer.net, before, recipe, stage),
@@ -57,7 +58,7 @@ def test_one_step_is_the_same_everywhere(stage):
   start = peer.attack_start(trainer, config[stage].attack, images)
   for side in peers:
     side.load(images, labels, start)
-  total, count = parallel.to_host(trainer()['loss'])
+  total, count = devices.to_host(trainer()['loss'])
   after = parameters(trainer)
   for side in peers:
     assert side() == pytest.approx(total / count, rel=1e-3)

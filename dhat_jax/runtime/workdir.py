@@ -18,7 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from dhat_jax import disk, parallel
+from dhat_jax.runtime import devices, files
 
 PACKAGES = (
   'dhat_jax',
@@ -36,7 +36,7 @@ def _replacing(path: str, mode: str) -> Iterator[IO]:
   """Opens a file that takes the place of `path` once it is whole."""
   folder, name = os.path.split(os.path.abspath(path))
   temporary = os.path.join(folder, f'.{name}.tmp')
-  with disk.writing(path):
+  with files.writing(path):
     with open(temporary, mode) as file:
       yield file
       file.flush()
@@ -53,7 +53,7 @@ def write_json(path: str, value: Any) -> None:
 
 def write_npz(path: str, arrays: dict[str, np.ndarray]) -> None:
   """Writes an npz file atomically; its folder is created if need be."""
-  with disk.writing(path):
+  with files.writing(path):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   with _replacing(path, 'wb') as file:
     np.savez(file, **arrays)
@@ -144,11 +144,11 @@ def prepare(
 
   Args and errors as in `check`; the folder is created if need be.
   """
-  if parallel.is_first():
+  if devices.is_first():
     check(path, config, may_differ=may_differ)
     config_path = os.path.join(path, 'config.json')
     begun = os.path.exists(config_path)
-    with disk.writing(path):
+    with files.writing(path):
       os.makedirs(path, exist_ok=True)
     record_environment(path, begun=begun)
     if not begun:
@@ -182,9 +182,9 @@ def record_environment(path: str, *, begun: bool) -> None:
 
 def _check_shared(path: str) -> None:
   """Checks that all processes see the folder which the first one made."""
-  parallel.wait_for_all('workdir prepared')
+  devices.wait_for_all('workdir prepared')
   seen = os.path.exists(os.path.join(path, 'config.json'))
-  if not parallel.all_agree(seen):
+  if not devices.all_agree(seen):
     raise ValueError(
       f'workdir {path}: the processes of this run do not see the same folder; '
       'choose one on a file system that all hosts share'

@@ -1,0 +1,1 @@
+"""Devices, processes, files, the command line: what everything rests on."""
