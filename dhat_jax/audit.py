@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import divergences, input_pipeline
+from dhat_jax import divergences
+from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.ensemble import Ensemble
 from dhat_jax.evaluate import Attack
 from dhat_jax.evaluation_store import Part

@@ -14,10 +14,12 @@ from typing import Any
 import ml_collections
 import optax
 
-from dhat_jax import input_pipeline, losses, optim, plan, steps
+from dhat_jax import losses, optim, plan, steps
 from dhat_jax.attacks import pgd
-from dhat_jax.datasets import digits, image_folder, tfds
+from dhat_jax.datasets import batches as input_pipeline
+from dhat_jax.datasets import digits, image_folder
 from dhat_jax.datasets.base import Dataset, validate
+from dhat_jax.datasets.tfds import load as tfds
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet

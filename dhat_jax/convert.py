@@ -150,8 +150,9 @@ def import_workdir(
   Raises:
     ValueError: bad config, workdir or state dict.
   """
-  from dhat_jax import build, input_pipeline, train
+  from dhat_jax import build, train
   from dhat_jax.checkpoint import Checkpoints
+  from dhat_jax.datasets import batches as input_pipeline
   from dhat_jax.runtime import workdir
 
   build.check(config)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from dhat_jax import evaluate
 from dhat_jax.attacks import autoattack
 from dhat_jax.datasets.base import Split
+from dhat_jax.runtime import devices
 
 # What the reference spends; anything less is named in the results.
 STANDARD = {'n_iter': 100, 'n_queries': 5000, 'n_targets': 9}

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import input_pipeline, metrics, steps
+from dhat_jax import metrics, steps
 from dhat_jax.attacks import pgd
+from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets.base import Split
 from dhat_jax.runtime import devices
 

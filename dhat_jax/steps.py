@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from dhat_jax import input_pipeline
+from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.losses import Loss
 from dhat_jax.runtime import devices
 from dhat_jax.train_state import TrainState, split_parts

@@ -15,13 +15,13 @@ from dhat_jax import (
   build,
   checkpoint,
   evaluate,
-  input_pipeline,
   metrics,
   plan,
   robustbench,
   suite,
 )
 from dhat_jax.checkpoint import Checkpoints
+from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets.base import Dataset, Split
 from dhat_jax.runtime import devices, workdir
 from dhat_jax.runtime.preemption import Preempted, StopRequest

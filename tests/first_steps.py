@@ -12,8 +12,9 @@ import sys
 import jax
 import numpy as np
 
-from dhat_jax import build, checkpoint, input_pipeline
+from dhat_jax import build, checkpoint
 from dhat_jax.benchmark import training
+from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.runtime import devices
 from tests import tiny_run
 from tests.tiny import random_like

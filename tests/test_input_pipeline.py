@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax import input_pipeline
+from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets.base import Split
 
 

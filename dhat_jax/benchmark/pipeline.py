@@ -6,8 +6,8 @@ from typing import Any
 
 import ml_collections
 
-from dhat_jax import input_pipeline
 from dhat_jax.benchmark import training
+from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.runtime import devices
 
 # Images of the data set that is made up; all in memory, as in a run.

@@ -10,26 +10,21 @@ import numpy as np
 import pytest
 import requests
 
-from dhat_jax.datasets import (
-  tfds,
-  tfds_archives,
-  tfds_builders,
-  tfds_prepared,
-)
 from dhat_jax.datasets.base import validate
+from dhat_jax.datasets.tfds import builders, load, prepared
 from tests.datasets import archives
 
 tensorflow_datasets = pytest.importorskip('tensorflow_datasets')
 checksums = pytest.importorskip('tensorflow_datasets.core.download.checksums')
 
 
-has_tensorflow = tfds_prepared.has_tensorflow()
+has_tensorflow = prepared.has_tensorflow()
 
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
   """No test sees the user's folders, or makes use of TensorFlow."""
-  monkeypatch.setattr(tfds_prepared, 'has_tensorflow', lambda: False)
+  monkeypatch.setattr(prepared, 'has_tensorflow', lambda: False)
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
   monkeypatch.setenv('DHAT_JAX_CACHE', str(tmp_path / 'cache'))
 
@@ -52,7 +47,7 @@ def manual_dir(tmp_path):
 
 def register(monkeypatch, name, manual_dir):
   """Makes the checksums of synthetic archives the registered ones."""
-  builder_class = tfds_builders.builder_class(name)
+  builder_class = builders.builder_class(name)
   infos = dict(builder_class.url_infos)
   for url, info in infos.items():
     path = pathlib.Path(manual_dir, info.filename)
@@ -90,7 +85,7 @@ def assert_holds(dataset, content):
 def test_cifar_from_archive(name, manual_dir, monkeypatch, no_network):
   content = archives.write_cifar(name, manual_dir)
   register(monkeypatch, name, manual_dir)
-  dataset = tfds.load(name, manual_dir=manual_dir)
+  dataset = load.load(name, manual_dir=manual_dir)
   assert_holds(dataset, content)
   assert len(dataset.train.labels) == (15 if name == 'cifar10' else 3)
   assert (
@@ -105,13 +100,13 @@ def test_svhn_from_archive(manual_dir, monkeypatch, no_network):
   assert 0 in archives.write_svhn(manual_dir, labels=[10, 1, 2, 9])['test'][1]
   content = archives.write_svhn(manual_dir, labels=[10, 1, 2, 9])
   register(monkeypatch, 'svhn_cropped', manual_dir)
-  dataset = tfds.load('svhn_cropped', manual_dir=manual_dir)
+  dataset = load.load('svhn_cropped', manual_dir=manual_dir)
   assert_holds(dataset, content)
   assert dataset.class_names == tuple('0123456789')
 
 
 def test_every_way_gives_the_same(tmp_path, manual_dir, cifar10, monkeypatch):
-  first = tfds.load('cifar10', manual_dir=manual_dir)
+  first = load.load('cifar10', manual_dir=manual_dir)
   prepared = tmp_path / 'tfds' / 'cifar10' / '3.0.2'
   assert prepared.is_dir()
   shutil.rmtree(manual_dir)
@@ -127,30 +122,30 @@ def test_every_way_gives_the_same(tmp_path, manual_dir, cifar10, monkeypatch):
 
   # ArrayRecord, by the folder of data sets, of the data set, of the version.
   for folder in (tmp_path / 'tfds', prepared.parent, prepared):
-    assert tfds_prepared.find('cifar10', str(folder)) == str(prepared)
-  assert_same(first, tfds.load('cifar10', data_dir=str(prepared)))
+    assert prepared.find('cifar10', str(folder)) == str(prepared)
+  assert_same(first, load.load('cifar10', data_dir=str(prepared)))
   # TFRecord.
   other = tmp_path / 'other'
   archives.to_tfrecord(prepared, other / 'cifar10' / '3.0.2')
-  assert_same(first, tfds.load('cifar10', data_dir=str(other)))
+  assert_same(first, load.load('cifar10', data_dir=str(other)))
   # The cache alone, and then nothing of TFDS is needed.
   shutil.rmtree(tmp_path / 'tfds')
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
-  assert_same(first, tfds.load('cifar10'))
+  assert_same(first, load.load('cifar10'))
 
 
 def test_prepared_folder_that_changes_is_read_anew(
   tmp_path, manual_dir, cifar10
 ):
   root = str(tmp_path / 'mine')
-  first = tfds.load('cifar10', data_dir=root, manual_dir=manual_dir)
+  first = load.load('cifar10', data_dir=root, manual_dir=manual_dir)
   assert len(os.listdir(tmp_path / 'cache')) == 1
-  tfds.load('cifar10', data_dir=root)
+  load.load('cifar10', data_dir=root)
   assert len(os.listdir(tmp_path / 'cache')) == 1
   record = next((tmp_path / 'mine/cifar10/3.0.2').glob('*train*'))
   record.write_bytes(record.read_bytes()[: record.stat().st_size // 2])
   with pytest.raises(ValueError, match=r'mine/cifar10/3.0.2'):
-    tfds.load('cifar10', data_dir=root)
+    load.load('cifar10', data_dir=root)
   assert len(first.train.labels) == 15
 
 
@@ -160,7 +155,7 @@ def test_download_that_tfds_has_made_is_used(
   """TFDS's own downloads folder, with its INFO file next to the archive."""
   from tensorflow_datasets.core.download import resource
 
-  builder_class = tfds_builders.builder_class('cifar10')
+  builder_class = builders.builder_class('cifar10')
   ((url, info),) = [
     item for item in builder_class.url_infos.items() if 'cifar-10' in item[0]
   ]
@@ -175,13 +170,13 @@ def test_download_that_tfds_has_made_is_used(
     original_fname=info.filename,
     url_info=info,
   )
-  assert_holds(tfds.load('cifar10'), cifar10)
+  assert_holds(load.load('cifar10'), cifar10)
 
 
 def test_wrong_checksum_names_file_and_both(tmp_path, manual_dir):
   archives.write_cifar('cifar10', manual_dir)
   with pytest.raises(ValueError, match='wrong checksum') as error:
-    tfds.load('cifar10', manual_dir=manual_dir)
+    load.load('cifar10', manual_dir=manual_dir)
   path = os.path.join(manual_dir, 'cifar-10-binary.tar.gz')
   got = checksums.compute_url_info(pathlib.Path(path)).checksum
   expected = 'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
@@ -194,7 +189,7 @@ def test_wrong_checksum_names_file_and_both(tmp_path, manual_dir):
 def test_no_network_and_no_data(tmp_path, name, no_network):
   start = time.monotonic()
   with pytest.raises(FileNotFoundError) as error:
-    tfds.load(name)
+    load.load(name)
   assert time.monotonic() - start < 10
   message = str(error.value)
   archive = {'svhn_cropped': 'train_32x32.mat'}.get(
@@ -202,7 +197,7 @@ def test_no_network_and_no_data(tmp_path, name, no_network):
   )
   (url,) = [
     url
-    for url in tfds_builders.builder_class(name).url_infos
+    for url in builders.builder_class(name).url_infos
     if url.endswith(f'/{archive}')
   ]
   for text in (
@@ -221,7 +216,7 @@ def test_no_network_and_no_data(tmp_path, name, no_network):
 
 def test_downloads_turned_off(manual_dir):
   with pytest.raises(FileNotFoundError, match='turned off'):
-    tfds.load('cifar10', manual_dir=manual_dir, download=False)
+    load.load('cifar10', manual_dir=manual_dir, download=False)
 
 
 def test_second_archive_missing(manual_dir, monkeypatch, no_network):
@@ -229,7 +224,7 @@ def test_second_archive_missing(manual_dir, monkeypatch, no_network):
   register(monkeypatch, 'svhn_cropped', manual_dir)
   os.remove(os.path.join(manual_dir, 'test_32x32.mat'))
   with pytest.raises(FileNotFoundError, match=r'test_32x32\.mat') as error:
-    tfds.load('svhn_cropped', manual_dir=manual_dir)
+    load.load('svhn_cropped', manual_dir=manual_dir)
   assert 'train_32x32.mat' not in str(error.value)
 
 
@@ -243,13 +238,13 @@ def test_broken_download_leaves_nothing(
     (destination_path / 'part').write_bytes(b'half of it')
     raise requests.ConnectionError('broke off')
 
-  monkeypatch.setattr(tfds_archives, '_unreachable', lambda url: None)
+  monkeypatch.setattr(archives, '_unreachable', lambda url: None)
   monkeypatch.setattr(downloader._Downloader, '_sync_download', break_off)
   with pytest.raises(FileNotFoundError, match='broke off'):
-    tfds.load('cifar10')
+    load.load('cifar10')
   assert not list((tmp_path / 'tfds').rglob('*.tmp.*'))
   assert not list((tmp_path / 'tfds').rglob('part'))
-  assert_holds(tfds.load('cifar10', manual_dir=manual_dir), cifar10)
+  assert_holds(load.load('cifar10', manual_dir=manual_dir), cifar10)
 
 
 def test_label_out_of_range(manual_dir, monkeypatch):
@@ -258,14 +253,14 @@ def test_label_out_of_range(manual_dir, monkeypatch):
   with pytest.raises(
     ValueError, match=r'cifar-10-binary\.tar\.gz: label 10, expected in \[0, 10'
   ):
-    tfds.load('cifar10', manual_dir=manual_dir)
+    load.load('cifar10', manual_dir=manual_dir)
 
 
 def test_svhn_label_out_of_range(manual_dir, monkeypatch):
   archives.write_svhn(manual_dir, labels=[1, 2, 3, 11])
   register(monkeypatch, 'svhn_cropped', manual_dir)
   with pytest.raises(ValueError, match=r'_32x32\.mat: labels from 1 to 11'):
-    tfds.load('svhn_cropped', manual_dir=manual_dir)
+    load.load('svhn_cropped', manual_dir=manual_dir)
 
 
 @pytest.mark.parametrize('empty', [False, True])
@@ -274,26 +269,26 @@ def test_archive_that_is_none(manual_dir, monkeypatch, empty):
   path.write_bytes(b'' if empty else b'<html>not found</html>')
   register(monkeypatch, 'cifar10', manual_dir)
   with pytest.raises(ValueError, match=r'cifar-10-binary\.tar\.gz'):
-    tfds.load('cifar10', manual_dir=manual_dir)
+    load.load('cifar10', manual_dir=manual_dir)
 
 
 def test_truncated_rows():
   with pytest.raises(ValueError, match='got 3072 bytes, expected rows of 3073'):
-    list(tfds_builders._cifar_rows(bytes(3072), 1, 'some file'))
+    list(builders._cifar_rows(bytes(3072), 1, 'some file'))
 
 
 @pytest.mark.parametrize('keep', [5, 12, 14, 20])
 def test_truncated_tfrecord(tmp_path, keep):
   path = tmp_path / 'x.tfrecord'
   path.write_bytes(b'\3' + bytes(11) + b'abc' + bytes(4))
-  assert list(tfds_prepared.tfrecords(str(path))) == [b'abc']
+  assert list(prepared.tfrecords(str(path))) == [b'abc']
   path.write_bytes((path.read_bytes() * 2)[: 19 + keep % 19])
   with pytest.raises(ValueError, match=r'x\.tfrecord: is damaged or truncated'):
-    list(tfds_prepared.tfrecords(str(path)))
+    list(prepared.tfrecords(str(path)))
 
 
 def test_damaged_tfrecord_names_file(tmp_path, manual_dir, cifar10):
-  tfds.load('cifar10', manual_dir=manual_dir)
+  load.load('cifar10', manual_dir=manual_dir)
   prepared = tmp_path / 'tfds' / 'cifar10' / '3.0.2'
   target = tmp_path / 'other' / 'cifar10' / '3.0.2'
   archives.to_tfrecord(prepared, target)
@@ -302,42 +297,42 @@ def test_damaged_tfrecord_names_file(tmp_path, manual_dir, cifar10):
   middle = len(whole) // 2
   path.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
   with pytest.raises(ValueError, match=f'{path.name}: record 1 is damaged'):
-    tfds.load('cifar10', data_dir=str(tmp_path / 'other'))
+    load.load('cifar10', data_dir=str(tmp_path / 'other'))
   path.write_bytes(b'')
   with pytest.raises(ValueError, match='test split: holds 0 examples, expec'):
-    tfds.load('cifar10', data_dir=str(tmp_path / 'other'))
+    load.load('cifar10', data_dir=str(tmp_path / 'other'))
 
 
 def test_other_data_set_in_folder(tmp_path, manual_dir, cifar10):
-  tfds.load('cifar10', manual_dir=manual_dir)
+  load.load('cifar10', manual_dir=manual_dir)
   folder = str(tmp_path / 'tfds' / 'cifar10')
   with pytest.raises(ValueError, match="holds 'cifar10', expected 'cifar100'"):
-    tfds.load('cifar100', data_dir=folder)
+    load.load('cifar100', data_dir=folder)
 
 
 def test_format_that_needs_tensorflow(tmp_path, manual_dir, cifar10):
-  tfds.load('cifar10', manual_dir=manual_dir)
+  load.load('cifar10', manual_dir=manual_dir)
   info = tmp_path / 'tfds' / 'cifar10' / '3.0.2' / 'dataset_info.json'
   info.write_text(info.read_text().replace('array_record', 'riegeli'))
   with pytest.raises(ValueError, match=r"'riegeli'; choices without TensorF"):
-    tfds.load('cifar10', data_dir=str(tmp_path / 'tfds'))
+    load.load('cifar10', data_dir=str(tmp_path / 'tfds'))
 
 
 def test_names():
   with pytest.raises(ValueError, match=r"no 'cifar'; choices are \('cifar10'"):
-    tfds.load('cifar')
+    load.load('cifar')
   with pytest.raises(ValueError, match=r"'mnist' is not prepared in .*only"):
-    tfds.load('mnist')
+    load.load('mnist')
 
 
 def test_manual_dir_that_is_none():
   with pytest.raises(FileNotFoundError, match='nowhere is not a folder'):
-    tfds.load('cifar10', manual_dir='/nowhere')
+    load.load('cifar10', manual_dir='/nowhere')
 
 
 def test_import_loads_no_tfds():
   code = (
-    'import sys, dhat_jax.datasets.tfds, dhat_jax.datasets.digits; '
+    'import sys, dhat_jax.datasets.tfds.load, dhat_jax.datasets.digits; '
     "sys.exit(any(m in sys.modules for m in ('tensorflow_datasets', "
     "'sklearn', 'tensorflow')))"
   )
@@ -349,7 +344,7 @@ import pathlib, sys
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 manual_dir, root, file_format = sys.argv[1:]
-cls = tfds.builder_cls('cifar10')
+cls = load.builder_cls('cifar10')
 infos = dict(cls.url_infos)
 for url, info in infos.items():
   path = pathlib.Path(manual_dir, info.filename)
@@ -357,7 +352,7 @@ for url, info in infos.items():
     infos[url] = checksums.compute_url_info(path)
 cls.url_infos = infos
 cls(data_dir=root, file_format=file_format).download_and_prepare(
-  download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+  download_config=load.download.DownloadConfig(manual_dir=manual_dir)
 )
 """
 
@@ -376,6 +371,6 @@ def test_official_preparation_gives_the_same(
     check=True,
   )
   assert_same(
-    tfds.load('cifar10', manual_dir=manual_dir),
-    tfds.load('cifar10', data_dir=official),
+    load.load('cifar10', manual_dir=manual_dir),
+    load.load('cifar10', data_dir=official),
   )

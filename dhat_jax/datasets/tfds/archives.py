@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from dhat_jax.datasets import tfds_prepared
+from dhat_jax.datasets.tfds import prepared
 
 _TIMEOUT_SECS = 10
 
@@ -93,7 +93,7 @@ def _instructions(
     '--config.dataset.manual_dir=FOLDER;\n'
     '- give --config.dataset.data_dir=FOLDER, a folder in which TFDS has '
     f'prepared {name} (it holds {name}/{builder.version}/'
-    f'{tfds_prepared.INFO_FILE}).'
+    f'{prepared.INFO_FILE}).'
   )
 
 

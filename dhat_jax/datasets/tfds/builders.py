@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dhat_jax.datasets import tfds_archives, tfds_prepared
+from dhat_jax.datasets.tfds import archives, prepared
 
 # What can be prepared without TensorFlow, in the version it is prepared in.
 VERSIONS = {'cifar10': '3.0.2', 'cifar100': '3.0.2', 'svhn_cropped': '3.1.0'}
@@ -47,10 +47,10 @@ def prepare(
 
   if name in VERSIONS:
     builder = builder_class(name)(data_dir=root, file_format='array_record')
-    tfds_archives.require(builder, root, manual_dir, download)
+    archives.require(builder, root, manual_dir, download)
   else:
     builder = _official_builder(name, root)
-  with tfds_archives.tidy_downloads(root), tfds_archives.clear_errors(name):
+  with archives.tidy_downloads(root), archives.clear_errors(name):
     builder.download_and_prepare(
       download_config=tfds.download.DownloadConfig(
         manual_dir=manual_dir, try_download_gcs=False
@@ -70,7 +70,7 @@ def _official_builder(name: str, root: str) -> Any:
       f'config.dataset.name: TFDS has no {name!r}; choices are '
       f'{tuple(VERSIONS)}, and with TensorFlow any other of its data sets'
     ) from error
-  if not tfds_prepared.has_tensorflow():
+  if not prepared.has_tensorflow():
     raise ValueError(
       f'config.dataset.name: {name!r} is not prepared in {root}, and only '
       f'{tuple(VERSIONS)} can be prepared without TensorFlow '

@@ -2,8 +2,9 @@
 
 import os
 
-from dhat_jax.datasets import cache, tfds_builders, tfds_prepared
+from dhat_jax.datasets import cache
 from dhat_jax.datasets.base import Dataset
+from dhat_jax.datasets.tfds import builders, prepared
 
 
 def load(
@@ -39,7 +40,7 @@ def load(
     FileNotFoundError: no data; the message says what to put where.
     ValueError: data or names that are not what they should be.
   """
-  root = os.path.expanduser(data_dir or tfds_prepared.default_root())
+  root = os.path.expanduser(data_dir or prepared.default_root())
   if manual_dir is not None:
     manual_dir = os.path.expanduser(manual_dir)
     if not os.path.isdir(manual_dir):
@@ -47,21 +48,21 @@ def load(
         f'config.dataset.manual_dir: {manual_dir} is not a folder'
       )
 
-  def prepared() -> str:
-    return tfds_prepared.find(name, root) or tfds_builders.prepare(
+  def find_or_prepare() -> str:
+    return prepared.find(name, root) or builders.prepare(
       name, root=root, manual_dir=manual_dir, download=download
     )
 
-  if data_dir is None and name in tfds_builders.VERSIONS:
+  if data_dir is None and name in builders.VERSIONS:
     # Without a folder of the user's own it is the official data, whichever
     # way it comes: the cache file alone will do, also on another machine.
-    key, found = tfds_builders.VERSIONS[name], None
+    key, found = builders.VERSIONS[name], None
   else:
-    found = prepared()
-    key = tfds_prepared.fingerprint(found)
+    found = find_or_prepare()
+    key = prepared.fingerprint(found)
   return cache.read_or_make(
     os.path.join(
       cache.folder(cache_dir), f'tfds_{name.replace("/", "_")}_{key}.npz'
     ),
-    lambda: tfds_prepared.read(name, found or prepared()),
+    lambda: prepared.read(name, found or find_or_prepare()),
   )

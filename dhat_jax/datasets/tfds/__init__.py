@@ -1,0 +1,1 @@
+"""Data sets of TFDS, read and prepared without TensorFlow."""
