@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from dhat_jax.attacks import autoattack_checks, balls, pgd
+from dhat_jax.attacks import balls, pgd
+from dhat_jax.attacks.autoattack import checks
 from dhat_jax.audit import AuditPlan
 from dhat_jax.ensemble import Ensemble
 from dhat_jax.evaluate import Attack, Evaluator, output_names
@@ -56,7 +57,7 @@ def gradient_attack(name: str, spec: ml_collections.ConfigDict) -> Attack:
     raise ValueError(
       f'config.evaluation.attacks: got {name!r}, choices are '
       "'clean', 'fgsm', 'pgd_<steps>' and 'cw_<steps>', as in 'pgd_40', "
-      f"'autoattack' and its {autoattack_checks.NAMES}"
+      f"'autoattack' and its {checks.NAMES}"
     )
   settings = pgd.Settings(
     epsilon=radius,
@@ -76,7 +77,7 @@ def _ensemble(name: str, spec: ml_collections.ConfigDict) -> Ensemble:
   own = 'config.evaluation.autoattack_'
   whole = name == 'autoattack'
   version = choose(
-    f'{own}version', spec.autoattack_version, tuple(autoattack_checks.VERSIONS)
+    f'{own}version', spec.autoattack_version, tuple(checks.VERSIONS)
   )
   radius = in_unit(spec, 'epsilon')
   return Ensemble(
@@ -186,7 +187,7 @@ def evaluation(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
   known = ('main', 'second', 'mean', 'aggregated')
   for output in spec.autoattack_outputs:
     choose('config.evaluation.autoattack_outputs', output, known)
-  ensembles = ('autoattack', *autoattack_checks.NAMES)
+  ensembles = ('autoattack', *checks.NAMES)
   return Plan(
     clean=gradient_attack('clean', spec),
     attacks=tuple(

@@ -12,11 +12,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dhat_jax.attacks import balls, fab_projections, per_example
+from dhat_jax.attacks import balls, hyperplanes, per_example
 
 _PROJECT = {
-  'linf': fab_projections.project_linf,
-  'l2': fab_projections.project_l2,
+  'linf': hyperplanes.project_linf,
+  'l2': hyperplanes.project_l2,
 }
 _NEVER = 1e10  # A perturbation larger than any
 

@@ -13,12 +13,12 @@ import ml_collections
 import numpy as np
 
 from dhat_jax import build, convert, torch_bridge
-from dhat_jax.attacks import autoattack_checks, autoattack_passes, balls
-from dhat_jax.attacks.autoattack import autoattack
+from dhat_jax.attacks import balls
+from dhat_jax.attacks.autoattack import autoattack, checks, passes
 from dhat_jax.benchmark import training
 from dhat_jax.options import choose
 
-STANDARD = autoattack_checks.VERSIONS['standard']
+STANDARD = checks.VERSIONS['standard']
 # Of a network that is not trained: so small that nothing breaks, and all the
 # work has to be done for all images.
 TINY_EPSILON = 1e-6
@@ -104,7 +104,7 @@ class _KeepCompiled:
 
   def __call__(self, fn: Callable, in_axes: Any) -> Callable:
     if self._used == len(self._functions):
-      self._functions.append(autoattack_passes.jit_hoisted(fn, in_axes))
+      self._functions.append(passes.jit_hoisted(fn, in_axes))
     self._used += 1
     return self._functions[self._used - 1]
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from dhat_jax.attacks import autoattack_passes
+from dhat_jax.attacks.autoattack import passes
 from dhat_jax.benchmark import autoattack_sides, timing, training
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256)
@@ -21,7 +21,7 @@ AGGREGATORS = ('pairwise', 'classwise')
 DEVICES = (1, 2)
 IMAGES = (32, 64, 128, 256)
 # Of AutoAttack: small, for what grows with it is known.
-BUDGET = autoattack_passes.Budget(n_iter=5, n_queries=40, n_targets=2)
+BUDGET = passes.Budget(n_iter=5, n_queries=40, n_targets=2)
 IMAGES_AT_ONCE = 64
 
 

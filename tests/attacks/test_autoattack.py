@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.attacks import autoattack_checks as checks
 from dhat_jax.attacks import per_example
-from dhat_jax.attacks.autoattack import autoattack
-from dhat_jax.attacks.autoattack_passes import Budget
+from dhat_jax.attacks.autoattack import autoattack, checks
+from dhat_jax.attacks.autoattack.passes import Budget
 
 _BUDGET = {'n_iter': 5, 'n_queries': 30}
 _SLOPE = np.random.default_rng(5).normal(size=(72, 5)).astype(np.float32)

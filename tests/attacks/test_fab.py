@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.attacks import fab, fab_projections, per_example
+from dhat_jax.attacks import fab, hyperplanes, per_example
 
 _SLOPE = jnp.array([[1.0, 2.0, -1.0], [0.5, -1.0, 3.0]])  # [D, K]
 
@@ -37,7 +37,7 @@ def test_projection_is_feasible_and_nearest(norm):
   normals = rng.normal(size=(50, 6)).astype(np.float32)
   inside = rng.uniform(size=(50, 6)).astype(np.float32)  # plane meets the box
   offsets = np.sum(normals * inside, axis=1)
-  project = getattr(fab_projections, f'project_{norm}')
+  project = getattr(hyperplanes, f'project_{norm}')
   steps = np.asarray(jax.jit(project)(points, normals, offsets))
   ends = points + steps
   np.testing.assert_allclose(np.sum(normals * ends, 1), offsets, atol=2e-6)
@@ -55,7 +55,7 @@ def test_projection_is_feasible_and_nearest(norm):
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 def test_projection_out_of_reach_goes_to_the_corner(norm):
-  project = getattr(fab_projections, f'project_{norm}')
+  project = getattr(hyperplanes, f'project_{norm}')
   points = jnp.array([[0.2, 0.6, 0.5]])
   normals = jnp.array([[1.0, -2.0, 0.0]])
   steps = project(points, normals, jnp.array([5.0]))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.attacks import fab, fab_projections
+from dhat_jax.attacks import fab, hyperplanes
 from tests.attacks import oracle
 
 torch = pytest.importorskip('torch')
@@ -96,7 +96,7 @@ def _planes(seed, count=200, size=30):
 def test_projections_equal_the_original(norm, seed):
   points, normals, offsets = _planes(seed)
   theirs = getattr(oracle_projections, f'projection_{norm}')
-  ours = getattr(fab_projections, f'project_{norm}')
+  ours = getattr(hyperplanes, f'project_{norm}')
   with oracle.float64():
     expected = theirs(*(torch.tensor(a) for a in (points, normals, offsets)))
     steps = np.asarray(jax.jit(ours)(points, normals, offsets))

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from dhat_jax.datasets.base import validate
+from dhat_jax.datasets.tfds import archives as tfds_archives
 from dhat_jax.datasets.tfds import builders, load, prepared
 from tests.datasets import archives
 
@@ -107,8 +108,8 @@ def test_svhn_from_archive(manual_dir, monkeypatch, no_network):
 
 def test_every_way_gives_the_same(tmp_path, manual_dir, cifar10, monkeypatch):
   first = load.load('cifar10', manual_dir=manual_dir)
-  prepared = tmp_path / 'tfds' / 'cifar10' / '3.0.2'
-  assert prepared.is_dir()
+  version_dir = tmp_path / 'tfds' / 'cifar10' / '3.0.2'
+  assert version_dir.is_dir()
   shutil.rmtree(manual_dir)
 
   # The official entry point reads what was prepared.
@@ -121,12 +122,12 @@ def test_every_way_gives_the_same(tmp_path, manual_dir, cifar10, monkeypatch):
     assert example['id'].startswith(b'train_000')
 
   # ArrayRecord, by the folder of data sets, of the data set, of the version.
-  for folder in (tmp_path / 'tfds', prepared.parent, prepared):
-    assert prepared.find('cifar10', str(folder)) == str(prepared)
-  assert_same(first, load.load('cifar10', data_dir=str(prepared)))
+  for folder in (tmp_path / 'tfds', version_dir.parent, version_dir):
+    assert prepared.find('cifar10', str(folder)) == str(version_dir)
+  assert_same(first, load.load('cifar10', data_dir=str(version_dir)))
   # TFRecord.
   other = tmp_path / 'other'
-  archives.to_tfrecord(prepared, other / 'cifar10' / '3.0.2')
+  archives.to_tfrecord(version_dir, other / 'cifar10' / '3.0.2')
   assert_same(first, load.load('cifar10', data_dir=str(other)))
   # The cache alone, and then nothing of TFDS is needed.
   shutil.rmtree(tmp_path / 'tfds')
@@ -238,7 +239,7 @@ def test_broken_download_leaves_nothing(
     (destination_path / 'part').write_bytes(b'half of it')
     raise requests.ConnectionError('broke off')
 
-  monkeypatch.setattr(archives, '_unreachable', lambda url: None)
+  monkeypatch.setattr(tfds_archives, '_unreachable', lambda url: None)
   monkeypatch.setattr(downloader._Downloader, '_sync_download', break_off)
   with pytest.raises(FileNotFoundError, match='broke off'):
     load.load('cifar10')
@@ -289,9 +290,9 @@ def test_truncated_tfrecord(tmp_path, keep):
 
 def test_damaged_tfrecord_names_file(tmp_path, manual_dir, cifar10):
   load.load('cifar10', manual_dir=manual_dir)
-  prepared = tmp_path / 'tfds' / 'cifar10' / '3.0.2'
+  version_dir = tmp_path / 'tfds' / 'cifar10' / '3.0.2'
   target = tmp_path / 'other' / 'cifar10' / '3.0.2'
-  archives.to_tfrecord(prepared, target)
+  archives.to_tfrecord(version_dir, target)
   (path,) = target.glob('*-test.tfrecord*')
   whole = path.read_bytes()
   middle = len(whole) // 2

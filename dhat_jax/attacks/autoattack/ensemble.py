@@ -14,16 +14,16 @@ import chex
 import jax
 import numpy as np
 
-from dhat_jax.attacks import autoattack_checks as checks
 from dhat_jax.attacks import balls
-from dhat_jax.attacks.autoattack_journal import Journal, digest
-from dhat_jax.attacks.autoattack_passes import (
+from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack.journal import Journal, digest
+from dhat_jax.attacks.autoattack.passes import (
   ATTACK_AXES,
   Budget,
   jit_hoisted,
   make_attack,
 )
-from dhat_jax.attacks.autoattack_progress import Progress, Reporter
+from dhat_jax.attacks.autoattack.progress import Progress, Reporter
 
 
 @dataclasses.dataclass(frozen=True)
