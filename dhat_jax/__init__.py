@@ -10,15 +10,15 @@ _PUBLIC = {
   'DualHeadNet': 'models.dual_head',
   'ResNet18': 'models.resnet',
   'WideResNet': 'models.wide_resnet',
-  'Outputs': 'outputs',
+  'Outputs': 'models.outputs',
   'Settings': 'attacks.pgd',
   'make_attack': 'attacks.pgd',
   'make_evaluation_attack': 'attacks.pgd',
   'autoattack': 'attacks.autoattack',
-  'create_train_state': 'train_state',
-  'make_eval_step': 'steps',
-  'make_train_step': 'steps',
-  'train_and_evaluate': 'train',
+  'create_train_state': 'training.state',
+  'make_eval_step': 'training.step',
+  'make_train_step': 'training.step',
+  'train_and_evaluate': 'training.loop',
 }
 
 __all__ = sorted(_PUBLIC)

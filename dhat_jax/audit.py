@@ -21,7 +21,7 @@ from dhat_jax.ensemble import Ensemble
 from dhat_jax.evaluate import Attack
 from dhat_jax.evaluation_store import Part
 from dhat_jax.models import aggregator as aggregators
-from dhat_jax.outputs import Outputs
+from dhat_jax.models.outputs import Outputs
 from dhat_jax.parts import Parts
 from dhat_jax.runtime import devices
 

@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from dhat_jax import losses, optim, plan, steps
+from dhat_jax import losses, plan
 from dhat_jax.attacks import pgd
 from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets import digits, image_folder
@@ -25,7 +25,9 @@ from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
 from dhat_jax.options import at_least, choose, in_unit
 from dhat_jax.runtime import devices
-from dhat_jax.stages import ALL_ROLES, ROLES, Stage
+from dhat_jax.training import optim
+from dhat_jax.training.stages import ALL_ROLES, ROLES, Stage
+from dhat_jax.training.step import make_train_step
 
 LOADERS = {
   'tfds': lambda spec: tfds.load(
@@ -227,7 +229,7 @@ def train_step(
     stage: from `stage`.
     net: from `stage_model`.
   """
-  return steps.make_train_step(
+  return make_train_step(
     net=net,
     tx=stage.tx,
     loss=stage.loss,

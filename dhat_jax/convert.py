@@ -150,10 +150,11 @@ def import_workdir(
   Raises:
     ValueError: bad config, workdir or state dict.
   """
-  from dhat_jax import build, train
-  from dhat_jax.checkpoint import Checkpoints
+  from dhat_jax import build
   from dhat_jax.datasets import batches as input_pipeline
   from dhat_jax.runtime import workdir
+  from dhat_jax.training import loop
+  from dhat_jax.training.checkpoint import Checkpoints
 
   build.check(config)
   if config.compare_with_natural:
@@ -161,7 +162,7 @@ def import_workdir(
       'config.compare_with_natural: got True, but there are no weights of a '
       'naturally trained network; give --config.compare_with_natural=false'
     )
-  folders = {n: train.checkpoint_folder(directory, n) for n in config.stages}
+  folders = {n: loop.checkpoint_folder(directory, n) for n in config.stages}
   for folder in folders.values():
     if os.path.isdir(folder):
       raise ValueError(f'{folder} is there already; choose another --workdir')
@@ -200,13 +201,14 @@ def export_workdir(config: Any, directory: str) -> dict[str, np.ndarray]:
   Raises:
     ValueError: the workdir is not trained, or of another config.
   """
-  from dhat_jax import build, train
-  from dhat_jax.checkpoint import Checkpoints
+  from dhat_jax import build
   from dhat_jax.runtime import workdir
+  from dhat_jax.training import loop
+  from dhat_jax.training.checkpoint import Checkpoints
 
   build.check(config)
   name = config.stages[-1]
-  folder = train.checkpoint_folder(directory, name)
+  folder = loop.checkpoint_folder(directory, name)
   if not os.path.isdir(folder):
     raise ValueError(f'workdir {directory}: stage {name!r} is not trained')
   workdir.prepare(directory, config, may_differ=('evaluation.',))
@@ -220,7 +222,7 @@ def _empty_state(
 ) -> tuple[Any, Any]:
   """Returns (a stage's state as training makes it, all zeros; the stage)."""
   from dhat_jax import build
-  from dhat_jax.train_state import create_train_state
+  from dhat_jax.training.state import create_train_state
 
   stage = build.stage(config, name, num_train)
   net = build.model(config, outputs=stage.role.outputs)

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import metrics, steps
 from dhat_jax.attacks import pgd
 from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets.base import Split
 from dhat_jax.runtime import devices
+from dhat_jax.training import metrics
+from dhat_jax.training.step import make_eval_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Evaluator:
   def _step(self, network: str):
     if network not in self._steps:
       net, output = self._networks[network]
-      step = steps.make_eval_step(
+      step = make_eval_step(
         net=net,
         output=output,
         attack=pgd.make_evaluation_attack(objective=None, norm=self.norm),

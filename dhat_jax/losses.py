@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dhat_jax import divergences
-from dhat_jax.outputs import Outputs
+from dhat_jax.models.outputs import Outputs
 
 Diagnostics = dict[str, chex.Array]
 

@@ -135,8 +135,8 @@ def run(config, workdir: str, mode: str, **start_up) -> None:
   # Not before the flags are known to be good: JAX takes a second to import.
   import jax
 
-  from dhat_jax import metrics, train
   from dhat_jax.runtime import devices, files
+  from dhat_jax.training import loop, metrics
 
   fail = _fail
   try:
@@ -144,10 +144,10 @@ def run(config, workdir: str, mode: str, **start_up) -> None:
     if devices.process_count() > 1:
       fail = _fail_at_once
     _log_to_console(logging.INFO if devices.is_first() else logging.WARNING)
-    train.train_and_evaluate(config, workdir, mode=mode)
+    loop.train_and_evaluate(config, workdir, mode=mode)
     if devices.is_first():
       _report(workdir)
-  except train.Preempted as stop:
+  except loop.Preempted as stop:
     print(f'stopped at {stop}: saved; resume with the same command')
   except files.WriteError as error:
     _fail_at_once(error)

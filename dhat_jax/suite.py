@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from dhat_jax import audit, evaluate, heads, metrics
+from dhat_jax import audit, evaluate, heads
 from dhat_jax.audit import AuditPlan
 from dhat_jax.datasets.base import Split
 from dhat_jax.ensemble import Ensemble
 from dhat_jax.evaluate import Attack, Evaluator
 from dhat_jax.parts import Parts, example_places
 from dhat_jax.runtime import devices
+from dhat_jax.training import metrics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import nn
 
 from dhat_jax.models.aggregator import CHANNELS, HIDDEN, POOL, class_pairs
 from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.outputs import Outputs
 from dhat_jax.models.wide_resnet import WideResNet
-from dhat_jax.outputs import Outputs
 
 
 def _conv(inputs: int, features: int, size: int, stride: int = 1) -> nn.Conv2d:

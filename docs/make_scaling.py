@@ -17,7 +17,8 @@ import sys
 import jax
 
 from dhat_jax import build
-from dhat_jax.benchmark import flops, timing, training
+from dhat_jax.benchmark import timing, training
+from dhat_jax.training import cost
 
 DOCS = pathlib.Path(__file__).parent
 PAGES = (DOCS / 'scaling.md', DOCS / 'results.md')
@@ -114,11 +115,11 @@ def stage_cost(config, name):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
   net = build.model(config, outputs=stage.role.outputs)
-  costs = flops.parts(net, training.image_shape(config))
+  costs = cost.parts(net, training.image_shape(config))
   steps = config[name].attack.steps
   return Cost(
     epochs=config[name].epochs,
-    operations=2 * flops.needed(costs, name, stage.loss, steps),
+    operations=2 * cost.needed(costs, name, stage.loss, steps),
     trained=size(trained),
     parameters=size(state.params),
     norms=len(statistics) // 2,
@@ -238,13 +239,13 @@ def experiment_table(costs):
   """What the comparison costs at the paper's size, on one accelerator."""
   accelerator = ACCELERATORS[0]
   config = get_config()
-  parts = flops.parts(build.model(config), training.image_shape(config))
+  parts = cost.parts(build.model(config), training.image_shape(config))
   single = 2 * (parts['trunk'] + parts['main_head'])
   dual = 2 * sum(parts.values())
   wide_config = get_config('wrn34_14')
   wide_config.stages = ('main_head',)
   wide = {'main_head': stage_cost(wide_config, 'main_head')}
-  wide_parts = flops.parts(
+  wide_parts = cost.parts(
     build.model(wide_config), training.image_shape(wide_config)
   )
   wide_forward = 2 * (wide_parts['trunk'] + wide_parts['main_head'])

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, train
-from dhat_jax.benchmark import flops
+from dhat_jax import build
 from dhat_jax.benchmark.timing import machine
 from dhat_jax.runtime import devices, workdir
+from dhat_jax.training import cost as flops
+from dhat_jax.training import loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _take_over(run: Run, root: str) -> None:
   _same_beginning(run)
   for stage in run.shared:
     source, target = (
-      train.checkpoint_folder(os.path.join(root, name), stage)
+      loop.checkpoint_folder(os.path.join(root, name), stage)
       for name in (run.source.name, run.name)
     )
     if not os.path.exists(target):
@@ -108,7 +109,7 @@ def perform(run: Run, root: str) -> dict[str, Any]:
   workdir.prepare(directory, run.config)
   if run.source is not None:
     _take_over(run, root)
-  return train.train_and_evaluate(run.config, directory)
+  return loop.train_and_evaluate(run.config, directory)
 
 
 def parameters(

@@ -225,7 +225,7 @@ def damages(workdir: str) -> list[str]:
   Of each stage the newest two, as many as the short config keeps: a kill may
   leave an older one half deleted.
   """
-  from dhat_jax import checkpoint
+  from dhat_jax.training import checkpoint
 
   found = []
   for stage in STAGES:

@@ -12,10 +12,11 @@ import sys
 import jax
 import numpy as np
 
-from dhat_jax import build, checkpoint
+from dhat_jax import build
 from dhat_jax.benchmark import training
 from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.runtime import devices
+from dhat_jax.training import checkpoint
 from tests import tiny_run
 from tests.tiny import random_like
 

@@ -6,9 +6,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import cifar10, digits
-from dhat_jax import build, optim
+from dhat_jax import build
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.training import optim
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dhat_jax import checkpoint
-from dhat_jax.checkpoint import Checkpoints
-from dhat_jax.optim import make_optimizer
-from dhat_jax.train_state import TrainState
+from dhat_jax.training import checkpoint
+from dhat_jax.training.checkpoint import Checkpoints
+from dhat_jax.training.optim import make_optimizer
+from dhat_jax.training.state import TrainState
 from tests.tiny import normal
 
 TX = make_optimizer(schedule=lambda step: 0.1, momentum=0.9, weight_decay=0.1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from dhat_jax.checkpoint import Checkpoints
+from dhat_jax.training.checkpoint import Checkpoints
 from tests.test_checkpoint import assert_bitwise_equal, make_state, save_all
 
 # What Orbax leaves behind when it fails to read a file.

@@ -10,7 +10,7 @@ import pytest
 from dhat_jax import build
 from dhat_jax.benchmark import training
 from dhat_jax.runtime import devices
-from dhat_jax.stages import ROLES
+from dhat_jax.training.stages import ROLES
 from tests import tiny_run
 
 # Whatever moves data between device and host inside a program.

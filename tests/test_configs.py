@@ -13,7 +13,7 @@ import pytest
 from configs import recipes
 from dhat_jax import build
 from dhat_jax.runtime import workdir
-from dhat_jax.stages import ROLES
+from dhat_jax.training.stages import ROLES
 
 SOURCES = pathlib.Path(build.__file__).parent
 VARIANTS = [

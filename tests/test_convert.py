@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from configs import digits
-from dhat_jax import convert, train
+from dhat_jax import convert
 from dhat_jax.datasets import digits as digits_data
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.training import loop
 from tests.tiny import TinyBackbone, flat, random_variables
 
 WRN = WideResNet(10, 1)
@@ -317,7 +318,7 @@ def imported_plain(tmp_path_factory):
 
 def test_imported_stages_count_as_trained(imported_plain):
   config, workdir, model, state_dict = imported_plain
-  variables, seconds = train.train(config, workdir, digits_data.load())
+  variables, seconds = loop.train(config, workdir, digits_data.load())
   assert seconds == {'main_head': 0}
   expected = flat(convert.from_torch(state_dict, model))
   for path, array in flat(variables).items():
@@ -327,7 +328,7 @@ def test_imported_stages_count_as_trained(imported_plain):
 @pytest.mark.slow
 def test_imported_workdir_is_evaluated(imported_plain):
   config, workdir, model, state_dict = imported_plain
-  results = train.train_and_evaluate(config, workdir, mode='evaluate')
+  results = loop.train_and_evaluate(config, workdir, mode='evaluate')
   test = digits_data.load().test
   logits = jax.jit(model.apply)(
     convert.from_torch(state_dict, model),

@@ -25,9 +25,9 @@ from dhat_jax import build, convert, losses, torch_bridge
 from dhat_jax.benchmark import __main__ as benchmark
 from dhat_jax.datasets import digits
 from dhat_jax.runtime import cli
-from dhat_jax.stages import ROLES
-from dhat_jax.steps import make_train_step
-from dhat_jax.train_state import create_train_state
+from dhat_jax.training.stages import ROLES
+from dhat_jax.training.state import create_train_state
+from dhat_jax.training.step import make_train_step
 from tests.tiny import TinyBackbone, random_variables
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -8,7 +8,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dhat_jax import build, train
+from dhat_jax import build
+from dhat_jax.training import loop
 from experiments import (
   ablations,
   cifar10_jpeg,
@@ -363,7 +364,7 @@ def test_a_copy_cut_short_does_not_count(tmp_path):
 
 def flat_checkpoint(workdir, stage):
   """Returns {name: array} of the newest checkpoint."""
-  folder = train.checkpoint_folder(str(workdir), stage)
+  folder = loop.checkpoint_folder(str(workdir), stage)
   newest = max(int(name) for name in os.listdir(folder) if name.isdigit())
   with ocp.PyTreeCheckpointer() as reader:
     return flat(reader.restore(os.path.join(folder, str(newest), 'state')))

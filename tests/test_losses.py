@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dhat_jax import losses
-from dhat_jax.outputs import Outputs
+from dhat_jax.models.outputs import Outputs
 
 BETA = 3.0
 LABELS = np.array([0, 1, 2, 0])

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from dhat_jax import metrics
 from dhat_jax.runtime import files
+from dhat_jax.training import metrics
 
 
 def test_means_divide_sums_by_counts_once():

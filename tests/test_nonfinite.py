@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax import checkpoint, losses, metrics
+from dhat_jax import losses
 from dhat_jax.runtime import devices
-from dhat_jax.train import train_and_evaluate
+from dhat_jax.training import checkpoint, metrics
+from dhat_jax.training.loop import train_and_evaluate
 from tests import tiny_run
 
 STAGE = {'stages': ('main_head',)}

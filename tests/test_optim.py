@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from dhat_jax.optim import make_optimizer, make_schedule
+from dhat_jax.training.optim import make_optimizer, make_schedule
 from tests.tiny import flat, normal
 
 

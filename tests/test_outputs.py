@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from dhat_jax.outputs import Outputs
+from dhat_jax.models.outputs import Outputs
 
 MAIN = np.array([[1.0, 2.0], [3.0, -4.0]])
 SECOND = np.array([[5.0, 0.0], [-3.0, 4.0]])

@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from dhat_jax import metrics
-from dhat_jax.checkpoint import Checkpoints
 from dhat_jax.runtime import workdir
-from dhat_jax.stages import ROLES
-from dhat_jax.train import checkpoint_folder, train_and_evaluate
+from dhat_jax.training import metrics
+from dhat_jax.training.checkpoint import Checkpoints
+from dhat_jax.training.loop import checkpoint_folder, train_and_evaluate
+from dhat_jax.training.stages import ROLES
 from tests import processes, tiny_run
 
 pytestmark = pytest.mark.slow

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from dhat_jax import losses, steps
+from dhat_jax import losses
 from dhat_jax.attacks import balls, pgd
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.runtime import devices
-from dhat_jax.stages import ALL_ROLES, ROLES
-from dhat_jax.train_state import create_train_state
+from dhat_jax.training.stages import ALL_ROLES, ROLES
+from dhat_jax.training.state import create_train_state
+from dhat_jax.training.step import example_rngs, make_eval_step, make_train_step
 from tests.tiny import TinyBackbone, random_like, random_variables, shapes_of
 
 SHAPE = (6, 6, 1)
@@ -76,7 +77,7 @@ def make(
     variables=random_like(shapes, 1),
     ema=decay > 0,
   )
-  step = steps.make_train_step(
+  step = make_train_step(
     net=network,
     tx=tx,
     loss=loss or losses.trades(beta=6.0),
@@ -331,15 +332,15 @@ def test_batch_norm_that_is_not_shared_averages_its_statistics():
 
 def test_examples_have_their_keys_on_any_number_of_devices():
   rng = jax.random.key(3)
-  whole = steps.example_rngs(rng, 4, None)
-  halves = jax.pmap(
-    lambda _: steps.example_rngs(rng, 2, 'batch'), axis_name='batch'
-  )(jnp.zeros(2))
+  whole = example_rngs(rng, 4, None)
+  halves = jax.pmap(lambda _: example_rngs(rng, 2, 'batch'), axis_name='batch')(
+    jnp.zeros(2)
+  )
   np.testing.assert_array_equal(
     jax.random.key_data(whole),
     np.asarray(jax.random.key_data(halves)).reshape(4, -1),
   )
-  shifted = steps.example_rngs(rng, 2, None, offset=2)
+  shifted = example_rngs(rng, 2, None, offset=2)
   np.testing.assert_array_equal(
     jax.random.key_data(shifted), jax.random.key_data(whole)[2:]
   )
@@ -383,7 +384,7 @@ def test_other_losses_train(loss):
 
 def test_natural_needs_no_attack_and_others_do():
   with pytest.raises(ValueError, match="loss 'sat' needs an attack, got None"):
-    steps.make_train_step(
+    make_train_step(
       net=make_net(),
       tx=optax.sgd(0.1),
       loss=losses.sat(),
@@ -404,9 +405,9 @@ def test_bfloat16_keeps_float32_parameters():
 TRACES = []
 
 
-def make_eval_step(**kwargs):
+def small_eval_step(**kwargs):
   """(variables, batch, rng, offset, settings) -> (robust, images_adv)."""
-  return steps.make_eval_step(
+  return make_eval_step(
     net=make_net(),
     output='mean',
     attack=pgd.make_evaluation_attack(),
@@ -433,7 +434,7 @@ def eval_parts():
   predicted = outputs.mean - outputs.mean.mean(axis=0, keepdims=True)
   batch['labels'] = np.asarray(predicted.argmax(axis=1), np.int32)
   assert len(np.unique(batch['labels'])) > 2
-  step = make_eval_step()
+  step = small_eval_step()
 
   def counted(*args):
     TRACES.append(1)

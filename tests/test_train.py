@@ -12,9 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dhat_jax import metrics, train
 from dhat_jax.runtime import workdir
-from dhat_jax.train import train_and_evaluate
+from dhat_jax.training import loop, metrics
+from dhat_jax.training.loop import train_and_evaluate
 from tests import tiny_run
 
 OUTPUTS = ('main', 'second', 'mean', 'aggregated')
@@ -133,7 +133,7 @@ def test_provenance_is_kept(finished):
 
 def test_same_command_again_has_nothing_to_do(finished, monkeypatch):
   directory, results = finished
-  monkeypatch.setattr(train, '_run', None)
+  monkeypatch.setattr(loop, '_run', None)
   again = train_and_evaluate(
     tiny_run.get_config(compare_with_natural=True), directory
   )

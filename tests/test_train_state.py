@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.optim import make_optimizer
-from dhat_jax.train_state import create_train_state, split_parts
+from dhat_jax.training.optim import make_optimizer
+from dhat_jax.training.state import create_train_state, split_parts
 from tests.tiny import TinyBackbone, flat
 
 NET = DualHeadNet(

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, convert, steps, torch_bridge
+from dhat_jax import build, convert, torch_bridge
 from dhat_jax.attacks import balls
 from dhat_jax.benchmark import timing, training
 from dhat_jax.runtime import devices
+from dhat_jax.training.step import example_rngs
 
 OURS = 'ours'
 # How far the losses of one step may be apart. Where a gradient is nearly 0 its
@@ -57,7 +58,7 @@ def attack_start(
   """
   state = devices.to_host(trainer.state)
   rng = jax.random.fold_in(state.rng, state.step)
-  rngs = steps.example_rngs(rng, len(images), None)
+  rngs = example_rngs(rng, len(images), None)
   rngs = jax.vmap(lambda key: jax.random.fold_in(key, 1))(rngs)
   return np.asarray(
     balls.random_start(

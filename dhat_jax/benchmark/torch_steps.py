@@ -4,7 +4,7 @@ Both train by TRADES. `Published` does the work of the published scripts: the
 clean prediction is computed anew at every step of the attack, a second head
 brings its own trunk, the clean images run through the network twice in the
 loss, and gradients are formed of all parameters. `Optimised` spares all that,
-as `dhat_jax.steps` does.
+as `dhat_jax.training.step` does.
 
 Differs from the published scripts: parts that a stage does not train run with
 their running statistics, as the method says; in the scripts they run in

@@ -13,11 +13,12 @@ import ml_collections
 import numpy as np
 
 from dhat_jax import build
-from dhat_jax.benchmark import flops, timing
+from dhat_jax.benchmark import timing
 from dhat_jax.datasets.base import Split
 from dhat_jax.runtime import devices
-from dhat_jax.stages import Stage
-from dhat_jax.train_state import TrainState, create_train_state
+from dhat_jax.training import cost
+from dhat_jax.training.stages import Stage
+from dhat_jax.training.state import TrainState, create_train_state
 
 # Rows and columns of the matrices that measure the peak.
 _PEAK_SIZES = {'cpu': 2048, 'gpu': 8192, 'tpu': 8192}
@@ -204,8 +205,8 @@ def measure(
 def _row(problem, trainer, times, peak) -> dict[str, Any]:
   config, name = problem.config, problem.stage
   attack_steps = config[name].attack.steps
-  costs = flops.parts(trainer.net, image_shape(config))
-  operations = 2 * flops.needed(costs, name, trainer.stage.loss, attack_steps)
+  costs = cost.parts(trainer.net, image_shape(config))
+  operations = 2 * cost.needed(costs, name, trainer.stage.loss, attack_steps)
   rate = problem.batch_size / times['median']
   return {
     'stage': name,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dhat_jax.models import aggregator as aggregators
-from dhat_jax.outputs import Outputs
+from dhat_jax.models.outputs import Outputs
 
 # The top-level names in `variables['params']` and `variables['batch_stats']`.
 PARTS = ('trunk', 'main_head', 'second_head', 'aggregator')

@@ -6,7 +6,7 @@ import pytest
 
 from configs import cifar10
 from dhat_jax import build, losses
-from dhat_jax.benchmark import flops
+from dhat_jax.training import cost
 
 
 def zeros(*shape):
@@ -14,14 +14,14 @@ def zeros(*shape):
 
 
 def test_matrix_product():
-  assert flops.count(lambda a, b: a @ b, zeros(3, 5), zeros(5, 7)) == 3 * 5 * 7
+  assert cost.count(lambda a, b: a @ b, zeros(3, 5), zeros(5, 7)) == 3 * 5 * 7
 
 
 def test_function_in_a_loop_counts_each_time():
   def loop(a):
     return jax.lax.fori_loop(0, 6, lambda _, x: jax.jit(jnp.dot)(x, a), a)
 
-  assert flops.count(loop, zeros(4, 4)) == 6 * 4**3
+  assert cost.count(loop, zeros(4, 4)) == 6 * 4**3
 
 
 @pytest.mark.parametrize('stride', [1, 2])
@@ -44,9 +44,9 @@ def test_gradients_of_a_convolution_cost_as_much_as_itself(stride):
     return transposed(cotangent)
 
   expected = 2 * (8 // stride) ** 2 * 5 * 3 * 3 * 3
-  assert flops.count(conv, images, kernel) == expected
-  assert flops.count(input_gradient, out, kernel) == expected
-  assert flops.count(kernel_gradient, out, images) == expected
+  assert cost.count(conv, images, kernel) == expected
+  assert cost.count(input_gradient, out, kernel) == expected
+  assert cost.count(kernel_gradient, out, images) == expected
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_gradients_of_a_convolution_cost_as_much_as_itself(stride):
 )
 def test_parts(variant, trunk, head):
   net = build.model(cifar10.get_config(variant))
-  costs = flops.parts(net, (32, 32, 3))
+  costs = cost.parts(net, (32, 32, 3))
   assert round(costs['trunk'] / 1e6) == trunk
   assert round(costs['main_head'] / 1e6) == head
   assert costs['second_head'] == costs['main_head']
@@ -88,4 +88,4 @@ COSTS = {'trunk': 3, 'main_head': 7, 'second_head': 7, 'aggregator': 1}
   ],
 )
 def test_needed(stage, loss, expected):
-  assert flops.needed(COSTS, stage, loss, 10) == expected
+  assert cost.needed(COSTS, stage, loss, 10) == expected

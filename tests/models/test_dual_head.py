@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dhat_jax.models.dual_head import PARTS, DualHeadNet
+from dhat_jax.models.outputs import Outputs
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
-from dhat_jax.outputs import Outputs
 from tests.tiny import (
   TinyBackbone,
   flat,

@@ -11,22 +11,15 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import (
-  build,
-  checkpoint,
-  evaluate,
-  metrics,
-  plan,
-  robustbench,
-  suite,
-)
-from dhat_jax.checkpoint import Checkpoints
+from dhat_jax import build, evaluate, plan, robustbench, suite
 from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets.base import Dataset, Split
 from dhat_jax.runtime import devices, workdir
 from dhat_jax.runtime.preemption import Preempted, StopRequest
-from dhat_jax.stages import ALL_ROLES, Stage
-from dhat_jax.train_state import TrainState, create_train_state
+from dhat_jax.training import checkpoint, metrics
+from dhat_jax.training.checkpoint import Checkpoints
+from dhat_jax.training.stages import ALL_ROLES, Stage
+from dhat_jax.training.state import TrainState, create_train_state
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dhat_jax.losses import Loss
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.stages import ALL_ROLES, ROLES
+from dhat_jax.training.stages import ALL_ROLES, ROLES
 
 
 def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:

@@ -12,7 +12,7 @@ from flax import linen as nn
 from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.losses import Loss
 from dhat_jax.runtime import devices
-from dhat_jax.train_state import TrainState, split_parts
+from dhat_jax.training.state import TrainState, split_parts
 
 Metrics = dict[str, tuple[chex.Array, chex.Array]]
 

@@ -1,0 +1,1 @@
+"""One stage after another: state, step, optimiser, checkpoints, the loop."""
