@@ -8,11 +8,11 @@ from flax import linen as nn
 
 from dhat_jax.attacks import balls, pgd
 from dhat_jax.attacks.autoattack import checks
-from dhat_jax.audit import AuditPlan
-from dhat_jax.ensemble import Ensemble
-from dhat_jax.evaluate import Attack, Evaluator, output_names
+from dhat_jax.evaluation.audit import AuditPlan
+from dhat_jax.evaluation.ensemble import Ensemble
+from dhat_jax.evaluation.evaluator import Attack, Evaluator, output_names
+from dhat_jax.evaluation.results import Plan
 from dhat_jax.options import at_least, choose, in_unit, lengths_255
-from dhat_jax.suite import Plan
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 # A radius from which on nothing may stay robust, in radii of the evaluation.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dhat_jax import audit
+from dhat_jax.evaluation import audit
 from dhat_jax.models import aggregator as aggregators
 from dhat_jax.models.dual_head import DualHeadNet
 from tests import tiny, tiny_suite

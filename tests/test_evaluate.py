@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax import evaluate, plan
+from dhat_jax import plan
 from dhat_jax.attacks import pgd
+from dhat_jax.datasets.base import Split
+from dhat_jax.evaluation.evaluator import Attack, table
 from dhat_jax.runtime import devices
 from tests import tiny_suite
 
@@ -71,7 +73,7 @@ def test_streams_share_their_start(case):
       variables,
       split,
       'main',
-      evaluate.Attack(name, settings, stream),
+      Attack(name, settings, stream),
       jax.random.key(0),
       keep_images=True,
     ).images_adv
@@ -85,7 +87,7 @@ def test_logits_of_float_images(case):
   net, variables, split = case
   images = np.asarray(split.images, np.float32) / 255
   found = tiny_suite.evaluator(net).logits(
-    variables, evaluate.Split(images, split.labels)
+    variables, Split(images, split.labels)
   )
   assert tuple(found) == ('main', 'second', 'mean', 'aggregated')
   expected = net.apply(devices.to_host(variables), jnp.asarray(images))
@@ -93,7 +95,7 @@ def test_logits_of_float_images(case):
 
 
 def test_table_marks_what_was_not_run():
-  text = evaluate.table({'main': {'clean': 1.0}, 'mean': {'pgd_20': 0.256}})
+  text = table({'main': {'clean': 1.0}, 'mean': {'pgd_20': 0.256}})
   head, main, mean = text.split('\n')
   assert head.split() == ['clean', 'pgd_20']
   assert main.split() == ['main', '100.00', '-']

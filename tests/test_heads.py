@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax import heads
+from dhat_jax.evaluation import aggregator_analysis
 from dhat_jax.models.aggregator import AGGREGATORS
 from dhat_jax.models.dual_head import DualHeadNet
 from tests.tiny import TinyBackbone, normal, random_like
@@ -24,7 +24,7 @@ def case(aggregator):
 
 def test_the_mean_takes_half_of_each():
   net, variables = case('mean')
-  found = heads.influence(net, variables, LOGITS)
+  found = aggregator_analysis.influence(net, variables, LOGITS)
   np.testing.assert_allclose(found['main'], [0.5] * 4, atol=1e-7)
   np.testing.assert_allclose(found['second'], [0.5] * 4, atol=1e-7)
 
@@ -32,7 +32,7 @@ def test_the_mean_takes_half_of_each():
 @pytest.mark.parametrize('aggregator', ['pairwise', 'classwise'])
 def test_influence_is_a_quotient_of_differences(aggregator):
   net, variables = case(aggregator)
-  found = heads.influence(net, variables, LOGITS)
+  found = aggregator_analysis.influence(net, variables, LOGITS)
   module = AGGREGATORS[aggregator]()
   own = {group: tree['aggregator'] for group, tree in variables.items()}
 
@@ -55,12 +55,12 @@ def test_influence_is_a_quotient_of_differences(aggregator):
 
 
 def test_evenly_spaced_images_are_averaged(monkeypatch):
-  monkeypatch.setattr(heads, 'IMAGES', 3)
+  monkeypatch.setattr(aggregator_analysis, 'IMAGES', 3)
   net, variables = case('classwise')
-  found = heads.influence(net, variables, LOGITS)
+  found = aggregator_analysis.influence(net, variables, LOGITS)
   chosen = {head: logits[[0, 3, 6]] for head, logits in LOGITS.items()}
-  expected = heads.influence(net, variables, chosen)
-  for head in heads.HEADS:
+  expected = aggregator_analysis.influence(net, variables, chosen)
+  for head in aggregator_analysis.HEADS:
     np.testing.assert_allclose(found[head], expected[head], rtol=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_agreement():
     'second': np.array([0, 0, 0, 0, 2]),  # right: 0, 3
     'aggregated': np.array([0, 1, 2, 1, 2]),  # right: 0, 1, 2
   }
-  assert heads.agreement(predictions, labels) == {
+  assert aggregator_analysis.agreement(predictions, labels) == {
     'both': {'images': 1, 'aggregated_right': 1},
     'only_main': {'images': 2, 'aggregated_right': 1},
     'only_second': {'images': 1, 'aggregated_right': 0},

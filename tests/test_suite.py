@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from dhat_jax import evaluate, robustbench, suite
+from dhat_jax.evaluation import evaluator, robustbench
 from tests import tiny_suite
 
 OUTPUTS = ('main', 'second', 'mean', 'aggregated')
@@ -109,11 +109,11 @@ def test_sweep_and_loss_start_clean_and_get_worse(case, finished):
 def test_results_are_json_and_have_a_summary(finished):
   _, results = finished
   assert json.loads(json.dumps(results)) == results
-  text = suite.summary(results)
+  text = results.summary(results)
   assert 'worst case' in text
   assert 'audit of the aggregated output' in text
   flagged = {**results['audit'], 'flags': [{'name': 'a', 'sentence': 'b.'}]}
-  assert 'RED FLAG a: b.' in suite.summary({**results, 'audit': flagged})
+  assert 'RED FLAG a: b.' in results.summary({**results, 'audit': flagged})
 
 
 def test_exported_images(case, finished):
@@ -135,7 +135,7 @@ class Killed(Exception):
 def spy(monkeypatch, stop_after=None):
   """Records the gradient attacks that really run; stops after some."""
   calls = []
-  find = evaluate.Evaluator.find
+  find = evaluator.Evaluator.find
 
   def counted(self, variables, split, network, attack, *args, **kwargs):
     if len(calls) == stop_after:
@@ -143,7 +143,7 @@ def spy(monkeypatch, stop_after=None):
     calls.append((network, attack.name))
     return find(self, variables, split, network, attack, *args, **kwargs)
 
-  monkeypatch.setattr(evaluate.Evaluator, 'find', counted)
+  monkeypatch.setattr(evaluator.Evaluator, 'find', counted)
   return calls
 
 

@@ -11,9 +11,10 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
-from dhat_jax import evaluate, plan, suite
+from dhat_jax import plan
 from dhat_jax.datasets import digits
 from dhat_jax.datasets.base import Split
+from dhat_jax.evaluation import evaluator, results
 from dhat_jax.models.dual_head import DualHeadNet
 from tests import tiny, tiny_run
 
@@ -68,7 +69,7 @@ def get_config(**overrides):
 def run(net, variables, split, directory=None, **overrides):
   """Evaluates as `train` does."""
   config = get_config(**overrides)
-  return suite.run(
+  return results.run(
     plan.evaluator(config, net),
     variables,
     split,
@@ -79,7 +80,7 @@ def run(net, variables, split, directory=None, **overrides):
   )
 
 
-def evaluator(net, **overrides) -> evaluate.Evaluator:
+def evaluator(net, **overrides) -> evaluator.Evaluator:
   """Returns the evaluator of the small evaluation."""
   return plan.evaluator(get_config(**overrides), net)
 

@@ -11,9 +11,13 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import build, evaluate, plan, robustbench, suite
+from dhat_jax import build, plan
 from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets.base import Dataset, Split
+from dhat_jax.evaluation import robustbench
+from dhat_jax.evaluation.evaluator import table
+from dhat_jax.evaluation.results import run as run_evaluation
+from dhat_jax.evaluation.results import summary
 from dhat_jax.runtime import devices, workdir
 from dhat_jax.runtime.preemption import Preempted, StopRequest
 from dhat_jax.training import checkpoint, metrics
@@ -374,7 +378,7 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
   variables, seconds = train(config, directory, dataset, mode=mode)
   net = build.model(config)
   started = time.monotonic()
-  found = suite.run(
+  found = run_evaluation(
     plan.evaluator(config, net),
     variables,
     dataset.test,
@@ -409,12 +413,12 @@ def _summary(results: dict[str, Any]) -> str:
     '',
     f'accuracy in % on {results["n_test"]} test images of '
     f'{results["dataset"]}, epsilon {epsilon:.4f} ({255 * epsilon:.1f}/255)',
-    suite.summary(results),
+    summary(results),
   ]
   if 'natural' in results:
     lines += [
       '',
       'the same network trained without adversarial images',
-      evaluate.table(results['natural']['accuracy']),
+      table(results['natural']['accuracy']),
     ]
   return '\n'.join(lines)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import evaluate
 from dhat_jax.attacks import autoattack
 from dhat_jax.datasets.base import Split
+from dhat_jax.evaluation.evaluator import parts_of, smallest
 from dhat_jax.runtime import devices
 
 # What the reference spends; anything less is named in the results.
@@ -111,8 +111,8 @@ def run(
     directory: where finished batches are kept, or None.
     progress: as `autoattack` takes it.
   """
-  net = evaluate.smallest(net, output).clone(dtype=jnp.float32)
-  variables = jax.tree.map(jnp.asarray, evaluate.parts_of(variables, net.parts))
+  net = smallest(net, output).clone(dtype=jnp.float32)
+  variables = jax.tree.map(jnp.asarray, parts_of(variables, net.parts))
   count = jax.device_count()
   padded = -(-len(split.labels) // count) * count
   return autoattack.autoattack(

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from dhat_jax import ensemble as ensembles
-from dhat_jax import heads
 from dhat_jax.datasets.base import Split
-from dhat_jax.ensemble import Ensemble
-from dhat_jax.evaluate import Attack, Evaluator, output_names
-from dhat_jax.evaluation_store import Part, Store, digest
+from dhat_jax.evaluation import aggregator_analysis
+from dhat_jax.evaluation import ensemble as ensembles
+from dhat_jax.evaluation.ensemble import Ensemble
+from dhat_jax.evaluation.evaluator import Attack, Evaluator, output_names
+from dhat_jax.evaluation.store import Part, Store, digest
 from dhat_jax.runtime import devices, workdir
 
 
@@ -136,15 +136,19 @@ class Parts:
     return self._attack(network, attack)
 
   def influence(self) -> dict[str, np.ndarray]:
-    """Returns what `heads.influence` finds, on the clean images."""
+    """Returns what `influence` of the analysis finds, on the clean images."""
 
     def make():
       images = np.asarray(self.split.images, np.float32) / 255
       split = Split(images, self.split.labels)
       logits = self.evaluator.logits(self.variables, split)
-      return heads.influence(self.evaluator.net, self._host_variables, logits)
+      return aggregator_analysis.influence(
+        self.evaluator.net, self._host_variables, logits
+      )
 
-    return self.store.get('influence', {'images': heads.IMAGES}, make)
+    return self.store.get(
+      'influence', {'images': aggregator_analysis.IMAGES}, make
+    )
 
   def _images_path(self, network, name) -> str | None:
     if name not in self._export:

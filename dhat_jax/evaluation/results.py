@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from dhat_jax import audit, evaluate, heads
-from dhat_jax.audit import AuditPlan
 from dhat_jax.datasets.base import Split
-from dhat_jax.ensemble import Ensemble
-from dhat_jax.evaluate import Attack, Evaluator
-from dhat_jax.parts import Parts, example_places
+from dhat_jax.evaluation import aggregator_analysis, audit
+from dhat_jax.evaluation.audit import AuditPlan
+from dhat_jax.evaluation.ensemble import Ensemble
+from dhat_jax.evaluation.evaluator import Attack, Evaluator, output_names, table
+from dhat_jax.evaluation.parts import Parts, example_places
 from dhat_jax.runtime import devices
 from dhat_jax.training import metrics
 
@@ -84,7 +84,7 @@ def run(
     What `docs/results_schema.md` describes: accuracy, worst_case, per_class,
     confusion, and, if planned, autoattack, sweep, loss_by_steps, audit.
   """
-  outputs = evaluate.output_names(evaluator.net)
+  outputs = output_names(evaluator.net)
   audited = plan.audit is not None and 'aggregated' in outputs
   plan = dataclasses.replace(plan, audit=plan.audit if audited else None)
   names = [attack.name for attack in plan.attacks]
@@ -244,10 +244,10 @@ def _heads(parts, plan) -> dict[str, Any]:
       for head, values in parts.influence().items()
     },
     'agreement': {
-      name: heads.agreement(
+      name: aggregator_analysis.agreement(
         {
           output: part[f'{output}_predictions']
-          for output in (*heads.HEADS, 'aggregated')
+          for output in (*aggregator_analysis.HEADS, 'aggregated')
         },
         parts.split.labels,
       )
@@ -285,7 +285,7 @@ def summary(results: Mapping[str, Any]) -> str:
     output: {**row, 'worst case': results['worst_case'][output]}
     for output, row in results['accuracy'].items()
   }
-  lines = [evaluate.table(accuracy)]
+  lines = [table(accuracy)]
   if 'audit' in results:
     found = results['audit']['flags']
     lines += [

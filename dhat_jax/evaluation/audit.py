@@ -17,12 +17,12 @@ from flax import linen as nn
 
 from dhat_jax import divergences
 from dhat_jax.datasets import batches as input_pipeline
-from dhat_jax.ensemble import Ensemble
-from dhat_jax.evaluate import Attack
-from dhat_jax.evaluation_store import Part
+from dhat_jax.evaluation.ensemble import Ensemble
+from dhat_jax.evaluation.evaluator import Attack
+from dhat_jax.evaluation.parts import Parts
+from dhat_jax.evaluation.store import Part
 from dhat_jax.models import aggregator as aggregators
 from dhat_jax.models.outputs import Outputs
-from dhat_jax.parts import Parts
 from dhat_jax.runtime import devices
 
 # Numbers of images: the larger of a share of all and a least number.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dhat_jax.ensemble import STANDARD
+from dhat_jax.evaluation.ensemble import STANDARD
 
 
 def _architecture(backbone: str) -> str:

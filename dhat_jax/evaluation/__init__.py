@@ -1,0 +1,1 @@
+"""Networks under attack: evaluator, attacks, records, results, audit."""
