@@ -7,7 +7,7 @@ r"""PyTorch state dicts <-> Flax variables, and workdirs made of them.
 
 `.pt`, `.pth`, `.tar` and `.bin` files are PyTorch's and need it (the extra
 [oracle]); `.npz` files, one array per key, do not. The keys are those of the
-published code: see `dhat_jax.torch_names`.
+published code: see `dhat_jax.pytorch.names`.
 
 Batch norm's running variances are taken over as they are, though PyTorch's
 estimate is unbiased and ours is not (see `dhat_jax.models.layers`): in
@@ -25,8 +25,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from dhat_jax import torch_bridge, torch_names
 from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.pytorch import jax_module, names
 from dhat_jax.runtime import cli
 
 
@@ -52,7 +52,7 @@ def from_torch(
   *,
   image_channels: int | None = None,
 ) -> dict[str, Any]:
-  """Converts a PyTorch state dict; `dhat_jax.torch_names` has its keys.
+  """Converts a PyTorch state dict; `dhat_jax.pytorch.names` has its keys.
 
   A prefix `module.` on all keys and `num_batches_tracked` are accepted. So is
   a second head that is stored as a whole network, if its trunk equals the
@@ -76,8 +76,8 @@ def from_torch(
   if image_channels is None:
     first = arrays.get('conv1.weight', arrays.get('WRN1.conv1.weight'))
     image_channels = first.shape[1] if np.ndim(first) == 4 else 3
-  entries = torch_names.entries(model, image_channels)
-  torch_names.check_state_dict(arrays, entries)
+  entries = names.entries(model, image_channels)
+  names.check_state_dict(arrays, entries)
   variables = {}
   for key, entry in entries.items():
     node = variables
@@ -109,10 +109,10 @@ def to_torch(
     for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))
   }
   first = flat.get(('params', 'trunk', 'conv', 'kernel'))
-  entries = torch_names.entries(
+  entries = names.entries(
     model, np.shape(first)[2] if np.ndim(first) == 4 else 3
   )
-  torch_names.check_shapes(
+  names.check_shapes(
     {'/'.join(path): np.shape(leaf) for path, leaf in flat.items()},
     {'/'.join(entry.path): entry.shape for entry in entries.values()},
   )
@@ -122,9 +122,7 @@ def to_torch(
     )
     for key, entry in entries.items()
   }
-  state_dict |= {
-    key: np.zeros((), np.int64) for key in torch_names.counters(entries)
-  }
+  state_dict |= {key: np.zeros((), np.int64) for key in names.counters(entries)}
   return dict(sorted(state_dict.items()))
 
 
@@ -318,13 +316,13 @@ def main(argv: list[str]) -> None:
 def _convert(values: flags.FlagValues) -> None:
   config, directory = values.config, values.workdir
   if values.from_torch:
-    state_dict = torch_bridge.read_state_dict(values.from_torch)
+    state_dict = jax_module.read_state_dict(values.from_torch)
     source = os.path.basename(values.from_torch)
     import_workdir(state_dict, config, directory, source=source)
     print(f'{directory}: ready for dhat_jax.main --mode=evaluate')
   else:
     state_dict = export_workdir(config, directory)
-    torch_bridge.write_state_dict(values.to_torch, state_dict)
+    jax_module.write_state_dict(values.to_torch, state_dict)
     print(f'{values.to_torch}: {len(state_dict)} arrays')
 
 

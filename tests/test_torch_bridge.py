@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax import torch_bridge
+from dhat_jax.pytorch import jax_module
 
 torch = pytest.importorskip('torch')
 
@@ -35,7 +35,7 @@ def random_images(count, seed=0):
 def test_logits_and_gradients_are_those_of_jax(count):
   images = random_images(count)
   weights = np.random.default_rng(1).normal(size=(count, 3)).astype(np.float32)
-  module = torch_bridge.as_torch(smooth).eval()
+  module = jax_module.as_torch(smooth).eval()
   images_torch = oracle.nchw(images).requires_grad_()
   logits = module(images_torch)
   assert logits.shape == (count, 3)
@@ -58,14 +58,14 @@ def test_batches_between_powers_of_two_compile_nothing_new():
     traced.append(images.shape[0])
     return smooth(images)
 
-  module = torch_bridge.as_torch(counted)
+  module = jax_module.as_torch(counted)
   for count in (5, 6, 8, 7):
     module(oracle.nchw(random_images(count)))
   assert traced == [8]
 
 
 def test_inputs_may_be_overwritten_afterwards():
-  module = torch_bridge.as_torch(smooth)
+  module = jax_module.as_torch(smooth)
   images = oracle.nchw(random_images(4))
   logits = module(images)
   images.zero_()
@@ -73,7 +73,7 @@ def test_inputs_may_be_overwritten_afterwards():
 
 
 def test_views_and_unaligned_memory_are_read_right():
-  module = torch_bridge.as_torch(smooth)
+  module = jax_module.as_torch(smooth)
   images = random_images(9)
   for view in (slice(1, 5), slice(1, 9, 2), slice(3, 4)):
     logits = module(oracle.nchw(images)[view])
@@ -81,7 +81,7 @@ def test_views_and_unaligned_memory_are_read_right():
 
 
 def test_images_changed_before_backward_are_noticed():
-  module = torch_bridge.as_torch(smooth)
+  module = jax_module.as_torch(smooth)
   images = oracle.nchw(random_images(4)).requires_grad_()
   logits = module(images)
   with torch.no_grad():
@@ -94,8 +94,8 @@ def test_outputs_are_pytorchs_own_memory():
   """Results that XLA hands through from inputs and constants included."""
   table = jnp.ones((4, 3))
   images = oracle.nchw(np.ones((4, 1, 3, 1), np.float32))
-  constant = torch_bridge.as_torch(lambda images: table)
-  identity = torch_bridge.as_torch(lambda images: images.reshape(4, 3))
+  constant = jax_module.as_torch(lambda images: table)
+  identity = jax_module.as_torch(lambda images: images.reshape(4, 3))
   constant(images).zero_()
   np.testing.assert_array_equal(table, 1)
   np.testing.assert_array_equal(constant(images), 1)
@@ -104,7 +104,7 @@ def test_outputs_are_pytorchs_own_memory():
 
 
 def test_repeated_backward_gives_jacobians():
-  module = torch_bridge.as_torch(smooth)
+  module = jax_module.as_torch(smooth)
   images = random_images(2)
   images_torch = oracle.nchw(images).requires_grad_()
   logits = module(images_torch)
@@ -121,7 +121,7 @@ def test_repeated_backward_gives_jacobians():
 def test_double_images_get_double_gradients():
   images = torch.tensor(random_images(3), dtype=torch.float64)
   images = images.permute(0, 3, 1, 2).requires_grad_()
-  module = torch_bridge.as_torch(smooth)
+  module = jax_module.as_torch(smooth)
   logits = module(images)
   logits.sum().backward()
   assert logits.dtype == torch.float32
@@ -131,7 +131,7 @@ def test_double_images_get_double_gradients():
 
 
 def test_images_of_another_rank_are_refused():
-  module = torch_bridge.as_torch(smooth)
+  module = jax_module.as_torch(smooth)
   with pytest.raises(ValueError, match=r'got shape \(4, 9\), expected \[B, C'):
     module(torch.zeros(4, 9))
 
@@ -144,7 +144,7 @@ def test_pyautoattack_runs_on_a_jax_network():
   def logits_fn(images):
     return nets.logits_of(weights, images)
 
-  module = torch_bridge.as_torch(logits_fn).eval()
+  module = jax_module.as_torch(logits_fn).eval()
   epsilon = nets.EPSILON['linf']
   attack = pyautoattack.AutoAttack(
     module,

@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from dhat_jax import convert, torch_bridge
+from dhat_jax import convert
 from dhat_jax.attacks import fab
 from dhat_jax.models.dual_head import OUTPUTS, DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.pytorch import jax_module
 from tests.tiny import flat, random_variables
 
 torch = pytest.importorskip('torch')
@@ -156,15 +157,15 @@ def test_float_and_wrapped_tensors_are_read(tmp_path):
   path = tmp_path / 'model.pt'
   parallel = torch.nn.DataParallel(net.double())
   torch.save({'state_dict': parallel.state_dict(), 'epoch': 3}, path)
-  restored = convert.from_torch(torch_bridge.read_state_dict(str(path)), model)
+  restored = convert.from_torch(jax_module.read_state_dict(str(path)), model)
   for name, array in flat(restored).items():
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, flat(variables)[name])
-  torch_bridge.write_state_dict(str(path), convert.to_torch(restored, model))
+  jax_module.write_state_dict(str(path), convert.to_torch(restored, model))
   net.float().load_state_dict(torch.load(path, weights_only=True))
   torch.save({'lr': 0.1}, path)
   with pytest.raises(ValueError, match='holds no state dict'):
-    torch_bridge.read_state_dict(str(path))
+    jax_module.read_state_dict(str(path))
 
 
 def test_flags_of_fab_are_equal():

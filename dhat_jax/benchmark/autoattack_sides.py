@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, convert, torch_bridge
+from dhat_jax import build, convert
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import autoattack, checks, passes
 from dhat_jax.benchmark import training
 from dhat_jax.options import choose
+from dhat_jax.pytorch import jax_module
 
 STANDARD = checks.VERSIONS['standard']
 # Of a network that is not trained: so small that nothing breaks, and all the
@@ -149,7 +150,7 @@ class Theirs:
 
   def __init__(self, problem, torch_net, attacks, budget):
     self._images = to_torch(problem.images)
-    self._labels = torch_bridge.import_torch().tensor(problem.labels).long()
+    self._labels = jax_module.import_torch().tensor(problem.labels).long()
     self._net = torch_net
     original = import_original().AutoAttack(
       torch_net,
@@ -192,13 +193,13 @@ def import_original() -> Any:
 
 def to_torch(images: np.ndarray) -> Any:
   """[N, H, W, C] -> [N, C, H, W]."""
-  torch = torch_bridge.import_torch()
+  torch = jax_module.import_torch()
   return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def torch_logits(torch_net: Any, images: Any) -> np.ndarray:
   """Returns a PyTorch network's logits as a NumPy array."""
-  with torch_bridge.import_torch().no_grad():
+  with jax_module.import_torch().no_grad():
     return torch_net(images).numpy()
 
 
@@ -208,10 +209,10 @@ def make_torch_twin(problem: Problem) -> Any:
   Raises:
     ValueError: its logits are not the same.
   """
-  from dhat_jax import torch_reference
+  from dhat_jax.pytorch import networks
 
-  torch = torch_bridge.import_torch()
-  net = torch_reference.make_torch_network(
+  torch = jax_module.import_torch()
+  net = networks.make_torch_network(
     problem.net, image_channels=problem.images.shape[-1]
   )
   state_dict = convert.to_torch(problem.variables, problem.net)

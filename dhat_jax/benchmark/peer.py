@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, convert, torch_bridge
+from dhat_jax import build, convert
 from dhat_jax.attacks import balls
 from dhat_jax.benchmark import timing, training
+from dhat_jax.pytorch import jax_module
 from dhat_jax.runtime import devices
 from dhat_jax.training.step import example_rngs
 
@@ -152,7 +153,7 @@ def run(
   Raises:
     ImportError: PyTorch is not installed.
   """
-  torch_bridge.import_torch().set_num_threads(timing.cores())  # as XLA does
+  jax_module.import_torch().set_num_threads(timing.cores())  # as XLA does
   rows = []
   for name in stages:
     rows.append(compare(config, name, batch_size, repeats=repeats))

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.torch_reference import make_torch_network
+from dhat_jax.pytorch.networks import make_torch_network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""PyTorch: state dicts in and out, its networks, ours as its modules."""
