@@ -16,7 +16,7 @@ from tests.tiny import flat, random_variables
 
 torch = pytest.importorskip('torch')
 
-from dhat_jax import torch_reference  # noqa: E402
+from dhat_jax.pytorch import networks  # noqa: E402
 from tests.attacks import nets, oracle  # noqa: E402
 
 pytestmark = pytest.mark.oracle
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.oracle
 def make_twins(model, channels=3, seed=0):
   """Returns random variables and a PyTorch network that has them."""
   variables = random_variables(model, jnp.zeros((1, 8, 8, channels)), seed=seed)
-  net = torch_reference.make_torch_network(model, image_channels=channels)
+  net = networks.make_torch_network(model, image_channels=channels)
   state_dict = convert.to_torch(variables, model)
   net.load_state_dict(
     {key: torch.from_numpy(value) for key, value in state_dict.items()}
