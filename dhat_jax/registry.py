@@ -131,6 +131,7 @@ class Registry(Mapping):
     self,
     name: Any,
     options: Mapping[str, Any] | None = None,
+    /,
     *,
     where: str = '',
     **shared: Any,

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dhat_jax.datasets import cache
-from dhat_jax.datasets.base import Dataset, Split
+from dhat_jax.datasets.base import Dataset, ImageShape, Split
 
 SPLITS = ('train', 'test')
 _LAYOUT = 'expected train/<class>/<image> and test/<class>/<image> in it'
@@ -37,11 +37,7 @@ def load(*, data_dir: str, cache_dir: str | None = None) -> Dataset:
     ValueError: another layout, a class in one split alone, an empty class, an
       unreadable image or images of different sizes; it names the file.
   """
-  if not data_dir:
-    raise ValueError(
-      f'config.dataset.data_dir: got nothing, expected a folder; {_LAYOUT}'
-    )
-  data_dir = os.path.expanduser(data_dir)
+  data_dir = check_folder(data_dir)
   listing = {split: _list_split(data_dir, split) for split in SPLITS}
   class_names = _class_names(data_dir, listing)
   files = {
@@ -72,6 +68,28 @@ def load(*, data_dir: str, cache_dir: str | None = None) -> Dataset:
   return cache.read_or_make(
     os.path.join(cache.folder(cache_dir), f'image_folder_{key}.npz'), decode
   )
+
+
+def check_folder(data_dir: str | None) -> str:
+  """Returns `data_dir`, ~ expanded; raises ValueError if none is given."""
+  if not data_dir:
+    raise ValueError(
+      f'config.dataset.data_dir: got nothing, expected a folder; {_LAYOUT}'
+    )
+  return os.path.expanduser(data_dir)
+
+
+def image_shape(data_dir: str) -> ImageShape:
+  """Returns (H, W, 3) from the header of the first training image."""
+  data_dir = check_folder(data_dir)
+  name, files = next(iter(_list_split(data_dir, SPLITS[0]).items()))
+  path = os.path.join(data_dir, SPLITS[0], name, files[0])
+  try:
+    with Image.open(path) as image:
+      width, height = image.size
+  except Exception as error:  # PIL's readers raise a great many types.
+    raise _unreadable(path, error) from error
+  return height, width, 3
 
 
 def _entries(path: str) -> list[os.DirEntry]:
@@ -160,10 +178,14 @@ def _decode(path: str) -> np.ndarray:
       mode = image.mode
       array = np.asarray(image.convert('RGB'))
   except Exception as error:  # PIL's decoders raise a great many types.
-    raise ValueError(
-      f'{path}: is not a readable image ({type(error).__name__}: {error})'
-    ) from error
+    raise _unreadable(path, error) from error
   if mode[0] in 'IF':
     # Its conversion to RGB would clip.
     raise ValueError(f'{path}: got pixels of mode {mode!r}, expected 8 bits')
   return array
+
+
+def _unreadable(path: str, error: Exception) -> ValueError:
+  return ValueError(
+    f'{path}: is not a readable image ({type(error).__name__}: {error})'
+  )

@@ -22,6 +22,8 @@ from dhat_jax.datasets.tfds import archives, prepared
 
 # What can be prepared without TensorFlow, in the version it is prepared in.
 VERSIONS = {'cifar10': '3.0.2', 'cifar100': '3.0.2', 'svhn_cropped': '3.1.0'}
+# (H, W, C) of the images of each of them.
+IMAGE_SHAPES = dict.fromkeys(VERSIONS, (32, 32, 3))
 _CIFAR_PIXELS = 32 * 32 * 3
 
 

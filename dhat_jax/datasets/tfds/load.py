@@ -3,7 +3,7 @@
 import os
 
 from dhat_jax.datasets import cache
-from dhat_jax.datasets.base import Dataset
+from dhat_jax.datasets.base import Dataset, ImageShape
 from dhat_jax.datasets.tfds import builders, prepared
 
 
@@ -66,3 +66,13 @@ def load(
     ),
     lambda: prepared.read(name, found or find_or_prepare()),
   )
+
+
+def image_shape(name: str, *, data_dir: str | None = None) -> ImageShape | None:
+  """Returns (H, W, C) without reading images; None if it is not known so."""
+  if name in builders.IMAGE_SHAPES:
+    return builders.IMAGE_SHAPES[name]
+  folder = prepared.find(
+    name, os.path.expanduser(data_dir or prepared.default_root())
+  )
+  return None if folder is None else prepared.image_shape(folder)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dhat_jax.datasets import cache
-from dhat_jax.datasets.base import Dataset, Split
+from dhat_jax.datasets.base import Dataset, ImageShape, Split
 
 INFO_FILE = 'dataset_info.json'
 # Length, its checksum; data; the data's checksum.
@@ -60,6 +60,19 @@ def find(name: str, root: str) -> str | None:
 def fingerprint(folder: str) -> str:
   """Returns 16 hex digits that change when a file of the folder does."""
   return cache.fingerprint(folder, sorted(os.listdir(folder)))
+
+
+def image_shape(folder: str) -> ImageShape | None:
+  """Returns (H, W, C) from a prepared folder's description.
+
+  None: it leaves the shape open, as for images of different sizes.
+  """
+  import tensorflow_datasets as tfds
+
+  info = tfds.builder_from_directory(folder).info
+  image_key, _ = info.supervised_keys or ('image', 'label')
+  shape = info.features[image_key].shape
+  return None if None in shape else shape
 
 
 def read(name: str, folder: str) -> Dataset:
