@@ -72,6 +72,20 @@ def image_folder(
   )
 
 
+@register('npz')
+def npz(
+  *, data_dir: str | None = None, num_classes: int | None = None
+) -> Source:
+  """One npz file, `data_dir`, with Keras' arrays; see `npz`."""
+  from dhat_jax.datasets import npz
+
+  path = npz.check_path(data_dir)
+  return Source(
+    functools.partial(npz.load, path, num_classes=num_classes),
+    functools.partial(npz.image_shape, path),
+  )
+
+
 @register('digits')
 def digits() -> Source:
   """Scikit-learn's handwritten digits."""

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
+from typing import IO
 
 _REFUSALS = {
   number: os.strerror(number).lower()
@@ -70,3 +72,39 @@ def writing(path: str, intact: str = 'what was saved before') -> Iterator[None]:
       f'{path}: not written: {said}; {intact} is intact; once the disk takes '
       'files again, resume with the same command'
     ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: str, mode: str) -> Iterator[IO]:
+  """Opens a file that takes the place of `path` once it is whole.
+
+  There is never half a file: it is written beside `path`, flushed to the disk,
+  then renamed. Several processes may do so at once, the last one wins. If the
+  context fails, `path` stays as it was.
+
+  Args:
+    path: the file; its folder is created if need be.
+    mode: 'w' or 'wb'.
+
+  Raises:
+    WriteError: the disk refuses the file.
+  """
+  folder, name = os.path.split(os.path.abspath(path))
+  temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}.tmp')
+  with writing(path):
+    os.makedirs(folder, exist_ok=True)
+    try:
+      with open(temporary, mode) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.remove(temporary)
+      raise
+
+
+def user_path(path: str | None) -> str | None:
+  """Returns a path that a user gave, `~` expanded; '' and None stay."""
+  return os.path.expanduser(path) if path else path
