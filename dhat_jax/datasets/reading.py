@@ -22,7 +22,11 @@ def reading(path: str, what: str) -> Iterator[None]:
   """Turns whatever a library raises into one line that names the file.
 
   TFDS, PIL, NumPy and SciPy raise a great many types, most of which do not say
-  which file was read. Arguments as in `unreadable`.
+  which file was read.
+
+  Args:
+    path: the file or the folder.
+    what: what it should be: 'image'.
 
   Raises:
     DataError: a `DataError` from inside as it is, else made of the error.
