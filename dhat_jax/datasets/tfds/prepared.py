@@ -78,16 +78,17 @@ def _describe(folder: str) -> tuple[Any, str, str]:
     builder = tfds.builder_from_directory(folder)
     image_key, label_key = builder.info.supervised_keys or ('image', 'label')
     features = dict(builder.info.features.items())
-  missing = {image_key, label_key} - features.keys()
-  if missing:
-    raise DataError(
-      f'{folder}: has the features {sorted(features)}, lacks {sorted(missing)}'
-    )
-  if not isinstance(features[label_key], tfds.features.ClassLabel):
-    raise DataError(
-      f'{folder}: feature {label_key!r} is {type(features[label_key]).__name__}'
-      ', expected ClassLabel'
-    )
+    missing = {image_key, label_key} - features.keys()
+    if missing:
+      raise DataError(
+        f'{folder}: has the features {sorted(features)}, lacks '
+        f'{sorted(missing)}'
+      )
+    if not isinstance(features[label_key], tfds.features.ClassLabel):
+      kind = type(features[label_key]).__name__
+      raise DataError(
+        f'{folder}: feature {label_key!r} is {kind}, expected ClassLabel'
+      )
   return builder, image_key, label_key
 
 
