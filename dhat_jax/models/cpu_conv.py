@@ -1,9 +1,6 @@
 """Convolution for CPUs, whose input gradient stays fast inside loops."""
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import chex
@@ -12,34 +9,17 @@ from jax import lax
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-  'platform', default=None
-)
-
-
-@contextlib.contextmanager
-def compiling_for(platform: str | None) -> Iterator[None]:
-  """Traces networks for another platform than JAX's default one.
-
-  Lowering for a GPU or TPU on a machine that has none, as an estimate of a
-  network's memory does, has to trace inside this context. What `jax.jit` has
-  traced before stays as it was.
-
-  Args:
-    platform: 'cpu', 'gpu', 'tpu', ...; None: JAX's default backend.
-  """
-  token = _platform.set(platform)
-  try:
-    yield
-  finally:
-    _platform.reset(token)
+# The platform that networks are traced for; None: JAX's default backend.
+# `with compiling_for('tpu'):` traces them for a machine that is not there, as
+# an estimate of a network's memory does. `jax.jit` caches each value apart.
+compiling_for = jax.make_user_context(None)
 
 
 def conv_general_dilated(
   lhs: chex.Array, rhs: chex.Array, window_strides, padding, **options: Any
 ) -> chex.Array:
   """The convolution that `nn.Conv` calls: `loop_conv` on the CPU."""
-  platform = _platform.get() or jax.default_backend()
+  platform = compiling_for.value or jax.default_backend()
   if platform != 'cpu':
     return lax.conv_general_dilated(
       lhs, rhs, window_strides, padding, **options
