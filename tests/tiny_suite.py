@@ -16,7 +16,8 @@ from dhat_jax.datasets import digits
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import evaluator, results
 from dhat_jax.models.dual_head import DualHeadNet
-from tests import tiny, tiny_run
+from tests import tiny_run
+from tests.helpers import tiny
 
 IMAGES = 42
 NAMES = tuple('0123456789')
