@@ -1,15 +1,25 @@
-"""Disks that take nothing more, told in one line."""
+"""Files: the one atomic writer, JSON, and full disks reported in one line."""
 
 import contextlib
 import errno
+import json
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import numpy as np
 
 _REFUSALS = {
   number: os.strerror(number).lower()
   for number in (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
-    *(errno.EPERM, errno.EFBIG, errno.EIO),
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EIO,
   )
 }
 
@@ -23,15 +33,15 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
   seen = set()
   pending = [error]
   while pending:
-    found = pending.pop(0)
-    if found is not None and id(found) not in seen:
-      seen.add(id(found))
-      yield found
-      pending += [found.__cause__, found.__context__]
+    cause = pending.pop(0)
+    if cause is not None and id(cause) not in seen:
+      seen.add(id(cause))
+      yield cause
+      pending += [cause.__cause__, cause.__context__]
 
 
 def refusal(error: BaseException) -> str | None:
-  """Returns what the disk said, 'no space left on device', or None.
+  """Returns the system's reason, 'no space left on device', or None.
 
   Libraries that write in the background wrap the system's error, or keep no
   more of it than its text.
@@ -41,9 +51,9 @@ def refusal(error: BaseException) -> str | None:
       return _REFUSALS[cause.errno]
     if not isinstance(cause, OSError):
       text = str(cause).lower()
-      for said in _REFUSALS.values():
-        if said in text:
-          return said
+      for reason in _REFUSALS.values():
+        if reason in text:
+          return reason
   return None
 
 
@@ -63,10 +73,84 @@ def writing(path: str, intact: str = 'what was saved before') -> Iterator[None]:
   except WriteError:
     raise
   except Exception as error:
-    said = refusal(error)
-    if said is None:
+    reason = refusal(error)
+    if reason is None:
       raise
     raise WriteError(
-      f'{path}: not written: {said}; {intact} is intact; once the disk takes '
+      f'{path}: not written: {reason}; {intact} is intact; once the disk takes '
       'files again, resume with the same command'
     ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: str, mode: str) -> Iterator[IO]:
+  """Opens a file that takes the place of `path` once it is whole.
+
+  There is never half a file: it is written beside `path`, flushed to the disk,
+  then renamed. Several processes may do so at once, the last one wins. If the
+  context fails, `path` stays as it was.
+
+  Args:
+    path: the file; its folder is created if need be.
+    mode: 'w' or 'wb'.
+
+  Raises:
+    WriteError: the disk refuses the file.
+  """
+  folder, name = os.path.split(os.path.abspath(path))
+  temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}.tmp')
+  with writing(path):
+    os.makedirs(folder, exist_ok=True)
+    try:
+      with open(temporary, mode) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.remove(temporary)
+      raise
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a JSON file atomically; its folder is created if need be."""
+  with replacing(path, 'w') as file:
+    json.dump(value, file, indent=2)
+    file.write('\n')
+
+
+def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes an npz file atomically; its folder is created if need be."""
+  with replacing(path, 'wb') as file:
+    np.savez(file, **arrays)
+
+
+def read_json(path: str) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    ValueError: it is damaged; the error names the file.
+  """
+  with open(path) as file:
+    try:
+      return json.load(file)
+    except ValueError as error:
+      raise ValueError(f'{path}: not readable as JSON: {error}') from error
+
+
+def read_json_lines(path: str) -> list[dict]:
+  """Reads JSON lines; a last line cut off by a kill is left out."""
+  records = []
+  with open(path) as file:
+    for line in file:
+      try:
+        records.append(json.loads(line))
+      except ValueError:
+        break
+  return records
+
+
+def user_path(path: str | None) -> str | None:
+  """Returns a path that a user gave, `~` expanded; '' and None stay."""
+  return os.path.expanduser(path) if path else path
