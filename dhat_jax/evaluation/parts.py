@@ -13,7 +13,7 @@ from dhat_jax.evaluation import ensemble as ensembles
 from dhat_jax.evaluation.ensemble import Ensemble
 from dhat_jax.evaluation.evaluator import Attack, Evaluator, output_names
 from dhat_jax.evaluation.store import Part, Store, digest
-from dhat_jax.runtime import devices, workdir
+from dhat_jax.runtime import devices, files, provenance
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -111,7 +111,7 @@ class Parts:
           'norm': evaluator.norm,
           'batch_size': evaluator.batch_size,
           'seed': seed,
-          'versions': workdir.versions(),
+          'versions': provenance.versions(),
         }
       ),
     )
@@ -159,7 +159,7 @@ class Parts:
   def _write_images(self, path, images_adv, labels, robust) -> None:
     if path and devices.is_first():
       arrays = {'images_adv': images_adv, 'labels': labels, 'robust': robust}
-      workdir.write_npz(path, arrays)
+      files.write_npz(path, arrays)
 
   def _attack(self, network: str, attack: Attack) -> Part:
     path = self._images_path(network, attack.name)

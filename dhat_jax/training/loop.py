@@ -11,14 +11,14 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import build, plan
+from dhat_jax import build, options, plan
 from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets.base import Dataset, Split
 from dhat_jax.evaluation import robustbench
 from dhat_jax.evaluation.evaluator import table
 from dhat_jax.evaluation.results import run as run_evaluation
 from dhat_jax.evaluation.results import summary
-from dhat_jax.runtime import devices, workdir
+from dhat_jax.runtime import devices, files, provenance, workdir
 from dhat_jax.runtime.preemption import Preempted, StopRequest
 from dhat_jax.training import checkpoint, metrics
 from dhat_jax.training.checkpoint import Checkpoints
@@ -340,22 +340,22 @@ def train_and_evaluate(
   ):
     raise ValueError(f'workdir {directory}: holds no run that can be evaluated')
   may_differ = ('evaluation.',) if mode == 'evaluate' else ()
-  workdir.check(directory, config, may_differ=may_differ)
+  workdir.check(directory, options.as_json(config), may_differ=may_differ)
   finished = mode == 'train' and os.path.exists(results_path)
   devices.wait_for_all('workdir checked')  # before the first one writes to it
   if finished:
     _logger.info('%s is there: nothing left to do', results_path)
-    results = workdir.read_json(results_path)
+    results = files.read_json(results_path)
   else:
     # Data first: a run that finds none leaves nothing behind. And one process
     # first: what it downloads and caches is there for the others.
     with devices.first_alone('data'):
       dataset = build.dataset(config)
-    workdir.prepare(directory, config, may_differ=may_differ)
+    workdir.prepare(directory, options.as_json(config), may_differ=may_differ)
     with jax.debug_nans(config.debug_nans or jax.config.jax_debug_nans):
       results = _run(config, directory, dataset, mode)
     if devices.is_first():
-      workdir.write_json(results_path, results)
+      files.write_json(results_path, results)
   if devices.is_first():
     print(_summary(results))
     print(f'\nresults: {results_path}')
@@ -368,7 +368,9 @@ def _run(config, directory, dataset, mode) -> dict[str, Any]:
   if config.compare_with_natural:
     natural = build.natural(config)
     folder = os.path.join(directory, 'natural')
-    workdir.prepare(folder, natural, may_differ=('evaluation.',))
+    workdir.prepare(
+      folder, options.as_json(natural), may_differ=('evaluation.',)
+    )
     scored = _train_and_score(natural, folder, dataset, mode)
     results['natural'] = {key: scored[key] for key in ('accuracy', 'seconds')}
   return results
@@ -393,8 +395,8 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
     'dataset': config.dataset.name,
     'data_source': dataset.source,
     'n_test': len(dataset.test.labels),
-    'config': workdir.as_json(config),
-    'versions': workdir.versions(),
+    'config': options.as_json(config),
+    'versions': provenance.versions(),
     'seed': config.seed,
     'epsilon': build.epsilon(config.evaluation),
     **found,
@@ -402,7 +404,7 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
   }
   entry = robustbench.entry(results)
   if entry is not None and devices.is_first():
-    workdir.write_json(os.path.join(directory, 'robustbench.json'), entry)
+    files.write_json(os.path.join(directory, 'robustbench.json'), entry)
   return results
 
 
