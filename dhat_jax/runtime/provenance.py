@@ -7,8 +7,6 @@ import subprocess
 import sys
 from typing import Any
 
-import jax
-
 PACKAGES = (
   'dhat_jax',
   'jax',
@@ -58,6 +56,8 @@ def git_state() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
   """Returns what a run may not repeat without: versions, commit, devices."""
+  import jax  # not at the top: whoever reads documents needs none
+
   return {
     'versions': versions(),
     **git_state(),
@@ -91,6 +91,8 @@ def machine() -> dict[str, Any]:
 
   PyTorch's version and threads too, if it has been imported.
   """
+  import jax
+
   description = {
     'device': jax.devices()[0].device_kind,
     'devices': jax.device_count(),
