@@ -1,6 +1,6 @@
 """What the aggregator makes of the two heads."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -9,10 +9,18 @@ import numpy as np
 from flax import linen as nn
 
 from dhat_jax.models import aggregator as aggregators
+from dhat_jax.models.outputs import OUTPUTS
 
 # Images over which the influence is averaged: evenly spaced ones.
 IMAGES = 128
-HEADS = ('main', 'second')
+# The outputs that the aggregator is fed with, in its order.
+HEADS = OUTPUTS['mean'].mean_of
+
+
+def aggregated(outputs: Collection[str]) -> str | None:
+  """Returns the output that an aggregator computes, None if there is none."""
+  names = [name for name in outputs if 'aggregator' in OUTPUTS[name].parts]
+  return names[0] if names else None
 
 
 def influence(
@@ -61,26 +69,26 @@ def agreement(
   """Counts which head is right, and how often the aggregated output is then.
 
   Args:
-    predictions: of 'main', 'second' and 'aggregated': int [N] each.
+    predictions: {output: int [N]}, of the heads and the aggregated output.
     labels: int [N].
 
   Returns:
     {'both': {'images': n, 'aggregated_right': m}, 'only_main': ...,
     'only_second': ..., 'neither': ...}; n sums to N.
   """
-  main, second, aggregated = (
-    predictions[output] == labels for output in (*HEADS, 'aggregated')
-  )
+  right = {name: rows == labels for name, rows in predictions.items()}
+  first, second = (right[head] for head in HEADS)
   groups = {
-    'both': main & second,
-    'only_main': main & ~second,
-    'only_second': ~main & second,
-    'neither': ~main & ~second,
+    'both': first & second,
+    f'only_{HEADS[0]}': first & ~second,
+    f'only_{HEADS[1]}': ~first & second,
+    'neither': ~first & ~second,
   }
+  whole = right[aggregated(predictions)]
   return {
     name: {
       'images': int(chosen.sum()),
-      'aggregated_right': int((aggregated & chosen).sum()),
+      'aggregated_right': int((whole & chosen).sum()),
     }
     for name, chosen in groups.items()
   }
