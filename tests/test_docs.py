@@ -29,7 +29,7 @@ from dhat_jax.runtime import cli
 from dhat_jax.training.stages import ROLES
 from dhat_jax.training.state import create_train_state
 from dhat_jax.training.step import make_train_step
-from tests.tiny import TinyBackbone, random_variables
+from tests.helpers.tiny import TinyBackbone, random_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / 'docs'
