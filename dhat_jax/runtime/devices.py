@@ -11,12 +11,13 @@ from typing import Any
 
 import chex
 import jax
-import jax.extend as jex
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from flax import jax_utils
 from jax.experimental import multihost_utils
+
+from dhat_jax.runtime import hoisting
 
 AXIS = 'batch'
 
@@ -299,16 +300,9 @@ def pmap_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
         arg[0] if axis == 0 else arg
         for arg, axis in zip(args, in_axes, strict=True)
       ]
-      closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*shares)
-
-      def run(consts, *args):
-        flat = jex.core.jaxpr_as_fun(
-          jex.core.ClosedJaxpr(closed.jaxpr, consts)
-        )(*jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
-
+      run, consts = hoisting.hoist(fn, *shares)
       mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, *in_axes))
-      compiled.extend([mapped, replicate(closed.consts)])
+      compiled.extend([mapped, replicate(consts)])
     mapped, consts = compiled
     return jax.tree.map(unshard, mapped(consts, *args))
 

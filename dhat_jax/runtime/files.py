@@ -1,9 +1,14 @@
-"""Disks that take nothing more, told in one line."""
+"""Files: the one atomic writer, and full disks reported in one line."""
 
 import contextlib
 import errno
+import json
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import numpy as np
 
 _REFUSALS = {
   number: os.strerror(number).lower()
@@ -70,3 +75,47 @@ def writing(path: str, intact: str = 'what was saved before') -> Iterator[None]:
       f'{path}: not written: {said}; {intact} is intact; once the disk takes '
       'files again, resume with the same command'
     ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: str, mode: str) -> Iterator[IO]:
+  """Opens a file that takes the place of `path` once it is whole.
+
+  There is never half a file: it is written beside `path`, flushed to the disk,
+  then renamed. Several processes may do so at once, the last one wins. If the
+  context fails, `path` stays as it was.
+
+  Args:
+    path: the file; its folder is created if need be.
+    mode: 'w' or 'wb'.
+
+  Raises:
+    WriteError: the disk refuses the file.
+  """
+  folder, name = os.path.split(os.path.abspath(path))
+  temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}.tmp')
+  with writing(path):
+    os.makedirs(folder, exist_ok=True)
+    try:
+      with open(temporary, mode) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.remove(temporary)
+      raise
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a JSON file atomically; its folder is created if need be."""
+  with replacing(path, 'w') as file:
+    json.dump(value, file, indent=2)
+    file.write('\n')
+
+
+def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes an npz file atomically; its folder is created if need be."""
+  with replacing(path, 'wb') as file:
+    np.savez(file, **arrays)

@@ -4,19 +4,16 @@ Everything here is written atomically (a temporary file, then a rename), so
 that a run killed at any moment leaves a folder that it can resume from.
 """
 
-import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from dhat_jax.runtime import devices, files
 
@@ -30,33 +27,8 @@ PACKAGES = (
   'numpy',
 )
 
-
-@contextlib.contextmanager
-def _replacing(path: str, mode: str) -> Iterator[IO]:
-  """Opens a file that takes the place of `path` once it is whole."""
-  folder, name = os.path.split(os.path.abspath(path))
-  temporary = os.path.join(folder, f'.{name}.tmp')
-  with files.writing(path):
-    with open(temporary, mode) as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: str, value: Any) -> None:
-  """Writes a JSON file atomically."""
-  with _replacing(path, 'w') as file:
-    json.dump(value, file, indent=2)
-    file.write('\n')
-
-
-def write_npz(path: str, arrays: dict[str, np.ndarray]) -> None:
-  """Writes an npz file atomically; its folder is created if need be."""
-  with files.writing(path):
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  with _replacing(path, 'wb') as file:
-    np.savez(file, **arrays)
+write_json = files.write_json
+write_npz = files.write_npz
 
 
 def read_json(path: str) -> Any:

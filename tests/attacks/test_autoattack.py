@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.attacks import per_example
+from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import autoattack, checks
 from dhat_jax.attacks.autoattack.passes import Budget
 
@@ -79,7 +79,7 @@ def test_images_are_adversarial_exactly_where_not_robust(standard):
   wrong = np.argmax(_linear(standard.images_adv), axis=1) != labels
   np.testing.assert_array_equal(wrong, ~standard.robust)
   deltas = jnp.asarray(standard.images_adv - images)
-  assert float(per_example.norms(deltas, 'linf').max()) < 0.01 + 1e-6
+  assert float(balls.norms(deltas, 'linf').max()) < 0.01 + 1e-6
 
 
 def _two_devices(fn, in_axes):
@@ -441,5 +441,5 @@ def test_budgets_are_those_of_the_original():
 
 def test_first_of_equal_logits_is_the_prediction():
   logits = jnp.array([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0]])
-  correct = per_example.is_correct(logits, jnp.array([0, 2]))
+  correct = balls.is_right(logits, jnp.array([0, 2]))
   np.testing.assert_array_equal(correct, [True, False])
