@@ -310,7 +310,7 @@ class EnsembleAttack(EvaluationAttack):
       target.evaluator.logits(target.variables, shown),
       labels,
       target.scored,
-      predictions=getattr(result, 'predictions', None),
+      predictions=result.predictions,
       flags=result.flags,
       warnings=tuple(result.warnings),
       images_adv=result.images_adv if workspace.keep_images else None,

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ from dhat_jax.datasets.batches import prepare
 from dhat_jax.evaluation.evaluator import Target
 from dhat_jax.evaluation.plan import AuditPlan
 from dhat_jax.evaluation.records import Record
-from dhat_jax.models import aggregator as aggregators
+from dhat_jax.models.dual_head import part_variables
 from dhat_jax.models.outputs import OUTPUTS, Outputs
 from dhat_jax.runtime import devices
 
@@ -45,66 +46,55 @@ TRANSFER = 'transfer_'
 
 
 @dataclasses.dataclass(frozen=True)
-class ReluBypassed:
-  """The network, its aggregator's ReLU the identity in the backward pass.
+class Bypassed:
+  """The network, its gradient going around the aggregator's non-linearity.
 
-  The values are the network's own (BPDA, Athalye et al. 2018). Everything
-  behind the one ReLU is affine, and relu(x) - relu(-x) = x: the difference of
-  the aggregator and of its twin with negated pre-activations has the gradient
-  of the aggregator without ReLU.
+  The values are the network's own (BPDA, Athalye et al. 2018): see
+  `Aggregator.bypass`.
 
   Attributes:
-    net: a `DualHeadNet` with a learned aggregator.
+    net: a `DualHeadNet` whose aggregator has a `bypass`.
+    output: the aggregated one.
   """
 
   net: nn.Module
+  output: str
 
   @property
   def parts(self) -> tuple[str, ...]:
     """The parts of the network."""
     return self.net.parts
 
-  def apply(self, variables: Any, images: jax.Array) -> Outputs:
-    """Computes the outputs in evaluation mode."""
-    outputs = self.net.apply(variables, images)
-    module = aggregators.AGGREGATORS[self.net.aggregator]()
-    own = {group: tree['aggregator'] for group, tree in variables.items()}
-    stacked = jnp.stack([outputs.main, outputs.second], axis=1)
-    linear = module.apply(own, stacked, train=False) - module.apply(
-      _negated(own), stacked, train=False
-    )
-    straight = jax.lax.stop_gradient(outputs.aggregated)
-    straight = straight + (linear - jax.lax.stop_gradient(linear))
-    return outputs.replace(aggregated=straight)
-
-  def clone(self, **fields: Any) -> 'ReluBypassed':
+  def clone(self, **fields: Any) -> 'Bypassed':
     """Returns the same of the network with other fields."""
-    return ReluBypassed(self.net.clone(**fields))
+    return Bypassed(self.net.clone(**fields), self.output)
+
+  def apply(self, variables: Any, images: chex.Array) -> Outputs:
+    """Computes the outputs in evaluation mode."""
+    row = OUTPUTS[self.output]
+    outputs = self.net.clone(outputs=row.aggregates).apply(variables, images)
+    logits = self.net.make_aggregator().bypass(
+      part_variables(variables, row.parts[-1]),
+      jnp.stack([outputs[name] for name in row.aggregates], axis=1),
+    )
+    return outputs.replace(**{self.output: logits})
 
 
 def bypass(target: Target) -> Target | None:
-  """Returns a target with gradients around the aggregator's ReLU.
+  """Returns a target whose gradient goes around the aggregator's ReLU.
 
   Args:
     target: the aggregated output.
 
   Returns:
-    The target of the same network and output, or None if its aggregator has no
-    ReLU.
+    The target of the same network and output, or None if its aggregator has
+    nothing to go around.
   """
-  if 'features' not in target.variables['params'].get('aggregator', {}):
+  if target.net.make_aggregator().bypass is None:
     return None
   return dataclasses.replace(
-    target, name=BYPASS, net=ReluBypassed(target.evaluator.net)
+    target, name=BYPASS, net=Bypassed(target.net, target.output)
   )
-
-
-def _negated(variables: Any) -> dict:
-  """Returns an aggregator's variables with negated pre-activations."""
-  features = variables['params']['features']
-  norm = jax.tree.map(jnp.negative, features['norm'])
-  params = {**variables['params'], 'features': {**features, 'norm': norm}}
-  return {**variables, 'params': params}
 
 
 def gradient_sizes(target: Target, split: Split) -> np.ndarray:

@@ -22,9 +22,7 @@ def smallest(net: nn.Module, output: str) -> nn.Module:
 
   So the validation of a stage and the final evaluation share what is compiled.
   """
-  needed = output_table.required(output)
-  last = max(net.outputs.index(name) for name in needed)
-  return net.clone(outputs=net.outputs[: last + 1])
+  return net.clone(outputs=output_table.required(output))
 
 
 def variables_of(variables: Any, parts: tuple[str, ...]) -> dict[str, dict]:

@@ -11,7 +11,7 @@ import numpy as np
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation.evaluator import Target
 from dhat_jax.evaluation.store import Arrays, Store
-from dhat_jax.runtime import devices, workdir
+from dhat_jax.runtime import devices, files
 
 # How many attacked images each record has, for people to look at.
 EXAMPLES = 10
@@ -298,4 +298,4 @@ class Recorder:
       'labels': self._split.labels[: len(record.robust)],
       'robust': record.robust,
     }
-    workdir.write_npz(path, arrays)
+    files.write_npz(path, arrays)

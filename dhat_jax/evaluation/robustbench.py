@@ -26,7 +26,7 @@ def _names(output: str, config: Mapping[str, Any]) -> dict[str, str]:
   A mean of the heads, an aggregator's or not, is the method's control.
   """
   learned = config['model'].get('aggregator') != 'mean'
-  if 'aggregator' in OUTPUTS[output].parts and learned:
+  if OUTPUTS[output].aggregates and learned:
     return {
       'link': 'https://arxiv.org/abs/2104.10377',
       'name': 'Dual Head Adversarial Training',
@@ -41,8 +41,8 @@ def _names(output: str, config: Mapping[str, Any]) -> dict[str, str]:
 
 def _label(output: str, learned: bool) -> str:
   """Returns what an output is called; a mean is called one."""
-  computed = 'aggregator' in OUTPUTS[output].parts
-  return OUTPUTS['mean' if computed and not learned else output].label
+  is_mean = bool(OUTPUTS[output].aggregates) and not learned
+  return OUTPUTS['mean' if is_mean else output].label
 
 
 def _notes(

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dhat_jax.runtime import devices, workdir
+from dhat_jax.runtime import devices, files
 
 Arrays = dict[str, np.ndarray]
 
@@ -93,7 +93,7 @@ class Store:
 
   def _save(self, name: str, owner: str, arrays: Arrays) -> None:
     if self.directory is not None and devices.is_first():
-      workdir.write_npz(self._path(name), {**arrays, 'digest': np.array(owner)})
+      files.write_npz(self._path(name), {**arrays, 'digest': np.array(owner)})
 
   def folder(self, name: str, settings: Any) -> str | None:
     """Returns a folder for an attack that keeps its own files.
@@ -119,4 +119,4 @@ class Store:
       pass
     shutil.rmtree(path, ignore_errors=True)
     os.makedirs(path)
-    workdir.write_json(label, owner)
+    files.write_json(label, owner)
