@@ -6,7 +6,7 @@ seeds and the step alone: not on the number of devices, processes or restarts.
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict
 
 import chex
@@ -297,6 +297,28 @@ def to_float(images: chex.Array) -> chex.Array:
     float32 [B, H, W, C] in [0, 1]: the pixels divided by 255.
   """
   return jnp.asarray(images).astype(jnp.float32) / 255
+
+
+def prepare(batch: Mapping[str, chex.Array]) -> dict[str, chex.Array]:
+  """Makes a batch what a step computes with; runs inside the compiled step.
+
+  Args:
+    batch: {'images': uint8 [B, H, W, C] or float in [0, 1], 'labels': int32
+      [B], 'mask': bool [B], optional}.
+
+  Returns:
+    The same with float images in [0, 1] and a float32 mask; without a mask
+    every example counts.
+  """
+  images = batch['images']
+  if images.dtype == jnp.uint8:
+    images = to_float(images)
+  mask = batch.get('mask', jnp.ones(images.shape[0]))
+  return {
+    'images': images,
+    'labels': batch['labels'],
+    'mask': mask.astype(jnp.float32),
+  }
 
 
 def augment(

@@ -320,6 +320,22 @@ def example_indices(batch_size: int, axis_name: str | None) -> chex.Array:
   return first * batch_size + jnp.arange(batch_size)
 
 
+def example_rngs(
+  rng: chex.PRNGKey,
+  batch_size: int,
+  axis_name: str | None,
+  offset: int = 0,
+) -> chex.PRNGKey:
+  """One key per example, by its place in the global batch: keys [B].
+
+  Neither the number of devices nor the device enters, so that augmentation
+  and attack noise are the same on any number of them. `offset` is the place
+  of the batch's first example, where places count over a whole split.
+  """
+  indices = offset + example_indices(batch_size, axis_name)
+  return jax.vmap(lambda index: jax.random.fold_in(rng, index))(indices)
+
+
 def psum(tree: Any, axis_name: str | None) -> Any:
   """Sums a tree of floats over the replicas in one all-reduce.
 
