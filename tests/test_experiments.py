@@ -19,7 +19,7 @@ from experiments import (
   tables,
 )
 from experiments.runs import Entry, Run
-from tests import tiny_run
+from tests.helpers import tiny_run
 from tests.helpers.tiny import flat
 
 

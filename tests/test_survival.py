@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests import processes
+from tests.helpers import processes
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # A folder of scripts, which find each other beside themselves.
