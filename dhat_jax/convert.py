@@ -150,6 +150,7 @@ def import_workdir(
   """
   from dhat_jax import build
   from dhat_jax.datasets import batches as input_pipeline
+  from dhat_jax.from_config import values as options
   from dhat_jax.runtime import workdir
   from dhat_jax.training import loop
   from dhat_jax.training.checkpoint import Checkpoints
@@ -173,7 +174,7 @@ def import_workdir(
   train_split, _ = input_pipeline.hold_out(
     dataset.train, config.dataset.validation_size, seed=0
   )
-  workdir.prepare(directory, config)
+  workdir.prepare(directory, options.as_json(config))
   for name, folder in folders.items():
     state, stage = _empty_state(
       config,
@@ -200,6 +201,7 @@ def export_workdir(config: Any, directory: str) -> dict[str, np.ndarray]:
     ValueError: the workdir is not trained, or of another config.
   """
   from dhat_jax import build
+  from dhat_jax.from_config import values as options
   from dhat_jax.runtime import workdir
   from dhat_jax.training import loop
   from dhat_jax.training.checkpoint import Checkpoints
@@ -209,7 +211,9 @@ def export_workdir(config: Any, directory: str) -> dict[str, np.ndarray]:
   folder = loop.checkpoint_folder(directory, name)
   if not os.path.isdir(folder):
     raise ValueError(f'workdir {directory}: stage {name!r} is not trained')
-  workdir.prepare(directory, config, may_differ=('evaluation.',))
+  workdir.prepare(
+    directory, options.as_json(config), may_differ=('evaluation.',)
+  )
   with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
     state = _stored_state(config, name, checkpoints)
   return to_torch(state.variables(), build.model(config))

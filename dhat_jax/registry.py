@@ -141,6 +141,7 @@ class Registry(Mapping):
     self,
     name: Any,
     options: Mapping[str, Any] | None = None,
+    /,
     *,
     where: str = '',
   ) -> None:

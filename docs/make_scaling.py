@@ -17,7 +17,8 @@ import sys
 import jax
 
 from dhat_jax import build
-from dhat_jax.benchmark import timing, training
+from dhat_jax.benchmark import training
+from dhat_jax.runtime import documents
 from dhat_jax.training import cost
 
 DOCS = pathlib.Path(__file__).parent
@@ -172,11 +173,12 @@ def measure():
   record = {
     'config': config.name,
     'stage': 'main_head',
-    'command': 'python docs/make_scaling.py --measure',
-    'machine': timing.machine(),
     'temporaries': {size: found['temporaries'] for size, found in held.items()},
   }
-  MEMORY.write_text(json.dumps(record, indent=1) + '\n')
+  command = 'python docs/make_scaling.py --measure'
+  documents.write(
+    str(MEMORY), documents.document('benchmark', record, command=command)
+  )
 
 
 def stages_table(costs):

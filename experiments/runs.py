@@ -21,8 +21,8 @@ import ml_collections
 import numpy as np
 
 from dhat_jax import build
-from dhat_jax.benchmark.timing import machine
-from dhat_jax.runtime import devices, workdir
+from dhat_jax.from_config.values import as_json
+from dhat_jax.runtime import devices, documents, files, workdir
 from dhat_jax.training import cost as flops
 from dhat_jax.training import loop
 
@@ -66,7 +66,7 @@ class Entry:
 def _same_beginning(run: Run) -> None:
   """Raises ValueError if a run cannot take over its source's stages."""
   ours, theirs = (
-    workdir.flat_config(config) for config in (run.config, run.source.config)
+    workdir.flat(as_json(config)) for config in (run.config, run.source.config)
   )
   decides = ('dataset.', 'seed', *(f'{stage}.' for stage in run.shared))
   decides += ('model.backbone', 'model.attach')
@@ -105,8 +105,8 @@ def perform(run: Run, root: str) -> dict[str, Any]:
     perform(run.source, root)
   directory = os.path.join(root, run.name)
   build.check(run.config)
-  workdir.check(directory, run.config)
-  workdir.prepare(directory, run.config)
+  workdir.check(directory, as_json(run.config))
+  workdir.prepare(directory, as_json(run.config))
   if run.source is not None:
     _take_over(run, root)
   return loop.train_and_evaluate(run.config, directory)
@@ -198,11 +198,11 @@ def record(entry: Entry, root: str) -> dict[str, Any] | None:
   path = os.path.join(root, entry.run.name, 'results.json')
   if not os.path.exists(path):
     return None
-  results = workdir.read_json(path)
-  workdir.check(os.path.join(root, entry.run.name), entry.run.config)
+  results = files.read_json(path)
+  workdir.check(os.path.join(root, entry.run.name), as_json(entry.run.config))
   worst = results['worst_case'][entry.output]
   audited = entry.output == 'aggregated' and 'audit' in results
-  environment = workdir.read_json(
+  environment = files.read_json(
     os.path.join(root, entry.run.name, 'environment.json')
   )
   return {
@@ -289,7 +289,7 @@ def main(
   made = list({entry.run.name: entry.run for entry in wanted}.values())
   for run in made:
     build.check(run.config)
-    workdir.check(os.path.join(options.workdir, run.name), run.config)
+    workdir.check(os.path.join(options.workdir, run.name), as_json(run.config))
   for index, run in enumerate(made, 1):
     print(f'--- run {index} of {len(made)}: {run.name}', flush=True)
     perform(run, options.workdir)
@@ -303,14 +303,14 @@ def main(
     if row is not None and key not in costs:
       costs[key] = cost(entry, image_shape, num_train)
     rows.append(row and row | costs[key])
-  found = {
+  body = {
     **caption,
-    'command': ' '.join(
-      [f'python -m experiments.{caption["experiment"]}', *_shown(sys.argv[1:])]
-    ),
-    'machine': machine(),
     'missing': sum(row is None for row in rows),
     'rows': [row for row in rows if row is not None],
   }
-  os.makedirs(os.path.dirname(os.path.abspath(options.json)), exist_ok=True)
-  workdir.write_json(options.json, found)
+  command = ' '.join(
+    [f'python -m experiments.{caption["experiment"]}', *_shown(sys.argv[1:])]
+  )
+  documents.write(
+    options.json, documents.document('experiment', body, command=command)
+  )

@@ -51,7 +51,8 @@ def machine() -> dict:
   """Asks another process: JAX would keep the accelerator from the runs."""
   code = (
     'import json; from dhat_jax.runtime import devices; devices.initialize();'
-    'from dhat_jax.benchmark import timing; print(json.dumps(timing.machine()))'
+    'from dhat_jax.runtime import provenance;'
+    'print(json.dumps(provenance.machine()))'
   )
   done = subprocess.run(
     [sys.executable, '-c', code],

@@ -43,7 +43,7 @@ def test_check_finite_names_the_first_bad_step(bad):
 
 
 def lines(folder):
-  return metrics.read_json_lines(os.path.join(folder, 'metrics.jsonl'))
+  return files.read_json_lines(os.path.join(folder, 'metrics.jsonl'))
 
 
 def write(folder, stage, start_step, steps):

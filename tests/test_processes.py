@@ -10,8 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from dhat_jax.runtime import workdir
-from dhat_jax.training import metrics
+from dhat_jax.runtime import files
 from dhat_jax.training.checkpoint import Checkpoints
 from dhat_jax.training.loop import checkpoint_folder, train_and_evaluate
 from dhat_jax.training.stages import ROLES
@@ -38,12 +37,12 @@ def arguments(directory):
 
 
 def losses(directory):
-  records = metrics.read_json_lines(os.path.join(directory, 'metrics.jsonl'))
+  records = files.read_json_lines(os.path.join(directory, 'metrics.jsonl'))
   return {r['step']: r['train/loss'] for r in records if 'train/loss' in r}
 
 
 def results_of(directory):
-  return workdir.read_json(os.path.join(directory, 'results.json'))
+  return files.read_json(os.path.join(directory, 'results.json'))
 
 
 def last_arrays(directory):

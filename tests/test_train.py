@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dhat_jax.runtime import workdir
+from dhat_jax.runtime import files
 from dhat_jax.training import loop, metrics
 from dhat_jax.training.loop import train_and_evaluate
 from tests import tiny_run
@@ -108,7 +108,7 @@ def test_stages_hand_on_frozen_parts_bit_for_bit(finished):
 
 def test_metrics_of_every_stage(finished):
   directory, _ = finished
-  records = metrics.read_json_lines(os.path.join(directory, 'metrics.jsonl'))
+  records = files.read_json_lines(os.path.join(directory, 'metrics.jsonl'))
   for stage in ('main_head', 'second_head', 'aggregator'):
     steps = [
       record['step']
@@ -211,7 +211,7 @@ def test_sat_reports_clean_accuracy_too(tmp_path):
   config = tiny_run.get_config(stages=('main_head',))
   config.main_head.loss = {'name': 'sat'}
   train_and_evaluate(config, str(tmp_path))
-  record = metrics.read_json_lines(str(tmp_path / 'metrics.jsonl'))[0]
+  record = files.read_json_lines(str(tmp_path / 'metrics.jsonl'))[0]
   assert {'train/clean_accuracy', 'train/robust_accuracy'} <= set(record)
 
 
@@ -273,7 +273,7 @@ def wait_for(directory, stage, step, process):
   while time.monotonic() < deadline and process.poll() is None:
     if os.path.exists(path) and any(
       record['stage'] == stage and record['step'] >= step
-      for record in metrics.read_json_lines(path)
+      for record in files.read_json_lines(path)
     ):
       return
     time.sleep(0.02)
@@ -302,13 +302,13 @@ def test_killed_in_every_stage_ends_bit_for_bit_equal(tmp_path):
     for key, value in expected.items():
       np.testing.assert_array_equal(actual[key], value, err_msg=key)
   results = [
-    without_seconds(workdir.read_json(os.path.join(path, 'results.json')))
+    without_seconds(files.read_json(os.path.join(path, 'results.json')))
     for path in (whole, directory)
   ]
   assert results[0] == results[1]
   records = [
     (record['stage'], record['step'], 'train/loss' in record)
-    for record in metrics.read_json_lines(
+    for record in files.read_json_lines(
       os.path.join(directory, 'metrics.jsonl')
     )
   ]

@@ -90,11 +90,13 @@ def _say(line: str) -> None:
   print(line, flush=True)
 
 
-def _measure(values: flags.FlagValues) -> tuple[dict[str, Any], str]:
+def _measure(
+  values: flags.FlagValues, argv: list[str]
+) -> tuple[dict[str, Any], str]:
   """Returns (what was measured, its table)."""
   # JAX reads its flags when it starts.
   from dhat_jax import build
-  from dhat_jax.runtime import devices
+  from dhat_jax.runtime import devices, documents
 
   devices.initialize()
   from dhat_jax.benchmark import timing
@@ -118,13 +120,11 @@ def _measure(values: flags.FlagValues) -> tuple[dict[str, Any], str]:
   module = importlib.import_module(f'dhat_jax.benchmark.{values.what}')
   with timing.no_compilation_cache():
     found = module.run(config, *arguments, **options, report=_say)
-  found = {
-    'what': values.what,
-    'config': config.name,
-    **options,
-    **found,
-    'machine': timing.machine(),
-  }
+  found = documents.document(
+    'benchmark',
+    {'what': values.what, 'config': config.name, **options, **found},
+    command=shlex.join(['python', '-m', 'dhat_jax.benchmark', *argv[1:]]),
+  )
   return found, module.table(found)
 
 
@@ -135,14 +135,12 @@ def main(argv: list[str]) -> None:
     return
   with cli.mistakes_in_one_line():
     values = _parse(argv)
-    found, table = _measure(values)
-  found['command'] = shlex.join(
-    ['python', '-m', 'dhat_jax.benchmark', *argv[1:]]
-  )
+    found, table = _measure(values, argv)
   print(f'\n{table}')
   if values.out:
-    with open(values.out, 'w', encoding='utf-8') as file:
-      file.write(json.dumps(found, indent=1) + '\n')
+    from dhat_jax.runtime import documents
+
+    documents.write(values.out, found)
     print(f'\nwritten: {values.out}')
   if values.json:
     rows = found['rows']

@@ -17,6 +17,7 @@ from dhat_jax.attacks.autoattack import passes
 from dhat_jax.benchmark import autoattack_sides, timing
 from dhat_jax.benchmark.autoattack_sides import STANDARD
 from dhat_jax.pytorch import jax_module
+from dhat_jax.runtime import provenance
 
 # Gradients and further forward passes per iteration or query.
 _COSTS = {
@@ -138,7 +139,7 @@ def run(
     ImportError: PyTorch or pyautoattack is not installed.
     ValueError: bad arguments.
   """
-  jax_module.import_torch().set_num_threads(timing.cores())  # as XLA does
+  jax_module.import_torch().set_num_threads(provenance.cores())  # as XLA does
   autoattack_sides.import_original()
   problem = autoattack_sides.make_problem(config, directory, count)
   torch_net = autoattack_sides.make_torch_twin(problem)

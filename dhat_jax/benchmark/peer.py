@@ -13,7 +13,7 @@ from dhat_jax import build, convert
 from dhat_jax.attacks import balls
 from dhat_jax.benchmark import timing, training
 from dhat_jax.pytorch import jax_module
-from dhat_jax.runtime import devices
+from dhat_jax.runtime import devices, provenance
 
 OURS = 'ours'
 # How far the losses of one step may be apart. Where a gradient is nearly 0 its
@@ -152,7 +152,7 @@ def run(
   Raises:
     ImportError: PyTorch is not installed.
   """
-  jax_module.import_torch().set_num_threads(timing.cores())  # as XLA does
+  jax_module.import_torch().set_num_threads(provenance.cores())  # as XLA does
   rows = []
   for name in stages:
     rows.append(compare(config, name, batch_size, repeats=repeats))

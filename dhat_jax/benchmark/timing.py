@@ -1,19 +1,13 @@
-"""Wall times of functions that take turns, and the machine they ran on."""
+"""Wall times of functions that take turns."""
 
 import contextlib
-import importlib.metadata
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
-
-from dhat_jax.runtime import workdir
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -74,45 +68,3 @@ def no_compilation_cache() -> Iterator[None]:
   finally:
     jax.config.update('jax_enable_compilation_cache', before)
     compilation_cache.reset_cache()
-
-
-def processor() -> str:
-  """Returns the CPU's name where the system tells it."""
-  try:
-    with open('/proc/cpuinfo', encoding='utf-8') as file:
-      for line in file:
-        if line.startswith('model name'):
-          return line.partition(':')[2].strip()
-  except OSError:
-    pass
-  return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-  """Returns how many cores this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count()
-
-
-def machine() -> dict[str, Any]:
-  """Returns what a time depends on: devices, cores, versions, XLA's flags.
-
-  PyTorch's version and threads too, if it has been imported.
-  """
-  found = {
-    'device': jax.devices()[0].device_kind,
-    'devices': jax.device_count(),
-    'processor': processor(),
-    'cores': cores(),
-    'xla_flags': os.environ.get('XLA_FLAGS', ''),
-    'versions': workdir.versions(),
-  }
-  found['versions'] |= {
-    package: importlib.metadata.version(package)
-    for package in ('torch', 'pyautoattack')
-    if package in sys.modules
-  }
-  if 'torch' in sys.modules:
-    found['torch_threads'] = sys.modules['torch'].get_num_threads()
-  return found

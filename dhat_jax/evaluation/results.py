@@ -16,7 +16,7 @@ from dhat_jax.evaluation.plan import Job, Plan, jobs
 from dhat_jax.evaluation.records import Record, Recorder, example_places
 from dhat_jax.evaluation.store import Store, digest
 from dhat_jax.models.outputs import OUTPUTS
-from dhat_jax.runtime import devices, workdir
+from dhat_jax.runtime import devices, provenance
 from dhat_jax.runtime.progress import progress_bar
 
 Records = dict[tuple[str, str], Record]
@@ -86,7 +86,7 @@ def _identity(
       'net': repr(evaluator.net),
       'batch_size': evaluator.batch_size,
       'seed': seed,
-      'versions': workdir.versions(),
+      'versions': provenance.versions(),
     }
   )
 

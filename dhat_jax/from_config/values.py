@@ -1,8 +1,14 @@
 """Small readers of config values, each with one clear error."""
 
+import json
 from typing import Any
 
 import ml_collections
+
+
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns a config as plain JSON values (tuples become lists)."""
+  return json.loads(config.to_json())
 
 
 def choose(name: str, got: Any, choices: Any) -> Any:

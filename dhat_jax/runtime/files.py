@@ -1,11 +1,11 @@
-"""Files: the one atomic writer, and full disks reported in one line."""
+"""Files: the one atomic writer, JSON, and full disks reported in one line."""
 
 import contextlib
 import errno
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -13,8 +13,13 @@ import numpy as np
 _REFUSALS = {
   number: os.strerror(number).lower()
   for number in (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
-    *(errno.EPERM, errno.EFBIG, errno.EIO),
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EIO,
   )
 }
 
@@ -28,15 +33,15 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
   seen = set()
   pending = [error]
   while pending:
-    found = pending.pop(0)
-    if found is not None and id(found) not in seen:
-      seen.add(id(found))
-      yield found
-      pending += [found.__cause__, found.__context__]
+    cause = pending.pop(0)
+    if cause is not None and id(cause) not in seen:
+      seen.add(id(cause))
+      yield cause
+      pending += [cause.__cause__, cause.__context__]
 
 
 def refusal(error: BaseException) -> str | None:
-  """Returns what the disk said, 'no space left on device', or None.
+  """Returns the system's reason, 'no space left on device', or None.
 
   Libraries that write in the background wrap the system's error, or keep no
   more of it than its text.
@@ -46,9 +51,9 @@ def refusal(error: BaseException) -> str | None:
       return _REFUSALS[cause.errno]
     if not isinstance(cause, OSError):
       text = str(cause).lower()
-      for said in _REFUSALS.values():
-        if said in text:
-          return said
+      for reason in _REFUSALS.values():
+        if reason in text:
+          return reason
   return None
 
 
@@ -68,11 +73,11 @@ def writing(path: str, intact: str = 'what was saved before') -> Iterator[None]:
   except WriteError:
     raise
   except Exception as error:
-    said = refusal(error)
-    if said is None:
+    reason = refusal(error)
+    if reason is None:
       raise
     raise WriteError(
-      f'{path}: not written: {said}; {intact} is intact; once the disk takes '
+      f'{path}: not written: {reason}; {intact} is intact; once the disk takes '
       'files again, resume with the same command'
     ) from error
 
@@ -119,3 +124,45 @@ def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes an npz file atomically; its folder is created if need be."""
   with replacing(path, 'wb') as file:
     np.savez(file, **arrays)
+
+
+def read_json(path: str) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    ValueError: it is damaged; the error names the file.
+  """
+  with open(path) as file:
+    try:
+      return json.load(file)
+    except ValueError as error:
+      raise ValueError(f'{path}: not readable as JSON: {error}') from error
+
+
+def read_json_lines(
+  path: str, on_damage: Callable[[int], None] | None = None
+) -> list[dict]:
+  """Reads JSON lines; a last line cut off by a kill is left out.
+
+  Args:
+    path: the file.
+    on_damage: called with the number, from 1, of every other line that is not
+      readable, which is skipped; by default the first one ends the records.
+  """
+  with open(path) as file:
+    lines = file.readlines()
+  records = []
+  for number, line in enumerate(lines, 1):
+    try:
+      records.append(json.loads(line))
+    except ValueError:
+      if on_damage is None:
+        break
+      if number < len(lines):
+        on_damage(number)
+  return records
+
+
+def user_path(path: str | None) -> str | None:
+  """Returns a path that a user gave, `~` expanded; '' and None stay."""
+  return os.path.expanduser(path) if path else path

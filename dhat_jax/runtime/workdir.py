@@ -1,85 +1,60 @@
-"""A run's folder: which config it belongs to, and what made it.
+"""A run's folder: which config it belongs to, and what the run was made on.
 
-Everything here is written atomically (a temporary file, then a rename), so
-that a run killed at any moment leaves a folder that it can resume from.
+A run killed at any moment leaves a folder that it can resume from. Configs are
+plain nested dictionaries of JSON values here.
 """
 
 import datetime
-import importlib.metadata
-import json
+import fnmatch
 import os
-import platform
-import subprocess
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import ml_collections
+from dhat_jax.runtime import devices, files, provenance
 
-from dhat_jax.runtime import devices, files
-
-PACKAGES = (
-  'dhat_jax',
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'numpy',
-)
-
-write_json = files.write_json
-write_npz = files.write_npz
-
-
-def read_json(path: str) -> Any:
-  """Reads a JSON file; an unreadable one is named in the error."""
-  with open(path) as file:
-    try:
-      return json.load(file)
-    except ValueError as error:
-      raise ValueError(f'{path}: not readable as JSON: {error}') from error
-
-
-def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns a config as plain JSON values (tuples become lists)."""
-  return json.loads(config.to_json())
-
-
-def flat_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns {'dotted.key': value} with values as JSON gives them back."""
-  flat = {}
-
-  def visit(prefix, value):
-    if isinstance(value, dict):
-      for key, item in value.items():
-        visit(f'{prefix}.{key}' if prefix else key, item)
-    else:
-      flat[prefix] = value
-
-  visit('', as_json(config))
-  return flat
-
-
-# What may be in a folder that belongs to no run yet.
+# What may be in a folder that belongs to no run yet: a run killed before it
+# wrote its config leaves environment.json alone, and a report may have been
+# made of an empty folder.
 _NO_RUN = ('environment.json', 'report.html', 'report')
 
 # Where data is found on a machine says nothing about the run, and a run that
 # made a NaN is looked into from its last checkpoint.
 _MAY_DIFFER = ('dataset.manual_dir', 'dataset.cache_dir', 'debug_nans')
 
+_MISSING = '(no such key)'
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns {'dotted.key': value} of nested dictionaries."""
+  items = {}
+
+  def visit(prefix: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+      for key, item in value.items():
+        visit(f'{prefix}.{key}' if prefix else key, item)
+    else:
+      items[prefix] = value
+
+  visit('', values)
+  return items
+
 
 def check(
   path: str,
-  config: ml_collections.ConfigDict,
+  values: Mapping[str, Any],
   *,
   may_differ: tuple[str, ...] = (),
+  defaults: Mapping[str, Any] | None = None,
 ) -> None:
   """Checks that a folder can hold a run of a config; writes nothing.
 
   Args:
     path: the folder; it need not exist.
-    config: the run's config.
+    values: the run's config, as JSON would give it back.
     may_differ: prefixes of dotted keys that need not agree with the folder's.
+    defaults: {dotted key, or a pattern of it such as '*.momentum': value} of
+      keys that a config may lack: a folder from before there was such a key
+      holds a run with this value, and the other way round.
 
   Raises:
     ValueError: the folder belongs to another config (the differing keys are
@@ -89,11 +64,20 @@ def check(
     return
   config_path = os.path.join(path, 'config.json')
   if os.path.exists(config_path):
-    stored = read_json(config_path)
-    _check_same_config(path, stored, config, may_differ + _MAY_DIFFER)
+    stored = files.read_json(config_path)
+    if not isinstance(stored, dict):
+      raise ValueError(
+        f'{config_path}: not readable as JSON: got {stored!r:.50}, expected an '
+        'object'
+      )
+    _check_same_config(
+      path,
+      flat(stored),
+      flat(values),
+      may_differ=may_differ + _MAY_DIFFER,
+      defaults=flat(defaults or {}),
+    )
     return
-  # A run killed before it wrote its config leaves environment.json alone; a
-  # report may have been made of an empty folder.
   foreign = sorted(
     name
     for name in os.listdir(path)
@@ -106,79 +90,21 @@ def check(
     )
 
 
-def prepare(
+def _check_same_config(
   path: str,
-  config: ml_collections.ConfigDict,
+  stored: Mapping[str, Any],
+  current: Mapping[str, Any],
   *,
-  may_differ: tuple[str, ...] = (),
+  may_differ: tuple[str, ...],
+  defaults: Mapping[str, Any],
 ) -> None:
-  """Takes a folder for a config, after `check`: writes what the run is.
-
-  Args and errors as in `check`; the folder is created if need be.
-  """
-  if devices.is_first():
-    check(path, config, may_differ=may_differ)
-    config_path = os.path.join(path, 'config.json')
-    begun = os.path.exists(config_path)
-    with files.writing(path):
-      os.makedirs(path, exist_ok=True)
-    record_environment(path, begun=begun)
-    if not begun:
-      write_json(config_path, as_json(config))
-  _check_shared(path)
-
-
-def record_environment(path: str, *, begun: bool) -> None:
-  """Writes what a run begins on, or adds what it goes on on, if that differs.
-
-  Args:
-    path: the workdir.
-    begun: whether the run has begun already.
-  """
-  path = os.path.join(path, 'environment.json')
-  now = environment()
-  if not begun:
-    write_json(path, now)
-    return
-  try:
-    first = read_json(path)
-    history = [first, *first.setdefault('resumed_on', [])]
-  except (OSError, ValueError, AttributeError):
-    # Lost or damaged: the run can go on without.
-    first, history = {'resumed_on': []}, [{}]
-  # The newest that the history knows of, and only what is compared.
-  if any(history[-1].get(key) != value for key, value in now.items()):
-    first['resumed_on'].append({**now, 'time': _utc_now()})
-    write_json(path, first)
-
-
-def _check_shared(path: str) -> None:
-  """Checks that all processes see the folder which the first one made."""
-  devices.wait_for_all('workdir prepared')
-  seen = os.path.exists(os.path.join(path, 'config.json'))
-  if not devices.all_agree(seen):
-    raise ValueError(
-      f'workdir {path}: the processes of this run do not see the same folder; '
-      'choose one on a file system that all hosts share'
-    )
-
-
-def _check_same_config(path, stored, config, may_differ):
-  if not isinstance(stored, dict):
-    raise ValueError(
-      f'{path}/config.json: not readable as JSON: got {stored!r:.50}, expected '
-      'an object'
-    )
-  stored = flat_config(ml_collections.ConfigDict(stored))
-  current = flat_config(config)
-  missing = '(no such key)'
-  differing = [
-    f'  {key}: workdir has {stored.get(key, missing)!r}, '
-    f'this run has {current.get(key, missing)!r}'
-    for key in sorted(stored.keys() | current.keys())
-    if stored.get(key, missing) != current.get(key, missing)
-    and not key.startswith(may_differ)
-  ]
+  """Raises ValueError if two flat configs differ, listing the keys."""
+  differing = []
+  for key in sorted(stored.keys() | current.keys()):
+    default = _default(key, defaults)
+    here, there = current.get(key, default), stored.get(key, default)
+    if here != there and not key.startswith(may_differ):
+      differing.append(f'  {key}: workdir has {there!r}, this run has {here!r}')
   if differing:
     raise ValueError(
       f'workdir {path}: belongs to another config; choose another --workdir, '
@@ -187,47 +113,64 @@ def _check_same_config(path, stored, config, may_differ):
     )
 
 
-def versions() -> dict[str, str]:
-  """Returns the versions of Python and of the packages that matter."""
-  found = {'python': platform.python_version()}
-  for package in PACKAGES:
-    try:
-      found[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      found[package] = 'not installed as a package'
-  return found
+def _default(key: str, defaults: Mapping[str, Any]) -> Any:
+  """Returns the value of a key that a config lacks."""
+  for pattern, value in defaults.items():
+    if fnmatch.fnmatchcase(key, pattern):
+      return value
+  return _MISSING
+
+
+def prepare(
+  path: str,
+  values: Mapping[str, Any],
+  *,
+  may_differ: tuple[str, ...] = (),
+  defaults: Mapping[str, Any] | None = None,
+) -> None:
+  """Takes a folder for a config, after `check`: writes what the run is.
+
+  Args and errors as in `check`; the folder is created if need be.
+  """
+  if devices.is_first():
+    check(path, values, may_differ=may_differ, defaults=defaults)
+    config_path = os.path.join(path, 'config.json')
+    resumed = os.path.exists(config_path)
+    _record_environment(path, resumed=resumed)
+    if not resumed:
+      files.write_json(config_path, values)
+  _check_shared(path)
+
+
+def _record_environment(path: str, *, resumed: bool) -> None:
+  """Writes what a run starts on, or adds what it is resumed on, if new."""
+  path = os.path.join(path, 'environment.json')
+  now = provenance.environment()
+  if not resumed:
+    files.write_json(path, now)
+    return
+  try:
+    first = files.read_json(path)
+    history = [first, *first.setdefault('resumed_on', [])]
+  except (OSError, ValueError, AttributeError):
+    # Lost or damaged: the run can go on without.
+    first, history = {'resumed_on': []}, [{}]
+  # The newest that the history knows of, and only what is compared.
+  if any(history[-1].get(key) != value for key, value in now.items()):
+    first['resumed_on'].append({**now, 'time': _utc_now()})
+    files.write_json(path, first)
 
 
 def _utc_now() -> str:
   return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
 
 
-def _git(*arguments: str) -> str | None:
-  """Returns what git says of this code's repository, None without one."""
-  try:
-    done = subprocess.run(
-      ['git', '-C', os.path.dirname(__file__), *arguments],
-      capture_output=True,
-      text=True,
-      check=False,
+def _check_shared(path: str) -> None:
+  """Checks that all processes see the folder which the first one wrote."""
+  devices.wait_for_all('workdir prepared')
+  visible = os.path.exists(os.path.join(path, 'config.json'))
+  if not devices.all_agree(visible):
+    raise ValueError(
+      f'workdir {path}: the processes of this run do not see the same folder; '
+      'choose one on a file system that all hosts share'
     )
-  except OSError:  # no git
-    return None
-  return done.stdout.strip() if done.returncode == 0 else None
-
-
-def environment() -> dict[str, Any]:
-  """Returns versions, git commit and devices.
-
-  `git_changed` tells whether tracked files differ from the commit; None where
-  that is not known.
-  """
-  changes = _git('status', '--porcelain', '--untracked-files=no')
-  return {
-    'versions': versions(),
-    'git_commit': _git('rev-parse', 'HEAD') or 'unknown',
-    'git_changed': None if changes is None else bool(changes),
-    'devices': [str(device) for device in jax.devices()],
-    'device_kind': jax.devices()[0].device_kind,
-    'platform': platform.platform(),
-  }

@@ -18,7 +18,8 @@ from dhat_jax.evaluation import robustbench
 from dhat_jax.evaluation.results import evaluate, summary, table
 from dhat_jax.evaluation.validation import Validation
 from dhat_jax.from_config import evaluation as plan
-from dhat_jax.runtime import devices, workdir
+from dhat_jax.from_config import values as options
+from dhat_jax.runtime import devices, files, provenance, workdir
 from dhat_jax.runtime.preemption import Preempted, StopRequest
 from dhat_jax.training import checkpoint, metrics
 from dhat_jax.training.checkpoint import Checkpoints
@@ -335,22 +336,22 @@ def train_and_evaluate(
   ):
     raise ValueError(f'workdir {directory}: holds no run that can be evaluated')
   may_differ = ('evaluation.',) if mode == 'evaluate' else ()
-  workdir.check(directory, config, may_differ=may_differ)
+  workdir.check(directory, options.as_json(config), may_differ=may_differ)
   finished = mode == 'train' and os.path.exists(results_path)
   devices.wait_for_all('workdir checked')  # before the first one writes to it
   if finished:
     _logger.info('%s is there: nothing left to do', results_path)
-    results = workdir.read_json(results_path)
+    results = files.read_json(results_path)
   else:
     # Data first: a run that finds none leaves nothing behind. And one process
     # first: what it downloads and caches is there for the others.
     with devices.first_alone('data'):
       dataset = build.dataset(config)
-    workdir.prepare(directory, config, may_differ=may_differ)
+    workdir.prepare(directory, options.as_json(config), may_differ=may_differ)
     with jax.debug_nans(config.debug_nans or jax.config.jax_debug_nans):
       results = _run(config, directory, dataset, mode)
     if devices.is_first():
-      workdir.write_json(results_path, results)
+      files.write_json(results_path, results)
   if devices.is_first():
     print(_summary(results))
     print(f'\nresults: {results_path}')
@@ -363,7 +364,9 @@ def _run(config, directory, dataset, mode) -> dict[str, Any]:
   if config.compare_with_natural:
     natural = build.natural(config)
     folder = os.path.join(directory, 'natural')
-    workdir.prepare(folder, natural, may_differ=('evaluation.',))
+    workdir.prepare(
+      folder, options.as_json(natural), may_differ=('evaluation.',)
+    )
     scored = _train_and_score(natural, folder, dataset, mode)
     results['natural'] = {key: scored[key] for key in ('accuracy', 'seconds')}
   return results
@@ -388,8 +391,8 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
     'dataset': config.dataset.name,
     'data_source': dataset.source,
     'n_test': len(dataset.test.labels),
-    'config': workdir.as_json(config),
-    'versions': workdir.versions(),
+    'config': options.as_json(config),
+    'versions': provenance.versions(),
     'seed': config.seed,
     'epsilon': build.epsilon(config.evaluation),
     **found,
@@ -397,7 +400,7 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
   }
   entry = robustbench.entry(results)
   if entry is not None and devices.is_first():
-    workdir.write_json(os.path.join(directory, 'robustbench.json'), entry)
+    files.write_json(os.path.join(directory, 'robustbench.json'), entry)
   return results
 
 

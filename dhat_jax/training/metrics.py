@@ -120,13 +120,11 @@ class Writer:
       return
     kept = [
       record
-      for record in read_json_lines(self.path)
+      for record in files.read_json_lines(self.path)
       if record['stage'] != self._stage or record['step'] <= step
     ]
-    temporary = self.path + '.tmp'
-    with open(temporary, 'w') as file:
+    with files.replacing(self.path, 'w') as file:
       file.writelines(json.dumps(record) + '\n' for record in kept)
-    os.replace(temporary, self.path)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes one record of numbers at a step of the stage."""
@@ -202,18 +200,6 @@ class NullWriter:
 
   def write_pictures(self, step: int, rows: Mapping[str, np.ndarray]) -> None:
     """Writes nothing."""
-
-
-def read_json_lines(path: str) -> list[dict]:
-  """Reads JSON lines; a last line cut off by a kill is left out."""
-  records = []
-  with open(path) as file:
-    for line in file:
-      try:
-        records.append(json.loads(line))
-      except ValueError:
-        break
-  return records
 
 
 def progress_bar(

@@ -6,8 +6,8 @@ import pytest
 
 from configs import digits
 from dhat_jax import convert
-from dhat_jax.benchmark import timing, training
-from dhat_jax.runtime import devices
+from dhat_jax.benchmark import training
+from dhat_jax.runtime import devices, provenance
 
 torch = pytest.importorskip('torch')
 
@@ -90,7 +90,7 @@ def test_comparison(capsys):
   speed = row['images_per_second']
   for name, ratio in row['ratios'].items():
     assert ratio == pytest.approx(speed['ours'] / speed[name])
-  assert timing.machine()['versions']['torch']
+  assert provenance.machine()['versions']['torch']
   assert 'second_head: published' in capsys.readouterr().out
   assert '| second_head |' in peer.table(found)
 

@@ -2,23 +2,25 @@ import json
 import os
 import re
 
-import ml_collections
 import pytest
 
-from dhat_jax.runtime import workdir
+from dhat_jax.runtime import provenance, workdir
 
 
 def make_config(**changes):
-  config = ml_collections.ConfigDict(
-    {
-      'seed': 0,
-      'stages': ('main_head', 'second_head'),
-      'model': {'backbone': 'wrn16_4', 'mean': (), 'scale': None},
-      'evaluation': {'epsilon': 0.031, 'attacks': ('clean',)},
-    }
-  )
+  """A config as JSON gives it back; keys are dotted, dots as '__'."""
+  config = {
+    'seed': 0,
+    'stages': ['main_head', 'second_head'],
+    'model': {'backbone': 'wrn16_4', 'mean': [], 'scale': None},
+    'evaluation': {'epsilon': 0.031, 'attacks': ['clean']},
+  }
   for key, value in changes.items():
-    config.update_from_flattened_dict({key.replace('__', '.'): value})
+    *path, name = key.split('__')
+    values = config
+    for part in path:
+      values = values[part]
+    values[name] = value
   return config
 
 
@@ -35,7 +37,7 @@ def test_fresh_folder_gets_config_and_environment(tmp_path):
   assert stored['stages'] == ['main_head', 'second_head']
   environment = read(os.path.join(folder, 'environment.json'))
   assert len(environment['devices']) == 2
-  assert environment['versions'] == workdir.versions()
+  assert environment['versions'] == provenance.versions()
   assert re.fullmatch('[0-9a-f]{40}|unknown', environment['git_commit'])
 
 
@@ -44,18 +46,14 @@ def test_same_config_resumes(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('')
   before = (tmp_path / 'config.json').stat().st_mtime_ns
   workdir.prepare(str(tmp_path), make_config())
-  # Lists and tuples are the same: JSON does not tell them apart.
-  workdir.prepare(
-    str(tmp_path), make_config(stages=('main_head', 'second_head'))
-  )
   assert (tmp_path / 'config.json').stat().st_mtime_ns == before
 
 
 def test_other_config_is_refused_with_the_differing_keys(tmp_path):
   workdir.prepare(str(tmp_path), make_config())
   other = make_config(model__backbone='resnet18', evaluation__epsilon=0.1)
-  del other.seed
-  other.extra = 1
+  del other['seed']
+  other['extra'] = 1
   with pytest.raises(ValueError, match='belongs to another config') as error:
     workdir.prepare(str(tmp_path), other)
   message = str(error.value)
@@ -74,7 +72,7 @@ def test_some_keys_may_differ(tmp_path):
   workdir.prepare(str(tmp_path), make_config())
   other = make_config(evaluation__epsilon=0.1)
   workdir.prepare(str(tmp_path), other, may_differ=('evaluation.',))
-  other.seed = 1
+  other['seed'] = 1
   with pytest.raises(ValueError, match='seed') as error:
     workdir.prepare(str(tmp_path), other, may_differ=('evaluation.',))
   assert 'epsilon' not in str(error.value)
@@ -87,7 +85,7 @@ def test_foreign_files_are_refused(tmp_path):
   assert os.listdir(tmp_path) == ['thesis.tex']
 
 
-@pytest.mark.parametrize('left', ['.config.json.tmp', 'environment.json'])
+@pytest.mark.parametrize('left', ['.config.json.6f.tmp', 'environment.json'])
 def test_killed_before_the_config_was_written(tmp_path, left):
   (tmp_path / left).write_text('{"cut o')
   workdir.prepare(str(tmp_path), make_config())
@@ -102,8 +100,8 @@ def test_damaged_config_names_the_file(tmp_path, text):
   assert 'JSON' in str(error.value)
 
 
-def test_flat_config():
-  assert workdir.flat_config(make_config()) == {
+def test_flat():
+  assert workdir.flat(make_config()) == {
     'seed': 0,
     'stages': ['main_head', 'second_head'],
     'model.backbone': 'wrn16_4',
@@ -114,37 +112,19 @@ def test_flat_config():
   }
 
 
-def test_write_json_replaces_whole_files(tmp_path):
-  path = str(tmp_path / 'results.json')
-  workdir.write_json(path, {'a': 1})
-  workdir.write_json(path, {'b': [1.5, None]})
-  assert workdir.read_json(path) == {'b': [1.5, None]}
-  # What JSON cannot hold leaves the file as it was.
-  with pytest.raises(TypeError):
-    workdir.write_json(path, {'c': object()})
-  assert workdir.read_json(path) == {'b': [1.5, None]}
-
-
-def test_versions():
-  found = workdir.versions()
-  assert set(found) == {'python', *workdir.PACKAGES}
-  for package in ('python', 'jax', 'flax', 'numpy'):
-    assert re.match(r'\d+\.\d+', found[package])
-
-
 def test_environment_keeps_its_history(tmp_path, monkeypatch):
   folder = str(tmp_path)
   workdir.prepare(folder, make_config())
   path = tmp_path / 'environment.json'
   first = read(path)
-  assert first == workdir.environment()
+  assert first == provenance.environment()
   # The same machine again: nothing to add.
   workdir.prepare(folder, make_config())
   assert read(path) == first
-  here = workdir.environment()
+  here = provenance.environment()
   other = {**here, 'devices': ['TPU_0'], 'device_kind': 'TPU v5e'}
   for now in (other, other, here):
-    monkeypatch.setattr(workdir, 'environment', lambda now=now: dict(now))
+    monkeypatch.setattr(provenance, 'environment', lambda now=now: dict(now))
     workdir.prepare(folder, make_config())
   history = read(path)
   resumed = history.pop('resumed_on')
@@ -165,24 +145,44 @@ def test_lost_environment_stops_nothing(tmp_path, text):
   workdir.prepare(str(tmp_path), make_config())
   (resumed,) = read(path)['resumed_on']
   del resumed['time']
-  assert resumed == workdir.environment()
-
-
-def test_environment_tells_whether_the_code_was_changed(monkeypatch):
-  said = {'rev-parse': 'a' * 40, 'status': ' M dhat_jax/losses.py'}
-  monkeypatch.setattr(workdir, '_git', lambda *args: said[args[0]])
-  assert workdir.environment()['git_commit'] == 'a' * 40
-  assert workdir.environment()['git_changed'] is True
-  said['status'] = ''
-  assert workdir.environment()['git_changed'] is False
-  said.update({'rev-parse': None, 'status': None})
-  assert workdir.environment()['git_commit'] == 'unknown'
-  assert workdir.environment()['git_changed'] is None
+  assert resumed == provenance.environment()
 
 
 def test_debug_nans_may_differ(tmp_path):
   """A workdir from before the key, too, goes on."""
   workdir.prepare(str(tmp_path), make_config())
   config = make_config()
-  config.debug_nans = True
+  config['debug_nans'] = True
   workdir.prepare(str(tmp_path), config)
+
+
+DEFAULTS = {'*.scale': None, 'evaluation.worst_case': {'restarts': 1}}
+
+
+def test_keys_of_newer_code_have_defaults(tmp_path):
+  old = make_config()
+  del old['model']['scale']
+  new = make_config(evaluation__worst_case={'restarts': 1})
+  workdir.prepare(str(tmp_path), old)
+  with pytest.raises(ValueError, match='belongs to another config'):
+    workdir.check(str(tmp_path), new)
+  workdir.prepare(str(tmp_path), new, defaults=DEFAULTS)
+  assert read(tmp_path / 'config.json') == old
+
+
+def test_a_value_other_than_the_default_is_another_config(tmp_path):
+  workdir.prepare(str(tmp_path), make_config())
+  new = make_config(evaluation__worst_case={'restarts': 2})
+  with pytest.raises(ValueError, match='another config') as error:
+    workdir.check(str(tmp_path), new, defaults=DEFAULTS)
+  assert str(error.value).splitlines()[1:] == [
+    '  evaluation.worst_case.restarts: workdir has 1, this run has 2'
+  ]
+
+
+def test_older_code_on_a_newer_folder(tmp_path):
+  workdir.prepare(str(tmp_path), make_config(model__scale=2.0))
+  old = make_config()
+  del old['model']['scale']
+  with pytest.raises(ValueError, match=r'model\.scale: workdir has 2\.0'):
+    workdir.check(str(tmp_path), old, defaults=DEFAULTS)

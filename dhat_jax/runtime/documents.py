@@ -1,0 +1,115 @@
+"""The one JSON form of results: runs, benchmarks, experiments, survival.
+
+A document is an object with `schema_version`, `kind`, `command` (how to get the
+same, or null), `machine` (`provenance.machine()`) and what was measured.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dhat_jax.runtime import files, provenance
+
+SCHEMA_VERSION = 2
+KINDS = ('run', 'benchmark', 'experiment', 'survival')
+
+# Documents of version 1 have neither version nor kind: the first of these whose
+# keys are all there is theirs.
+_KINDS_OF_VERSION_1 = (
+  ('benchmark', ('what',)),
+  ('benchmark', ('temporaries',)),
+  ('experiment', ('experiment',)),
+  ('experiment', ('records', 'table')),
+  ('survival', ('totals', 'table')),
+  ('run', ('results',)),
+  ('run', ('accuracy',)),
+)
+
+
+def document(
+  kind: str,
+  body: Mapping[str, Any],
+  *,
+  command: str | None = None,
+  machine: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Returns a document.
+
+  Args:
+    kind: one of `KINDS`.
+    body: what was measured; its keys stand beside the document's.
+    command: how to get the same, as a reader would type it.
+    machine: what it was measured on; default: this process's.
+
+  Raises:
+    ValueError: an unknown kind, or a key of the document's in the body.
+  """
+  header = {
+    'schema_version': SCHEMA_VERSION,
+    'kind': _check_kind('document', kind),
+    'command': command,
+    'machine': provenance.machine() if machine is None else machine,
+  }
+  both = sorted(header.keys() & body.keys())
+  if both:
+    raise ValueError(f'document: got {both} twice, in its body as well')
+  return {**header, **body}
+
+
+def write(path: str, content: Mapping[str, Any]) -> None:
+  """Writes a document atomically.
+
+  Raises:
+    ValueError: it has not this version's form.
+    files.WriteError: the disk refuses it.
+  """
+  version = content.get('schema_version')
+  if version != SCHEMA_VERSION:
+    raise ValueError(
+      f'{path}: got schema_version {version}, expected {SCHEMA_VERSION}'
+    )
+  _check_kind(path, content.get('kind'))
+  files.write_json(path, content)
+
+
+def read(path: str) -> dict[str, Any]:
+  """Reads a document of this version or an older one.
+
+  Returns:
+    the document; one of version 1 has its `schema_version` and `kind` added,
+    and is as it was otherwise.
+
+  Raises:
+    ValueError: no document, or one of a newer version than this code's.
+  """
+  content = files.read_json(path)
+  if not isinstance(content, dict):
+    raise ValueError(
+      f'{path}: got {type(content).__name__}, expected a JSON object'
+    )
+  version = content.get('schema_version')
+  if version is None:
+    kind = _kind_of_version_1(path, content)
+    return {'schema_version': 1, 'kind': kind, **content}
+  if version not in range(1, SCHEMA_VERSION + 1):
+    raise ValueError(
+      f'{path}: got schema_version {version!r}, expected at most '
+      f'{SCHEMA_VERSION}; a newer dhat_jax wrote it'
+    )
+  _check_kind(path, content.get('kind'))
+  return content
+
+
+def _kind_of_version_1(path: str, content: Mapping[str, Any]) -> str:
+  for kind, keys in _KINDS_OF_VERSION_1:
+    if all(key in content for key in keys):
+      return kind
+  raise ValueError(
+    f'{path}: got the keys {list(content)[:5]}, expected those of a document: '
+    f'{", ".join(KINDS)}'
+  )
+
+
+def _check_kind(where: str, kind: Any) -> str:
+  if kind not in KINDS:
+    raise ValueError(f'{where}: got kind {kind!r}, choices are {KINDS}')
+  return kind

@@ -1,0 +1,111 @@
+"""What a result depends on beside its config: versions, code, machine."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+PACKAGES = (
+  'dhat_jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+)
+# Of the comparisons with PyTorch: they count once they are imported.
+_PEERS = ('torch', 'pyautoattack')
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of the packages that matter."""
+  installed = {'python': platform.python_version()}
+  for package in PACKAGES:
+    try:
+      installed[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      installed[package] = 'not installed as a package'
+  return installed
+
+
+def _git(*arguments: str) -> str | None:
+  """Returns the output of git on this code's repository, None without one."""
+  try:
+    process = subprocess.run(
+      ['git', '-C', os.path.dirname(__file__), *arguments],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+  except OSError:  # no git
+    return None
+  return process.stdout.strip() if process.returncode == 0 else None
+
+
+def git_state() -> dict[str, Any]:
+  """Returns the commit, and whether tracked files differ from it (or None)."""
+  changes = _git('status', '--porcelain', '--untracked-files=no')
+  return {
+    'git_commit': _git('rev-parse', 'HEAD') or 'unknown',
+    'git_changed': None if changes is None else bool(changes),
+  }
+
+
+def environment() -> dict[str, Any]:
+  """Returns what a run may not repeat without: versions, commit, devices."""
+  import jax  # not at the top: whoever reads documents needs none
+
+  return {
+    'versions': versions(),
+    **git_state(),
+    'devices': [str(device) for device in jax.devices()],
+    'device_kind': jax.devices()[0].device_kind,
+    'platform': platform.platform(),
+  }
+
+
+def processor() -> str:
+  """Returns the CPU's name where the system has it."""
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+      for line in file:
+        if line.startswith('model name'):
+          return line.partition(':')[2].strip()
+  except OSError:
+    pass
+  return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+  """Returns how many cores this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+  """Returns what a time depends on: devices, cores, versions, XLA's flags.
+
+  PyTorch's version and threads too, if it has been imported.
+  """
+  import jax
+
+  description = {
+    'device': jax.devices()[0].device_kind,
+    'devices': jax.device_count(),
+    'processor': processor(),
+    'cores': cores(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'versions': versions(),
+  }
+  description['versions'] |= {
+    package: importlib.metadata.version(package)
+    for package in _PEERS
+    if package in sys.modules
+  }
+  if 'torch' in sys.modules:
+    description['torch_threads'] = sys.modules['torch'].get_num_threads()
+  return description
