@@ -148,8 +148,9 @@ def import_workdir(
   Raises:
     ValueError: bad config, workdir or state dict.
   """
-  from dhat_jax import build, options
+  from dhat_jax import build
   from dhat_jax.datasets import batches as input_pipeline
+  from dhat_jax.from_config import values as options
   from dhat_jax.runtime import workdir
   from dhat_jax.training import loop
   from dhat_jax.training.checkpoint import Checkpoints
@@ -199,7 +200,8 @@ def export_workdir(config: Any, directory: str) -> dict[str, np.ndarray]:
   Raises:
     ValueError: the workdir is not trained, or of another config.
   """
-  from dhat_jax import build, options
+  from dhat_jax import build
+  from dhat_jax.from_config import values as options
   from dhat_jax.runtime import workdir
   from dhat_jax.training import loop
   from dhat_jax.training.checkpoint import Checkpoints

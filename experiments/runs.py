@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 
 from dhat_jax import build
-from dhat_jax.options import as_json
+from dhat_jax.from_config.values import as_json
 from dhat_jax.runtime import devices, documents, files, workdir
 from dhat_jax.training import cost as flops
 from dhat_jax.training import loop
