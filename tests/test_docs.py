@@ -24,7 +24,7 @@ from PIL import Image
 from dhat_jax import build, convert, losses
 from dhat_jax.benchmark import __main__ as benchmark
 from dhat_jax.datasets import digits
-from dhat_jax.pytorch import jax_module
+from dhat_jax.pytorch import state_dicts
 from dhat_jax.runtime import cli
 from dhat_jax.training.stages import ROLES
 from dhat_jax.training.state import create_train_state
@@ -293,7 +293,7 @@ WITH_PROGRAMS = [
 
 @pytest.mark.parametrize('page', WITH_PROGRAMS, ids=lambda page: page.name)
 def test_programs_run_as_they_stand(page, folder, state_dict):
-  jax_module.write_state_dict('model.npz', state_dict)
+  state_dicts.write_state_dict('model.npz', state_dict)
   test = digits.load().test
   names = {
     'images': np.float32(test.images[:24]) / 255,
