@@ -16,7 +16,7 @@ _PUBLIC = {
   'make_evaluation_attack': 'attacks.pgd',
   'autoattack': 'attacks.autoattack',
   'create_train_state': 'training.state',
-  'make_eval_step': 'training.step',
+  'make_eval_step': 'evaluation.step',
   'make_train_step': 'training.step',
   'train_and_evaluate': 'training.loop',
 }

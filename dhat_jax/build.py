@@ -14,16 +14,17 @@ from typing import Any
 import ml_collections
 import optax
 
-from dhat_jax import losses, plan
+from dhat_jax import losses
 from dhat_jax.attacks import pgd
 from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets import digits, image_folder
 from dhat_jax.datasets.base import Dataset, validate
 from dhat_jax.datasets.tfds import load as tfds
+from dhat_jax.from_config import evaluation as plan
+from dhat_jax.from_config.values import at_least, choose, in_unit
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
-from dhat_jax.options import at_least, choose, in_unit
 from dhat_jax.runtime import devices
 from dhat_jax.training import optim
 from dhat_jax.training.stages import ALL_ROLES, ROLES, Stage
@@ -288,9 +289,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         "'last', or config.dataset.validation_size > 0"
       )
   net = model(config)
-  plan.evaluation(config, net)
+  plan.make_plan(config, net)
   plan.validation_attacks(config)
-  plan.evaluator(config, net)
+  plan.make_evaluator(config, net)
   for name in (
     'checkpoint.every_steps',
     'checkpoint.keep',

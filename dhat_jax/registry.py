@@ -12,12 +12,14 @@ as arguments too. A user's config file registers its own parts:
 
 import difflib
 import inspect
-import json
+import os
 import re
+import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-_NUMBER = r'(\d+(?:\.\d+)?)'
+_NUMBER = r'([0-9]+(?:\.[0-9]+)?)'
 _FIELD = re.compile(r'<(\w+)>')
 
 
@@ -49,24 +51,29 @@ class Registry(Mapping):
     self.kind = kind
     self.shared = shared
     self._factories: dict[str, Callable] = {}
+    self._origins: dict[str, str] = {}
 
   def register(self, name: str) -> Callable[[Callable], Callable]:
     """Returns a decorator that registers a factory under a name.
+
+    The same file may register a name again, as a notebook or a second parse of
+    a config does: the newer factory replaces the older one.
 
     Args:
       name: may hold numbers: 'wrn<depth>_<widen_factor>'.
 
     Raises:
-      ValueError: the name is taken by a factory of another file, or the
-        factory has arguments that cannot be given by keyword.
+      ValueError: the name was registered by another file, or the factory has
+        arguments that cannot be given by keyword.
     """
+    # The file that calls, because a class or a partial does not know its own.
+    origin = _origin(sys._getframe(1))
 
     def add(factory: Callable) -> Callable:
-      taken = self._factories.get(name)
-      # The same file again, as a notebook or a second parse loads it: replaced.
-      if taken is not None and _origin(taken) != _origin(factory):
+      taken_by = self._origins.get(name, origin)
+      if taken_by != origin:
         raise ValueError(
-          f'{self.kind} {name!r}: registered already, by {_origin(taken)[0]}'
+          f'{self.kind} {name!r}: registered already, by {taken_by}'
         )
       for argument in inspect.signature(factory).parameters.values():
         if argument.kind in (
@@ -78,7 +85,14 @@ class Registry(Mapping):
             f'{self.kind} {name!r}: got argument {argument}, expected '
             'arguments that can be given by keyword, and no others'
           )
+      missing = set(_FIELD.findall(name)) - set(_parameters(factory))
+      if missing:
+        raise ValueError(
+          f'{self.kind} {name!r}: got a factory without {sorted(missing)}, '
+          'expected an argument for each number in the name'
+        )
       self._factories[name] = factory
+      self._origins[name] = origin
       return factory
 
     return add
@@ -102,57 +116,49 @@ class Registry(Mapping):
     Raises:
       ValueError: no such name; the choices are listed.
     """
-    if name in self._factories and '<' not in name:
-      return self._factories[name], {}
+    text = name if isinstance(name, str) else ''
+    if text in self._factories and not _FIELD.search(text):
+      return self._factories[text], {}
     for registered, factory in self._factories.items():
-      fields = _FIELD.findall(registered)
-      pattern = _FIELD.sub('\0', registered)
-      pattern = re.escape(pattern).replace(re.escape('\0'), _NUMBER)
-      match = fields and re.fullmatch(pattern, str(name))
-      if match:
-        numbers = map(json.loads, match.groups())
-        return factory, dict(zip(fields, numbers, strict=True))
+      numbers = _numbers(registered, factory, text)
+      if numbers:
+        return factory, numbers
     raise ValueError(
       f'{where or self.kind}: got {name!r}, choices are {listed(self)}'
       f'{nearest(name, self)}'
     )
 
-  def options(self, name: str) -> dict[str, inspect.Parameter]:
+  def options(self, name: Any) -> dict[str, inspect.Parameter]:
     """Returns {argument: parameter} of what a config may give for a name."""
     factory, numbers = self.find(name)
-    parameters = inspect.signature(factory).parameters
     return {
       key: parameter
-      for key, parameter in parameters.items()
+      for key, parameter in _parameters(factory).items()
       if key not in self.shared and key not in numbers
     }
 
-  def make(
+  def check(
     self,
     name: Any,
     options: Mapping[str, Any] | None = None,
+    /,
     *,
     where: str = '',
-    **shared: Any,
-  ) -> Any:
-    """Makes the part of a name.
+  ) -> None:
+    """Raises what `make` raises of a wrong name or wrong options.
 
     Args:
       name: of the part.
       options: its own arguments, as the config gives them.
       where: what gives them, for errors: 'config.main_head.loss'.
-      **shared: values for `self.shared`.
-
-    Returns:
-      What the factory returns.
 
     Raises:
       ValueError: no such name; surplus or missing options.
     """
     where = where or self.kind
-    factory, numbers = self.find(name, f'{where}.name' if options else where)
+    self.find(name, where if options is None else f'{where}.name')
     known = self.options(name)
-    options = dict(options or {})
+    options = options or {}
     surplus = sorted(options.keys() - known.keys())
     if surplus:
       raise ValueError(
@@ -166,14 +172,69 @@ class Registry(Mapping):
     ]
     if missing:
       raise ValueError(f'{where}: {name!r} lacks {listed(missing)}')
-    taken = inspect.signature(factory).parameters
-    given = {k: v for k, v in shared.items() if k in taken}
-    return factory(**given, **options, **numbers)
+
+  def make(
+    self,
+    name: Any,
+    options: Mapping[str, Any] | None = None,
+    /,
+    *,
+    where: str = '',
+    **shared: Any,
+  ) -> Any:
+    """Makes the part of a name.
+
+    Args:
+      name: of the part.
+      options: its own arguments, as the config gives them; None where the
+        config gives a name alone.
+      where: what gives them, for errors: 'config.main_head.loss'.
+      **shared: values for `self.shared`.
+
+    Returns:
+      What the factory returns.
+
+    Raises:
+      ValueError: no such name; surplus or missing options; or the factory's
+        own, behind `where`.
+    """
+    self.check(name, options, where=where)
+    factory, numbers = self.find(name)
+    taken = _parameters(factory)
+    given = {key: value for key, value in shared.items() if key in taken}
+    try:
+      return factory(**given, **(options or {}), **numbers)
+    except ValueError as error:
+      raise ValueError(f'{where or self.kind}: {error}') from error
 
 
-def _origin(factory: Callable) -> tuple[str, str]:
-  """Returns (file, name) of where a factory is written."""
-  inner = inspect.unwrap(factory)
-  code = getattr(inner, '__code__', None)
-  file = code.co_filename if code else getattr(inner, '__module__', '')
-  return str(file), getattr(inner, '__qualname__', repr(inner))
+def _parameters(factory: Callable) -> Mapping[str, inspect.Parameter]:
+  return inspect.signature(factory).parameters
+
+
+def _numbers(
+  registered: str, factory: Callable, name: str
+) -> dict[str, int | float]:
+  """Returns the numbers of a name, {} where it is not a registered one."""
+  fields = _FIELD.findall(registered)
+  literals = [re.escape(text) for text in _FIELD.split(registered)[::2]]
+  match = re.fullmatch(_NUMBER.join(literals), name)
+  if not match:
+    return {}
+  numbers = {
+    field: int(text) if text.isdigit() else float(text)
+    for field, text in zip(fields, match.groups(), strict=True)
+  }
+  types_of = {key: p.annotation for key, p in _parameters(factory).items()}
+  fractions = [key for key, value in numbers.items() if value != int(value)]
+  if any(types_of[key] in (int, 'int') for key in fractions):
+    return {}
+  return numbers
+
+
+def _origin(frame: types.FrameType) -> str:
+  """Returns the file that a frame runs; a notebook's cells are all one."""
+  names = frame.f_globals
+  if names.get('__file__'):
+    return os.path.abspath(names['__file__'])
+  return str(names.get('__name__') or frame.f_code.co_filename)

@@ -18,7 +18,7 @@ from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.runtime import devices
 from dhat_jax.training import checkpoint
 from tests import tiny_run
-from tests.tiny import random_like
+from tests.helpers.tiny import random_like
 
 STEPS = 3
 

@@ -11,7 +11,7 @@ from dhat_jax.training import checkpoint
 from dhat_jax.training.checkpoint import Checkpoints
 from dhat_jax.training.optim import make_optimizer
 from dhat_jax.training.state import TrainState
-from tests.tiny import normal
+from tests.helpers.tiny import normal
 
 TX = make_optimizer(schedule=lambda step: 0.1, momentum=0.9, weight_decay=0.1)
 

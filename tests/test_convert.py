@@ -13,7 +13,7 @@ from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
 from dhat_jax.training import loop
-from tests.tiny import TinyBackbone, flat, random_variables
+from tests.helpers.tiny import TinyBackbone, flat, random_variables
 
 WRN = WideResNet(10, 1)
 

@@ -4,7 +4,7 @@ import optax
 import pytest
 
 from dhat_jax.training.optim import make_optimizer, make_schedule
-from tests.tiny import flat, normal
+from tests.helpers.tiny import flat, normal
 
 
 def constant(rate):

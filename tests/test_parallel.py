@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dhat_jax.runtime import devices
-from tests.tiny import normal
+from tests.helpers.tiny import normal
 
 
 def pmap(function):

@@ -15,7 +15,12 @@ from dhat_jax.runtime import devices
 from dhat_jax.training.stages import ALL_ROLES, ROLES
 from dhat_jax.training.state import create_train_state
 from dhat_jax.training.step import example_rngs, make_eval_step, make_train_step
-from tests.tiny import TinyBackbone, random_like, random_variables, shapes_of
+from tests.helpers.tiny import (
+  TinyBackbone,
+  random_like,
+  random_variables,
+  shapes_of,
+)
 
 SHAPE = (6, 6, 1)
 CLASSES = 4

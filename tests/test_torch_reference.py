@@ -12,7 +12,7 @@ from dhat_jax.models.dual_head import OUTPUTS, DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
 from dhat_jax.pytorch import jax_module
-from tests.tiny import flat, random_variables
+from tests.helpers.tiny import flat, random_variables
 
 torch = pytest.importorskip('torch')
 

@@ -6,7 +6,7 @@ import pytest
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.training.optim import make_optimizer
 from dhat_jax.training.state import create_train_state, split_parts
-from tests.tiny import TinyBackbone, flat
+from tests.helpers.tiny import TinyBackbone, flat
 
 NET = DualHeadNet(
   backbone=TinyBackbone(),

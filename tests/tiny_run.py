@@ -12,7 +12,7 @@ import sys
 
 from configs import digits
 from dhat_jax import build
-from tests.tiny import TinyBackbone
+from tests.helpers.tiny import TinyBackbone
 
 
 def get_config(**overrides):

@@ -1,14 +1,17 @@
-"""Balls around images: projection, steepest ascent, random starts.
+"""Balls around images, and what attacks ask of each example in them.
 
-Everything here works on [B, ...] of any rank, one ball per example. The
-radius may be a traced number.
+Projection, steepest ascent, random starts; norms, draws and predictions, one
+value per example. Everything works on [B, ...] of any rank. The radius may be
+a traced number.
 """
 
 import math
+from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 NORMS = ('linf', 'l2')
 STARTS = ('none', 'uniform', 'gaussian')
@@ -26,6 +29,85 @@ def check_choice(name: str, got: str, choices: tuple[str, ...]) -> None:
 def spread(values: chex.Array, images: chex.Array) -> chex.Array:
   """Gives one value per example the images' rank: [B] -> [B, 1, ...]."""
   return values.reshape(-1, *[1] * (images.ndim - 1))
+
+
+def whole_batch(
+  images: chex.Array, active: chex.Array | None, indices: chex.Array | None
+) -> tuple[chex.Array, chex.Array]:
+  """Defaults of a batch: all examples are attacked, at places 0 ... B - 1.
+
+  Args:
+    images: [B, ...].
+    active: bool [B], the examples that are attacked, or None.
+    indices: int [B], places in the data set, or None.
+
+  Returns:
+    active bool [B], indices int [B].
+  """
+  if active is None:
+    active = jnp.ones(images.shape[0], bool)
+  if indices is None:
+    indices = jnp.arange(images.shape[0])
+  return active, indices
+
+
+def select(
+  condition: chex.Array, chosen: chex.Array, other: chex.Array
+) -> chex.Array:
+  """Takes whole examples: bool [B], [B, ...], [B, ...] -> [B, ...]."""
+  return jnp.where(spread(condition, chosen), chosen, other)
+
+
+def sum_features(values: chex.Array) -> chex.Array:
+  """Sums everything but the batch axis: [B, ...] -> [B]."""
+  return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
+
+
+def norms(deltas: chex.Array, norm: str) -> chex.Array:
+  """Norm of each perturbation: [B, ...] -> [B]."""
+  if norm == 'linf':
+    return jnp.max(jnp.abs(deltas.reshape(deltas.shape[0], -1)), axis=1)
+  return jnp.sqrt(sum_features(deltas**2))
+
+
+def normalise(deltas: chex.Array, norm: str) -> chex.Array:
+  """Scales each perturbation to norm 1 (0 stays 0): [B, ...] -> same.
+
+  As the evaluation attacks publish it: deltas / (norm + 1e-12).
+  """
+  return deltas / (spread(norms(deltas, norm), deltas) + 1e-12)
+
+
+def is_right(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Whether each prediction is right, the one definition of it.
+
+  The first of the largest logits is the prediction. Logits with NaN or
+  infinity predict nothing: they are wrong whatever the label.
+
+  Args:
+    logits: float [B, K], a JAX or a NumPy array.
+    labels: int [B].
+
+  Returns:
+    bool [B], a NumPy array for NumPy logits.
+  """
+  xp = np if isinstance(logits, np.ndarray) else jnp
+  finite = xp.isfinite(logits).all(axis=-1)  # [B]
+  return finite & (logits.argmax(axis=-1) == labels)
+
+
+def ranked_classes(logits: chex.Array, rank: chex.Numeric) -> chex.Array:
+  """Class with the rank-th largest logit; rank 1 is the prediction.
+
+  Args:
+    logits: float [B, K].
+    rank: int scalar in [1, K]; may be traced.
+
+  Returns:
+    int [B].
+  """
+  ascending = jnp.argsort(logits, axis=1)  # [B, K]
+  return jnp.take(ascending, logits.shape[1] - rank, axis=1)
 
 
 def _unit(vectors: chex.Array) -> chex.Array:
@@ -75,7 +157,7 @@ def project(
 
 
 def ascent(gradients: chex.Array, norm: str) -> chex.Array:
-  """Returns the direction of steepest ascent, of size 1 in the norm.
+  """Direction of steepest ascent, of size 1 in the norm.
 
   The sign in Linf, the normalised gradient in L2. A zero gradient gives zero;
   any other, however small, gives a full direction.
@@ -98,7 +180,7 @@ def ascent(gradients: chex.Array, norm: str) -> chex.Array:
 
 
 def per_example_keys(rng: chex.PRNGKey, batch_size: int) -> chex.PRNGKey:
-  """Returns one typed key per example.
+  """One typed key per example.
 
   Args:
     rng: one typed key, which is folded with 0 ... B - 1, or already one typed
@@ -125,20 +207,80 @@ def per_example_keys(rng: chex.PRNGKey, batch_size: int) -> chex.PRNGKey:
   return rng
 
 
-def _draw(sample, rngs: chex.PRNGKey, images: chex.Array) -> chex.Array:
-  """Draws each example's noise from its own key: [B] -> [B, ...]."""
+def _draw(
+  sample: Callable, rngs: chex.PRNGKey, shape: tuple[int, ...]
+) -> chex.Array:
+  """Draws from each example's key: (key, shape) -> array, keys [B], shape.
+
+  Returns:
+    [B, *shape].
+  """
   # The same numbers as drawn in the image's shape, but XLA's CPU compiler
   # takes several times as long for random bits of that shape.
-  size = math.prod(images.shape[1:])
-  flat = jax.vmap(lambda rng: sample(rng, (size,), images.dtype))(rngs)
-  return flat.reshape(images.shape)
+  flat = jax.vmap(lambda rng: sample(rng, (math.prod(shape),)))(rngs)
+  return flat.reshape(*rngs.shape, *shape)
 
 
-def _uniform(rngs, images, norm):
-  """Draws uniformly from the unit balls: -> [B, ...]."""
+def draw_each(
+  sample: Callable,
+  rng: chex.PRNGKey,
+  indices: chex.Array,
+  shape: tuple[int, ...],
+) -> chex.Array:
+  """Draws noise for each example by its place in the data set.
+
+  Args:
+    sample: (key, shape) -> array, as in `jax.random`.
+    rng: typed key shared by all examples.
+    indices: int [B], each example's place in the data set. Only this and rng
+      decide what is drawn, so that batches may be composed at will.
+    shape: of one example's draw.
+
+  Returns:
+    [B, *shape].
+  """
+  return _draw(
+    sample, jax.vmap(jax.random.fold_in, (None, 0))(rng, indices), shape
+  )
+
+
+def draw_perturbations(
+  rng: chex.PRNGKey, indices: chex.Array, images: chex.Array, norm: str
+) -> chex.Array:
+  """Draws U(-1, 1) per value in Linf, N(0, 1) in L2, to be scaled.
+
+  Args:
+    rng: typed key shared by all examples.
+    indices: int [B], see `draw_each`.
+    images: float [B, ...], whose shape and dtype the draws have.
+    norm: 'linf' or 'l2'.
+
+  Returns:
+    float [B, ...].
+  """
+
+  def sample(key, shape):
+    if norm == 'linf':
+      return jax.random.uniform(key, shape, images.dtype, -1.0, 1.0)
+    return jax.random.normal(key, shape, images.dtype)
+
+  return draw_each(sample, rng, indices, images.shape[1:])
+
+
+def _draw_like(
+  sample: Callable, rngs: chex.PRNGKey, images: chex.Array
+) -> chex.Array:
+  """Draws noise of the images' shape and dtype: keys [B] -> [B, ...]."""
+  return _draw(
+    lambda rng, shape: sample(rng, shape, images.dtype), rngs, images.shape[1:]
+  )
+
+
+def _uniform(rngs: chex.PRNGKey, images: chex.Array, norm: str) -> chex.Array:
+  """Draws uniformly from the unit balls: keys [B] -> [B, ...]."""
   if norm == 'linf':
-    return 2 * _draw(jax.random.uniform, rngs, images) - 1
-  directions = _unit(_draw(jax.random.normal, rngs, images))
+    return 2 * _draw_like(jax.random.uniform, rngs, images) - 1
+  directions = _unit(_draw_like(jax.random.normal, rngs, images))
   radius_rngs = jax.vmap(lambda rng: jax.random.fold_in(rng, 1))(rngs)
   fractions = jax.vmap(jax.random.uniform)(radius_rngs).astype(images.dtype)
   # The volume inside radius r grows as r to the number of dimensions.
@@ -153,7 +295,7 @@ def random_start(
   norm: str,
   start: str,
 ) -> chex.Array:
-  """Returns where an attack starts.
+  """Starting points of an attack.
 
   Each example's noise depends on its own key alone, not on the batch.
 
@@ -179,6 +321,6 @@ def random_start(
   if start == 'none':
     return images
   if start == 'gaussian':
-    return images + GAUSSIAN_STD * _draw(jax.random.normal, rngs, images)
+    return images + GAUSSIAN_STD * _draw_like(jax.random.normal, rngs, images)
   epsilon = jnp.asarray(epsilon, images.dtype)
   return jnp.clip(images + epsilon * _uniform(rngs, images, norm), 0.0, 1.0)

@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dhat_jax.attacks import balls, hyperplanes, per_example
+from dhat_jax.attacks import balls, hyperplanes
 
 _PROJECT = {
   'linf': hyperplanes.project_linf,
@@ -26,10 +26,11 @@ class FabState(NamedTuple):
 
   points: chex.Array  # [B, ...], the current iterate
   images_adv: chex.Array  # [B, ...], smallest perturbation so far
-  sizes: chex.Array  # [B], its norm; 1e10 where nothing was found
+  sizes: chex.Array  # [B], its norm; 1e10 before the first
 
 
-def _flat(values):
+def _flat(values: chex.Array) -> chex.Array:
+  """Joins all axes but the batch's: [B, ...] -> [B, D]."""
   return values.reshape(values.shape[0], -1)
 
 
@@ -53,9 +54,9 @@ def targeted_boundary(
 
   def total(points):
     logits = logits_fn(points)
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     other = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    return jnp.sum(other - own), other - own
+    return jnp.sum(other - true), other - true
 
   (_, values), gradients = jax.value_and_grad(total, has_aux=True)(points)
   return values, gradients
@@ -79,24 +80,24 @@ def nearest_boundary(
   """
   logits, pull_back = jax.vjp(logits_fn, points)
   classes = logits.shape[1]
-  own = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
-  gaps = logits - jnp.sum(logits * own, axis=1, keepdims=True)  # [B, K]
+  true = jax.nn.one_hot(labels, classes, dtype=logits.dtype)  # [B, K]
+  gaps = logits - jnp.sum(logits * true, axis=1, keepdims=True)  # [B, K]
 
   def compare(k, best):
     distances, values, gradients = best
-    other = jax.nn.one_hot(jnp.full_like(labels, k), classes, dtype=own.dtype)
-    (slope,) = pull_back(other - own)
+    other = jax.nn.one_hot(jnp.full_like(labels, k), classes, dtype=true.dtype)
+    (slope,) = pull_back(other - true)  # [B, ...]
     gap = jnp.take(gaps, k, axis=1)
     if norm == 'linf':
-      size = per_example.sum_features(jnp.abs(slope))
+      size = balls.sum_features(jnp.abs(slope))
     else:
-      size = per_example.norms(slope, 'l2')
+      size = balls.norms(slope, 'l2')
     distance = jnp.where(k == labels, jnp.inf, jnp.abs(gap) / (1e-12 + size))
     nearer = distance < distances
     return (
       jnp.where(nearer, distance, distances),
       jnp.where(nearer, gap, values),
-      per_example.select(nearer, slope, gradients),
+      balls.select(nearer, slope, gradients),
     )
 
   far = jnp.full_like(gaps[:, 0], jnp.inf)
@@ -104,7 +105,16 @@ def nearest_boundary(
   return jax.lax.fori_loop(0, classes, compare, start)[1:]
 
 
-def _approach(points, images, values, gradients, norm, alpha_max, eta):
+def _approach(
+  points: chex.Array,
+  images: chex.Array,
+  values: chex.Array,
+  gradients: chex.Array,
+  *,
+  norm: str,
+  alpha_max: float,
+  eta: float,
+) -> chex.Array:
   """Steps over the linear boundary, drawn towards the original image."""
   x, x0, w = _flat(points), _flat(images), _flat(gradients)
   b = jnp.sum(w * x, axis=1) - values  # the plane {u : w . u = b}
@@ -113,7 +123,7 @@ def _approach(points, images, values, gradients, norm, alpha_max, eta):
     jnp.concatenate([w, w]),
     jnp.concatenate([b, b]),
   )
-  sizes = jnp.maximum(per_example.norms(both, norm), 1e-8)
+  sizes = jnp.maximum(balls.norms(both, norm), 1e-8)
   size, size0 = jnp.split(sizes, 2)
   d, d0 = jnp.split(both, 2)
   alpha = jnp.clip(size / (size + size0), 0.0, alpha_max)[:, None]
@@ -132,23 +142,31 @@ def make_fab_step(
   eta: float,
   beta: float,
 ) -> Callable:
-  """Returns state -> state, one iteration of FAB."""
+  """One iteration of FAB, state -> state; arguments as in `fab`."""
+
+  def boundary(points):
+    if targets is None:
+      return nearest_boundary(logits_fn, points, labels, norm)
+    return targeted_boundary(logits_fn, points, labels, targets)
 
   def step(state):
-    if targets is None:
-      boundary = nearest_boundary(logits_fn, state.points, labels, norm)
-    else:
-      boundary = targeted_boundary(logits_fn, state.points, labels, targets)
-    points = _approach(state.points, images, *boundary, norm, alpha_max, eta)
+    values, gradients = boundary(state.points)
+    points = _approach(
+      state.points,
+      images,
+      values,
+      gradients,
+      norm=norm,
+      alpha_max=alpha_max,
+      eta=eta,
+    )
     # Any other class counts, not the target's alone.
-    wrong = ~per_example.is_correct(logits_fn(points), labels)
-    sizes = per_example.norms(points - images, norm)
+    wrong = ~balls.is_right(logits_fn(points), labels)
+    sizes = balls.norms(points - images, norm)
     better = wrong & (sizes < state.sizes)
     return FabState(
-      points=per_example.select(
-        wrong, images + (points - images) * beta, points
-      ),
-      images_adv=per_example.select(better, points, state.images_adv),
+      points=balls.select(wrong, images + (points - images) * beta, points),
+      images_adv=balls.select(better, points, state.images_adv),
       sizes=jnp.where(better, sizes, state.sizes),
     )
 
@@ -163,14 +181,8 @@ def random_start(
   norm: str,
 ) -> chex.Array:
   """Draws a start at half of epsilon (Linf: of its largest coordinate)."""
-
-  def sample(key, shape):
-    if norm == 'linf':
-      return jax.random.uniform(key, shape, images.dtype, -1.0, 1.0)
-    return jax.random.normal(key, shape, images.dtype)
-
-  noise = per_example.draw_each(sample, rng, indices, images.shape[1:])
-  noise = noise / balls.spread(per_example.norms(noise, norm), noise)
+  noise = balls.draw_perturbations(rng, indices, images, norm)  # [B, ...]
+  noise = noise / balls.spread(balls.norms(noise, norm), noise)
   return jnp.clip(images + epsilon * noise * 0.5, 0.0, 1.0)
 
 
@@ -214,15 +226,12 @@ def fab(
     indices: int [B], places in the data set by which starts are drawn.
 
   Returns:
-    robust bool [B]: no perturbation of norm <= epsilon was found (compared
+    robust bool [B]: no perturbation of norm <= epsilon came up (compared
     without tolerance), or not active.
     images_adv [B, ...]: smallest perturbation, or the image where robust.
   """
   balls.check_choice('norm', norm, balls.NORMS)
-  if active is None:
-    active = jnp.ones(images.shape[0], bool)
-  if indices is None:
-    indices = jnp.arange(images.shape[0])
+  active, indices = balls.whole_batch(images, active, indices)
   points = images
   if rng is not None:
     start = random_start(rng, indices, images, epsilon, norm)
@@ -242,7 +251,7 @@ def fab(
   )
   state = jax.lax.fori_loop(0, n_iter, lambda _, s: step(s), state)
   robust = (state.sizes > epsilon) | ~active
-  return robust, per_example.select(robust, images, state.images_adv)
+  return robust, balls.select(robust, images, state.images_adv)
 
 
 def fab_targeted(
@@ -267,5 +276,5 @@ def fab_targeted(
   Returns:
     What `fab` returns.
   """
-  targets = per_example.ranked_classes(logits_fn(images), target_rank)
+  targets = balls.ranked_classes(logits_fn(images), target_rank)
   return fab(logits_fn, images, labels, rng, targets=targets, **options)

@@ -22,7 +22,7 @@ OBJECTIVES = {
 
 
 def _gradient_of(objective: Objective) -> Objective:
-  """Returns images [B, ...] -> gradient of each example's value, same shape.
+  """Gradient of each example's value: images [B, ...] -> same shape.
 
   The gradient of the sum: as each value depends on its own example alone, the
   batch size does not enter.
@@ -84,6 +84,7 @@ def ascend(
 
 
 def _check_size(name: str, got: float, norm: str) -> None:
+  """Raises ValueError for a length that is not in units of [0, 1]."""
   most = 1 if norm == 'linf' else math.inf
   if not 0 <= got <= most or math.isinf(got):
     raise ValueError(
@@ -93,6 +94,7 @@ def _check_size(name: str, got: float, norm: str) -> None:
 
 
 def _check_steps(steps: int) -> None:
+  """Raises ValueError unless `steps` is an integer >= 0."""
   try:
     valid = not isinstance(steps, bool) and operator.index(steps) >= 0
   except TypeError:
@@ -166,20 +168,24 @@ def make_attack(
 
 
 def _check_images(images: chex.Array) -> None:
+  """Raises ValueError unless images are floats."""
   if not jnp.issubdtype(images.dtype, jnp.floating):
     raise ValueError(f'images: got {images.dtype}, expected float in [0, 1]')
 
 
-def fgsm(epsilon: float) -> Callable:
-  """Creates the fast gradient sign method: one step of epsilon, from x.
+def fgsm(epsilon: float, norm: str = 'linf') -> Callable:
+  """Creates the fast gradient (sign) method: one step of epsilon from x.
 
   Args:
-    epsilon: Linf radius in units of [0, 1].
+    epsilon: radius in units of [0, 1].
+    norm: 'linf', the gradient's sign, or 'l2', its direction.
 
   Returns:
     An attack, see `make_attack` (Goodfellow et al. 2015, with the [0, 1] box).
   """
-  return make_attack(epsilon=epsilon, step_size=epsilon, steps=1, start='none')
+  return make_attack(
+    epsilon=epsilon, step_size=epsilon, steps=1, norm=norm, start='none'
+  )
 
 
 class Settings(NamedTuple):
@@ -203,10 +209,38 @@ class Settings(NamedTuple):
   objective: int = 0
 
 
-def _chosen_objective(index, logits, labels):
-  """The objective at a traced place in `OBJECTIVES`: [B, K] -> [B]."""
+def _objective_at(
+  index: chex.Numeric, logits: chex.Array, labels: chex.Array
+) -> chex.Array:
+  """Objective at a traced place in `OBJECTIVES`: [B, K], [B] -> [B]."""
   values = [function(logits, labels) for function in OBJECTIVES.values()]
   return jnp.stack(values)[index]
+
+
+def _iterate(
+  objective: Objective,
+  images: chex.Array,
+  rngs: chex.PRNGKey,
+  settings: Settings,
+  norm: str,
+) -> chex.Array:
+  """Last iterate of one restart: images [B, ...], keys [B] -> [B, ...]."""
+  images_start = balls.random_start(
+    rngs,
+    images,
+    settings.epsilon * settings.start_scale,
+    norm,
+    'uniform',
+  )
+  return ascend(
+    objective,
+    images_start,
+    images,
+    epsilon=settings.epsilon,
+    step_size=settings.step_size,
+    steps=settings.steps,
+    norm=norm,
+  )
 
 
 def make_evaluation_attack(
@@ -243,50 +277,36 @@ def make_evaluation_attack(
   def attack(logits_fn, images, labels, rng, settings):
     _check_images(images)
     objective_fn = (
-      functools.partial(_chosen_objective, settings.objective)
+      functools.partial(_objective_at, settings.objective)
       if objective is None
       else OBJECTIVES[objective]
     )
     rngs = balls.per_example_keys(rng, images.shape[0])
 
-    def iterate(index):
-      start = balls.random_start(
-        jax.vmap(jax.random.fold_in, (0, None))(rngs, index),
-        images,
-        settings.epsilon * settings.start_scale,
-        norm,
-        'uniform',
-      )
-      return ascend(
-        lambda inputs: objective_fn(logits_fn(inputs), labels),
-        start,
-        images,
-        epsilon=settings.epsilon,
-        step_size=settings.step_size,
-        steps=settings.steps,
-        norm=norm,
-      )
-
     def restart(index, carry):
-      robust, highest, kept = carry
-      images_adv = iterate(index)
-      logits = logits_fn(images_adv)
-      # NaN would be the argmax of class 0, and pass for robust.
-      finite = jnp.isfinite(logits).all(axis=1)
-      correct = finite & (logits.argmax(axis=1) == labels)
+      robust, highest, images_worst = carry
+      images_adv = _iterate(
+        lambda inputs: objective_fn(logits_fn(inputs), labels),
+        images,
+        jax.vmap(jax.random.fold_in, (0, None))(rngs, index),
+        settings,
+        norm,
+      )
+      logits = logits_fn(images_adv)  # [B, K]
+      right = balls.is_right(logits, labels)  # [B]
       values = objective_fn(logits, labels).astype(highest.dtype)
       # Nothing is higher than the first misclassified image.
-      values = jnp.where(correct, values, jnp.inf)
-      higher = values > highest
-      kept = jnp.where(balls.spread(higher, images), images_adv, kept)
-      return robust & correct, jnp.maximum(values, highest), kept
+      values = jnp.where(right, values, jnp.inf)
+      images_worst = balls.select(values > highest, images_adv, images_worst)
+      return robust & right, jnp.maximum(values, highest), images_worst
 
     init = (
       jnp.ones(images.shape[0], bool),
       jnp.full(images.shape[0], -jnp.inf),
       jax.lax.stop_gradient(images),
     )
-    robust, _, kept = jax.lax.fori_loop(0, settings.restarts, restart, init)
-    return robust, kept
+    restarts = settings.restarts
+    robust, _, images_adv = jax.lax.fori_loop(0, restarts, restart, init)
+    return robust, images_adv
 
   return attack

@@ -16,7 +16,7 @@ from dhat_jax import build, convert
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import autoattack, checks, passes
 from dhat_jax.benchmark import training
-from dhat_jax.options import choose
+from dhat_jax.from_config.values import choose
 from dhat_jax.pytorch import jax_module
 
 STANDARD = checks.VERSIONS['standard']

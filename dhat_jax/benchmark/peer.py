@@ -14,7 +14,6 @@ from dhat_jax.attacks import balls
 from dhat_jax.benchmark import timing, training
 from dhat_jax.pytorch import jax_module
 from dhat_jax.runtime import devices, documents, provenance
-from dhat_jax.training.step import example_rngs
 
 OURS = 'ours'
 # How far the losses of one step may be apart. Where a gradient is nearly 0 its
@@ -59,7 +58,7 @@ def attack_start(
   """
   state = devices.to_host(trainer.state)
   rng = jax.random.fold_in(state.rng, state.step)
-  rngs = example_rngs(rng, len(images), None)
+  rngs = devices.example_rngs(rng, len(images), None)
   rngs = jax.vmap(lambda key: jax.random.fold_in(key, 1))(rngs)
   return np.asarray(
     balls.random_start(

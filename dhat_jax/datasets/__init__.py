@@ -1,4 +1,4 @@
 """Image data sets: uint8 NHWC images and int32 labels in memory.
 
-A module's `load` gives a `base.Dataset`; `dhat_jax.build` names them.
+`loaders` names them; each gives a `base.Source`, which loads a `base.Dataset`.
 """

@@ -1,8 +1,12 @@
-"""What every data set is: two splits in memory."""
+"""Data sets: two splits in memory, and the sources that load them."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import numpy as np
+
+ImageShape = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,47 @@ class Dataset:
   test: Split
   class_names: tuple[str, ...]
   source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A data set that is described now and loaded when it is needed.
+
+  Attributes:
+    load: returns the data set; `dataset` is what it returned, checked.
+    image_shape: (H, W, C); a function that finds it without reading all images,
+      or returns None if it cannot; or None: known once the data is loaded.
+  """
+
+  load: Callable[[], Dataset]
+  image_shape: ImageShape | Callable[[], ImageShape | None] | None = None
+
+  @functools.cached_property
+  def dataset(self) -> Dataset:
+    """The data set: loaded and validated at the first access, once.
+
+    Raises:
+      ValueError: broken data, or images of another shape than described.
+    """
+    dataset = self.load()
+    validate(dataset)
+    shape = dataset.train.images.shape[1:]
+    if self._described not in (None, shape):
+      raise ValueError(
+        f'{dataset.source}: got images of shape {shape}, expected '
+        f'{self._described} as the data set is described'
+      )
+    return dataset
+
+  @functools.cached_property
+  def _described(self) -> ImageShape | None:
+    shape = self.image_shape
+    shape = shape() if callable(shape) else shape
+    return None if shape is None else tuple(shape)
+
+  def shape(self) -> ImageShape:
+    """Returns (H, W, C) of the images; loads the data only if need be."""
+    return self._described or self.dataset.train.images.shape[1:]
 
 
 def validate(dataset: Dataset) -> None:

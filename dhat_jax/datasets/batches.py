@@ -6,7 +6,8 @@ seeds and the step alone: not on the number of devices, processes or restarts.
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypedDict
 
 import chex
 import jax
@@ -15,7 +16,22 @@ import numpy as np
 
 from dhat_jax.datasets.base import Split
 
-Batch = dict[str, np.ndarray]
+# One number, or several: entropy for NumPy's generator.
+Seed = int | Sequence[int]
+
+
+class Batch(TypedDict):
+  """What a step is given.
+
+  Attributes:
+    images: uint8 [B, H, W, C].
+    labels: int32 [B].
+    mask: bool [B]; False where an image only fills the batch.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  mask: np.ndarray
 
 
 def hold_out(
@@ -59,12 +75,12 @@ def hold_out(
   )
 
 
-def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(num_examples: int, *, seed: Seed, epoch: int) -> np.ndarray:
   """Returns the permutation of an epoch, a function of (seed, epoch) alone.
 
   Args:
     num_examples: N.
-    seed: at least 0.
+    seed: one or several numbers, each at least 0.
     epoch: at least 0.
 
   Returns:
@@ -73,10 +89,11 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
   return _generator(seed, epoch).permutation(num_examples)
 
 
-def _generator(seed: int, second: int) -> np.random.Generator:
-  if seed < 0:
+def _generator(seed: Seed, second: int) -> np.random.Generator:
+  seeds = tuple(seed) if isinstance(seed, Sequence) else (seed,)
+  if not seeds or min(seeds) < 0:
     raise ValueError(f'seed: got {seed}, expected at least 0')
-  return np.random.default_rng([seed, second])
+  return np.random.default_rng([*seeds, second])
 
 
 def _process_slice(
@@ -96,69 +113,103 @@ def _process_slice(
   return slice(process_index * share, (process_index + 1) * share)
 
 
-def train_batches(
-  split: Split,
-  *,
-  batch_size: int,
-  seed: int,
-  start_step: int,
-  num_steps: int,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> Iterator[Batch]:
-  """Iterates over the batches of the steps `start_step` ... `num_steps` - 1.
+class BatchSource(Protocol):
+  """Training batches by the number of the step."""
 
-  An epoch is N // batch_size steps over a fresh permutation. Differs from
-  PyTorch's loader in the published code: the images that do not fill a last
-  batch are left out (others in each epoch), so that batch norm sees full
-  batches only and nothing compiles twice.
+  @property
+  def steps_per_epoch(self) -> int:
+    """The length of an epoch, in which schedules and intervals count."""
 
-  Args:
-    split: the N training images.
-    batch_size: global.
-    seed: with the step it decides what is in a batch.
-    start_step: the first step.
-    num_steps: the step before which to end.
-    process_index: which contiguous share of each batch to give.
-    process_count: number of shares.
+  def batch(self, step: int) -> Batch:
+    """Returns the batch of a step (this process's share of it).
 
-  Returns:
-    Iterator of {'images': uint8 [b, H, W, C], 'labels': int32 [b], 'mask': bool
-    [b]}; b = batch_size / process_count.
+    A pure function of the step: a resumed run gets the batches that it would
+    have got, and any step may be asked for at any time.
+    """
 
-  Raises:
-    ValueError: at the call: a batch larger than the split, or not divisible.
+
+class ShuffledSplit:
+  """Batches of one split, over a fresh permutation in each epoch.
+
+  Differs from PyTorch's loader in the published code: the images that do not
+  fill a last batch are left out (others in each epoch), so that batch norm sees
+  full batches only and nothing compiles twice.
   """
-  share = _process_slice(batch_size, process_index, process_count)
-  total = len(split.labels)
-  if batch_size > total:
-    raise ValueError(
-      f'batch_size: got {batch_size}, expected at most the {total} training '
-      'images'
-    )
-  _generator(seed, 0)  # A wrong seed shows here.
-  return _train_batches(
-    split, batch_size, seed, range(start_step, num_steps), share
-  )
 
+  def __init__(
+    self,
+    split: Split,
+    *,
+    batch_size: int,
+    seed: Seed,
+    process_index: int = 0,
+    process_count: int = 1,
+  ):
+    """Creates a source.
 
-def _train_batches(
-  split: Split, batch_size: int, seed: int, steps: range, share: slice
-) -> Iterator[Batch]:
-  total = len(split.labels)
-  steps_per_epoch = total // batch_size
-  known_epoch, order = None, None
-  for step in steps:
-    epoch, place = divmod(step, steps_per_epoch)
-    if epoch != known_epoch:
-      known_epoch = epoch
-      order = epoch_order(total, seed=seed, epoch=epoch)
-    indices = order[place * batch_size : (place + 1) * batch_size][share]
-    yield {
-      'images': split.images[indices],
-      'labels': split.labels[indices],
+    Args:
+      split: the N training images.
+      batch_size: global.
+      seed: with the step it decides what is in a batch; one number at least 0,
+        or several.
+      process_index: which contiguous share of each batch to give.
+      process_count: number of shares.
+
+    Raises:
+      ValueError: a batch larger than the split or not divisible, a wrong seed.
+    """
+    self._share = _process_slice(batch_size, process_index, process_count)
+    total = len(split.labels)
+    if batch_size > total:
+      raise ValueError(
+        f'batch_size: got {batch_size}, expected at most the {total} training '
+        'images'
+      )
+    self._split = split
+    self._batch_size = batch_size
+    self._seed = seed
+    self._known = (0, epoch_order(total, seed=seed, epoch=0))
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """N // batch_size."""
+    return len(self._split.labels) // self._batch_size
+
+  def batch(self, step: int) -> Batch:
+    """Returns the batch of a step: b = batch_size / process_count images."""
+    epoch, place = divmod(step, self.steps_per_epoch)
+    start = place * self._batch_size
+    order = self._order(epoch)[start : start + self._batch_size]
+    indices = order[self._share]  # [b]
+    return {
+      'images': self._split.images[indices],
+      'labels': self._split.labels[indices],
       'mask': np.ones(len(indices), bool),
     }
+
+  def _order(self, epoch: int) -> np.ndarray:
+    """Returns the permutation of an epoch; the latest is remembered."""
+    known_epoch, order = self._known
+    if epoch != known_epoch:
+      total = len(self._split.labels)
+      order = epoch_order(total, seed=self._seed, epoch=epoch)
+      self._known = (epoch, order)
+    return order
+
+
+def batches_from(
+  source: BatchSource, start_step: int, num_steps: int
+) -> Iterator[Batch]:
+  """Iterates over the batches of the steps `start_step` ... `num_steps` - 1."""
+  return map(source.batch, range(start_step, num_steps))
+
+
+def train_batches(
+  split: Split, *, start_step: int, num_steps: int, **options: Any
+) -> Iterator[Batch]:
+  """Iterates over batches of a `ShuffledSplit`, whose arguments it takes."""
+  source = ShuffledSplit(split, **options)
+  return batches_from(source, start_step, num_steps)
 
 
 def eval_batches(
@@ -171,7 +222,7 @@ def eval_batches(
   """Iterates over a split in order, each image once, the last batch padded.
 
   Padding is black images of class 0 whose mask is False. Arguments and
-  batches as in `train_batches`.
+  batches as in `ShuffledSplit`.
   """
   share = _process_slice(batch_size, process_index, process_count)
   return _eval_batches(split, batch_size, share)
@@ -246,6 +297,28 @@ def to_float(images: chex.Array) -> chex.Array:
     float32 [B, H, W, C] in [0, 1]: the pixels divided by 255.
   """
   return jnp.asarray(images).astype(jnp.float32) / 255
+
+
+def prepare(batch: Mapping[str, chex.Array]) -> dict[str, chex.Array]:
+  """Makes a batch what a step computes with; runs inside the compiled step.
+
+  Args:
+    batch: {'images': uint8 [B, H, W, C] or float in [0, 1], 'labels': int32
+      [B], 'mask': bool [B], optional}.
+
+  Returns:
+    The same with float images in [0, 1] and a float32 mask; without a mask
+    every example counts.
+  """
+  images = batch['images']
+  if images.dtype == jnp.uint8:
+    images = to_float(images)
+  mask = batch.get('mask', jnp.ones(images.shape[0]))
+  return {
+    'images': images,
+    'labels': batch['labels'],
+    'mask': mask.astype(jnp.float32),
+  }
 
 
 def augment(

@@ -1,46 +1,46 @@
 """Decoded data sets as npz files, so that decoding happens once.
 
-A cache file is written under a temporary name and then renamed, so that a
-reader never sees half of one; npz members carry a checksum, so that a damaged
-one is noticed and made anew.
+A cache file is written atomically, so that a reader never sees half of one;
+npz members carry a checksum, so that a damaged one is noticed and made anew.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import os
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from absl import logging
 
 from dhat_jax.datasets.base import Dataset, Split, validate
-
-_DAMAGED = (OSError, ValueError, KeyError, EOFError)
-_DAMAGED += (zipfile.BadZipFile, zlib.error, NotImplementedError)
+from dhat_jax.datasets.reading import reading
+from dhat_jax.runtime import files
 
 
 def folder(cache_dir: str | None) -> str:
   """Returns `cache_dir`, else $DHAT_JAX_CACHE, else ~/.cache/dhat_jax."""
   default = os.environ.get('DHAT_JAX_CACHE') or '~/.cache/dhat_jax'
-  return os.path.expanduser(cache_dir or default)
+  return files.user_path(cache_dir or default)
 
 
-def fingerprint(root: str, files: Iterable[str]) -> str:
+def fingerprint(root: str, names: Iterable[str]) -> str:
   """Returns 16 hex digits that change when a listing of files does.
 
   Args:
     root: the folder; its absolute path counts.
-    files: paths relative to it; their order, sizes and times of modification
+    names: paths relative to it; their order, sizes and times of modification
       count, their content does not.
+
+  Raises:
+    ValueError: no such file.
   """
-  digest = hashlib.sha256(os.path.abspath(root).encode())
-  for name in files:
-    stat = os.stat(os.path.join(root, name))
-    digest.update(f'\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}'.encode())
+  digest = hashlib.sha256(os.fsencode(os.path.abspath(root)))
+  for name in names:
+    path = os.path.join(root, name)
+    with reading(path, 'file'):
+      stat = os.stat(path)
+    entry = f'\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}'
+    digest.update(os.fsencode(entry))
   return digest.hexdigest()[:16]
 
 
@@ -57,7 +57,7 @@ def read(path: str) -> Dataset | None:
         source=f'{arrays["source"].item()}, cached in {path}',
       )
     validate(dataset)
-  except _DAMAGED as error:
+  except Exception as error:  # Whatever it is: the data can be decoded again.
     logging.warning(
       'The cache file %s is damaged (%s: %s); it is made anew.',
       path,
@@ -74,13 +74,8 @@ def write(path: str, dataset: Dataset) -> None:
   A place that cannot be written to costs time in the next run, not this run:
   it is a warning.
   """
-  temporary = None
   try:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-      dir=os.path.dirname(path), suffix='.tmp', delete=False
-    ) as file:
-      temporary = file.name
+    with files.replacing(path, 'wb') as file:
       np.savez(
         file,
         train_images=dataset.train.images,
@@ -90,13 +85,12 @@ def write(path: str, dataset: Dataset) -> None:
         class_names=np.array(dataset.class_names),
         source=np.array(dataset.source),
       )
-    os.replace(temporary, path)
   except OSError as error:
-    logging.warning('The cache file %s cannot be written: %s', path, error)
-  finally:
-    if temporary is not None:
-      with contextlib.suppress(FileNotFoundError):
-        os.remove(temporary)
+    logging.warning(
+      'The cache file %s cannot be written: %s',
+      path,
+      files.refusal(error) or error,
+    )
 
 
 def read_or_make(path: str, make: Callable[[], Dataset]) -> Dataset:

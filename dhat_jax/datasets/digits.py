@@ -8,6 +8,7 @@ import numpy as np
 
 from dhat_jax.datasets.base import Dataset, Split
 
+IMAGE_SHAPE = (8, 8, 1)
 TEST_SIZE = 360
 SPLIT_SEED = 0
 

@@ -7,12 +7,23 @@ import numpy as np
 from PIL import Image
 
 from dhat_jax.datasets import cache
-from dhat_jax.datasets.base import Dataset, Split
+from dhat_jax.datasets.base import Dataset, ImageShape, Split
+from dhat_jax.datasets.reading import DataError, reading
+from dhat_jax.runtime import files
 
 SPLITS = ('train', 'test')
 _LAYOUT = 'expected train/<class>/<image> and test/<class>/<image> in it'
-_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff')
-_SUFFIXES += ('.webp',)
+_SUFFIXES = (
+  '.bmp',
+  '.jpeg',
+  '.jpg',
+  '.pgm',
+  '.png',
+  '.ppm',
+  '.tif',
+  '.tiff',
+  '.webp',
+)
 # Files per task of the thread pool: a task's overhead is about one decoding's.
 _CHUNK = 256
 
@@ -37,14 +48,10 @@ def load(*, data_dir: str, cache_dir: str | None = None) -> Dataset:
     ValueError: another layout, a class in one split alone, an empty class, an
       unreadable image or images of different sizes; it names the file.
   """
-  if not data_dir:
-    raise ValueError(
-      f'config.dataset.data_dir: got nothing, expected a folder; {_LAYOUT}'
-    )
-  data_dir = os.path.expanduser(data_dir)
+  data_dir = check_folder(data_dir)
   listing = {split: _list_split(data_dir, split) for split in SPLITS}
   class_names = _class_names(data_dir, listing)
-  files = {
+  labelled = {
     split: [
       (os.path.join(split, name, file), label)
       for label, name in enumerate(class_names)
@@ -52,13 +59,13 @@ def load(*, data_dir: str, cache_dir: str | None = None) -> Dataset:
     ]
     for split in SPLITS
   }
-  paths = [path for split in SPLITS for path, _ in files[split]]
+  paths = [path for split in SPLITS for path, _ in labelled[split]]
 
   def decode() -> Dataset:
     images = _decode_all(data_dir, paths)
-    num_train = len(files['train'])
+    num_train = len(labelled['train'])
     labels = {
-      split: np.array([label for _, label in files[split]], np.int32)
+      split: np.array([label for _, label in labelled[split]], np.int32)
       for split in SPLITS
     }
     return Dataset(
@@ -74,9 +81,28 @@ def load(*, data_dir: str, cache_dir: str | None = None) -> Dataset:
   )
 
 
+def check_folder(data_dir: str | None) -> str:
+  """Returns `data_dir`, ~ expanded; raises ValueError if none is given."""
+  if not data_dir:
+    raise ValueError(
+      f'config.dataset.data_dir: got nothing, expected a folder; {_LAYOUT}'
+    )
+  return files.user_path(data_dir)
+
+
+def image_shape(data_dir: str) -> ImageShape:
+  """Returns (H, W, 3) from the header of the first training image."""
+  data_dir = check_folder(data_dir)
+  name, images = next(iter(_list_split(data_dir, SPLITS[0]).items()))
+  path = os.path.join(data_dir, SPLITS[0], name, images[0])
+  with reading(path, 'image'), Image.open(path) as image:
+    width, height = image.size
+  return height, width, 3
+
+
 def _entries(path: str) -> list[os.DirEntry]:
   """Returns a folder's visible entries in alphabetical order."""
-  with os.scandir(path) as entries:
+  with reading(path, 'folder'), os.scandir(path) as entries:
     visible = [entry for entry in entries if not entry.name.startswith('.')]
   return sorted(visible, key=lambda entry: entry.name)
 
@@ -155,15 +181,10 @@ def _size(image: np.ndarray) -> str:
 
 def _decode(path: str) -> np.ndarray:
   """Returns uint8 [H, W, 3]."""
-  try:
-    with Image.open(path) as image:
-      mode = image.mode
-      array = np.asarray(image.convert('RGB'))
-  except Exception as error:  # PIL's decoders raise a great many types.
-    raise ValueError(
-      f'{path}: is not a readable image ({type(error).__name__}: {error})'
-    ) from error
+  with reading(path, 'image'), Image.open(path) as image:
+    mode = image.mode
+    array = np.asarray(image.convert('RGB'))
   if mode[0] in 'IF':
     # Its conversion to RGB would clip.
-    raise ValueError(f'{path}: got pixels of mode {mode!r}, expected 8 bits')
+    raise DataError(f'{path}: got pixels of mode {mode!r}, expected 8 bits')
   return array

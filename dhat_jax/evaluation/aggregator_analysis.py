@@ -1,6 +1,6 @@
 """What the aggregator makes of the two heads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -8,15 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax.models import aggregator as aggregators
+from dhat_jax.models.dual_head import part_variables
+from dhat_jax.models.outputs import OUTPUTS
 
 # Images over which the influence is averaged: evenly spaced ones.
 IMAGES = 128
-HEADS = ('main', 'second')
+
+
+def aggregated(outputs: Collection[str]) -> str | None:
+  """Returns the output that an aggregator computes, None if there is none."""
+  names = [name for name in outputs if OUTPUTS[name].aggregates]
+  return names[0] if names else None
 
 
 def influence(
-  net: nn.Module, variables: Any, logits: Mapping[str, np.ndarray]
+  net: nn.Module,
+  variables: Any,
+  logits: Mapping[str, np.ndarray],
+  *,
+  images: int = IMAGES,
 ) -> dict[str, np.ndarray]:
   """Returns how much each head's logit of a class moves the aggregated one.
 
@@ -26,33 +36,52 @@ def influence(
   Args:
     net: a `DualHeadNet` with an aggregator.
     variables: its variables, on the host.
-    logits: {'main': [N, K], 'second': [N, K]}, of clean images.
+    logits: {head: [N, K]}, of clean images.
+    images: how many to average over, evenly spaced.
 
   Returns:
-    {'main': float [K], 'second': float [K]}.
+    {head: float [K]}.
   """
-  module = aggregators.AGGREGATORS[net.aggregator]()
-  own = {group: tree.get('aggregator', {}) for group, tree in variables.items()}
-  stacked = np.stack([logits[head] for head in HEADS], axis=1)  # [N, 2, K]
-  count = min(IMAGES, len(stacked))
-  chosen = np.linspace(0, len(stacked) - 1, count).astype(int)
-  num_classes = stacked.shape[-1]
+  heads = OUTPUTS[aggregated(net.outputs)].aggregates
+  module = net.make_aggregator()
+  stacked = np.stack([logits[head] for head in heads], axis=1)  # [N, 2, K]
+  chosen = np.linspace(0, len(stacked) - 1, min(images, len(stacked)))
+  means = _derivatives(
+    lambda variables, x: module.apply(variables, x, train=False),
+    part_variables(variables, 'aggregator'),
+    stacked[chosen.astype(int)],
+  )
+  return dict(zip(heads, means, strict=True))
 
-  def derivative(own, stacked, place):
+
+def _derivatives(
+  function: Callable, variables: Any, stacked: np.ndarray
+) -> np.ndarray:
+  """Returns the mean of d function[k] / d stacked[head, k]: [H, K].
+
+  Args:
+    function: (variables, [N, H, K]) -> [N, K].
+    variables: of the function.
+    stacked: float [N, H, K].
+  """
+  _, num_heads, num_classes = stacked.shape
+
+  def derivative(variables, stacked, place):
     head, label = place // num_classes, place % num_classes
     direction = jnp.zeros_like(stacked).at[:, head, label].set(1.0)
     _, change = jax.jvp(
-      lambda x: module.apply(own, x, train=False), (stacked,), (direction,)
+      lambda x: function(variables, x), (stacked,), (direction,)
     )
     return change[:, label].mean()
 
   @jax.jit
-  def derivatives(own, stacked):
-    places = jnp.arange(len(HEADS) * num_classes)
-    return jax.lax.map(lambda place: derivative(own, stacked, place), places)
+  def derivatives(variables, stacked):
+    places = jnp.arange(num_heads * num_classes)
+    return jax.lax.map(
+      lambda place: derivative(variables, stacked, place), places
+    )
 
-  found = np.asarray(derivatives(own, stacked[chosen]))
-  return dict(zip(HEADS, found.reshape(len(HEADS), -1), strict=True))
+  return np.asarray(derivatives(variables, stacked)).reshape(num_heads, -1)
 
 
 def agreement(
@@ -61,26 +90,27 @@ def agreement(
   """Counts which head is right, and how often the aggregated output is then.
 
   Args:
-    predictions: of 'main', 'second' and 'aggregated': int [N] each.
+    predictions: {output: int [N]}, of the heads and the aggregated output.
     labels: int [N].
 
   Returns:
     {'both': {'images': n, 'aggregated_right': m}, 'only_main': ...,
     'only_second': ..., 'neither': ...}; n sums to N.
   """
-  main, second, aggregated = (
-    predictions[output] == labels for output in (*HEADS, 'aggregated')
-  )
+  output = aggregated(predictions)
+  heads = OUTPUTS[output].aggregates
+  first, second = (predictions[head] == labels for head in heads)
   groups = {
-    'both': main & second,
-    'only_main': main & ~second,
-    'only_second': ~main & second,
-    'neither': ~main & ~second,
+    'both': first & second,
+    f'only_{heads[0]}': first & ~second,
+    f'only_{heads[1]}': ~first & second,
+    'neither': ~first & ~second,
   }
+  right = predictions[output] == labels
   return {
     name: {
       'images': int(chosen.sum()),
-      'aggregated_right': int((aggregated & chosen).sum()),
+      'aggregated_right': int((right & chosen).sum()),
     }
     for name, chosen in groups.items()
   }

@@ -8,21 +8,23 @@ ReLU, random search. Each finding beyond what chance explains is a red flag.
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from dhat_jax import divergences
-from dhat_jax.datasets import batches as input_pipeline
-from dhat_jax.evaluation.ensemble import Ensemble
-from dhat_jax.evaluation.evaluator import Attack
-from dhat_jax.evaluation.parts import Parts
-from dhat_jax.evaluation.store import Part
-from dhat_jax.models import aggregator as aggregators
-from dhat_jax.models.outputs import Outputs
+from dhat_jax.datasets.base import Split
+from dhat_jax.datasets.batches import prepare
+from dhat_jax.evaluation.evaluator import Target
+from dhat_jax.evaluation.plan import AuditPlan
+from dhat_jax.evaluation.records import Record
+from dhat_jax.models.dual_head import part_variables
+from dhat_jax.models.outputs import OUTPUTS, Outputs
 from dhat_jax.runtime import devices
 
 # Numbers of images: the larger of a share of all and a least number.
@@ -38,133 +40,168 @@ TINY = 1e-8
 VANISHING_SHARE = 0.05
 # More robust at a larger radius, by this share of images: impossible.
 RISE = 0.01
+# Names of the attacks in the report.
+BYPASS = 'relu_bypassed'
+TRANSFER = 'transfer_'
 
 
 @dataclasses.dataclass(frozen=True)
-class AuditPlan:
-  """What the audit runs.
+class Bypassed:
+  """The network, its gradient going around the aggregator's non-linearity.
+
+  The values are the network's own (BPDA, Athalye et al. 2018): see
+  `Aggregator.bypass`.
 
   Attributes:
-    attack: the white-box attack: PGD on the cross entropy.
-    margin: the same on the margin.
-    largest: the same as `attack`, at a radius that leaves nothing robust.
-    square: random search, or None.
-  """
-
-  attack: Attack
-  margin: Attack
-  largest: Attack
-  square: Ensemble | None
-
-
-@dataclasses.dataclass(frozen=True)
-class ReluBypassed:
-  """The network, its aggregator's ReLU the identity in the backward pass.
-
-  The values are the network's own (BPDA, Athalye et al. 2018). Everything
-  behind the one ReLU is affine, and relu(x) - relu(-x) = x: the difference of
-  the aggregator and of its twin with negated pre-activations has the gradient
-  of the aggregator without ReLU.
-
-  Attributes:
-    net: a `DualHeadNet` with a learned aggregator.
+    net: a `DualHeadNet` whose aggregator has a `bypass`.
+    output: the aggregated one.
   """
 
   net: nn.Module
+  output: str
 
   @property
   def parts(self) -> tuple[str, ...]:
     """The parts of the network."""
     return self.net.parts
 
-  def apply(self, variables: Any, images: jax.Array) -> Outputs:
+  def clone(self, **fields: Any) -> 'Bypassed':
+    """Returns the same of the network with other fields."""
+    return Bypassed(self.net.clone(**fields), self.output)
+
+  def apply(self, variables: Any, images: chex.Array) -> Outputs:
     """Computes the outputs in evaluation mode."""
-    outputs = self.net.apply(variables, images)
-    module = aggregators.AGGREGATORS[self.net.aggregator]()
-    own = {group: tree['aggregator'] for group, tree in variables.items()}
-    stacked = jnp.stack([outputs.main, outputs.second], axis=1)
-    linear = module.apply(own, stacked, train=False) - module.apply(
-      _negated(own), stacked, train=False
+    row = OUTPUTS[self.output]
+    outputs = self.net.clone(outputs=row.aggregates).apply(variables, images)
+    logits = self.net.make_aggregator().bypass(
+      part_variables(variables, row.parts[-1]),
+      jnp.stack([outputs[name] for name in row.aggregates], axis=1),
     )
-    straight = jax.lax.stop_gradient(outputs.aggregated)
-    straight = straight + (linear - jax.lax.stop_gradient(linear))
-    return outputs._replace(aggregated=straight)
+    return outputs.replace(**{self.output: logits})
 
 
-def has_relu(variables: Any) -> bool:
-  """Returns whether the aggregator is a learned one, with a ReLU."""
-  return 'features' in variables['params'].get('aggregator', {})
+def bypass(target: Target) -> Target | None:
+  """Returns a target whose gradient goes around the aggregator's ReLU.
+
+  Args:
+    target: the aggregated output.
+
+  Returns:
+    The target of the same network and output, or None if its aggregator has
+    nothing to go around.
+  """
+  if target.net.make_aggregator().bypass is None:
+    return None
+  return dataclasses.replace(
+    target, name=BYPASS, net=Bypassed(target.net, target.output)
+  )
 
 
-def _negated(variables: Any) -> dict:
-  """Returns an aggregator's variables with negated pre-activations."""
-  features = variables['params']['features']
-  norm = jax.tree.map(jnp.negative, features['norm'])
-  params = {**variables['params'], 'features': {**features, 'norm': norm}}
-  return {**variables, 'params': params}
-
-
-def gradient_sizes(parts: Parts, output: str) -> np.ndarray:
+def gradient_sizes(target: Target, split: Split) -> np.ndarray:
   """Returns the largest entry of each image's gradient: float [N].
 
   Of the attacked loss, the cross entropy, at the image itself.
   """
-  net = parts.evaluator.net
+  net, evaluator = target.evaluator.net, target.evaluator
 
   def sizes(variables, batch):
+    batch = prepare(batch)
+
     def loss(images):
-      logits = net.apply(variables, images).select(output)
+      logits = net.apply(variables, images).select(target.output)
       return divergences.cross_entropy(logits, batch['labels']).sum()
 
-    gradient = jax.grad(loss)(input_pipeline.to_float(batch['images']))
+    gradient = jax.grad(loss)(batch['images'])  # [B, H, W, C]
     largest = jnp.abs(gradient).reshape(len(gradient), -1).max(axis=1)
     return devices.all_gather(largest, devices.AXIS)
 
-  step = devices.pmap_eval_step(sizes, in_axes=(0, 0))
-  found = [
-    devices.first_copy(step(parts.variables, devices.shard(batch)))
-    for batch in parts.evaluator.batches(parts.split)
+  step = evaluator.compiled(
+    ('gradient sizes', target.output),
+    lambda: devices.pmap_eval_step(sizes, in_axes=(0, 0)),
+  )
+  rows = [
+    devices.first_copy(step(target.variables, devices.shard(batch)))
+    for batch in evaluator.batches(split)
   ]
-  return np.concatenate(found)[: len(parts.split.labels)]
+  return np.concatenate(rows)[: len(split.labels)]
 
 
-def run(parts: Parts, plan: AuditPlan) -> dict[str, Any]:
+def report(
+  plan: AuditPlan,
+  records: Mapping[tuple[str, str], Record],
+  labels: np.ndarray,
+  *,
+  output: str,
+  gradient_sizes: np.ndarray,
+  num_classes: int,
+) -> dict[str, Any]:
   """Audits the aggregated output.
 
   Args:
-    parts: the evaluation of a network that has one.
-    plan: what to run.
+    plan: what ran.
+    records: {(target, attack): record}.
+    labels: int [N].
+    output: the audited one.
+    gradient_sizes: float [N], see `gradient_sizes`.
+    num_classes: K.
 
   Returns:
     All numbers, and `flags`, empty if nothing is suspicious; see
     `docs/results_schema.md`.
   """
-  labels = parts.split.labels
-  white = parts.get('aggregated', plan.attack)['robust']
-  margin = parts.get('aggregated', plan.margin)['robust']
-  others = {
-    f'transfer_{source}': _right(parts.get(source, plan.attack), labels)
-    for source in ('main', 'second', 'mean')
-  }
-  if has_relu(parts.variables):
-    parts.evaluator.add_network(
-      'relu_bypassed', ReluBypassed(parts.evaluator.net), 'aggregated'
-    )
-    bypassed = parts.get('relu_bypassed', plan.attack)
-    others['relu_bypassed'] = bypassed['robust']
-  found = {name: _compare(white, robust) for name, robust in others.items()}
+  white = records[output, plan.attack.name].robust
+  margin = records[output, plan.margin.name].robust
+  others = _others(plan, records, labels, output)
+  attacks = {name: _compare(white, robust) for name, robust in others.items()}
   worst = np.logical_and.reduce([white, margin, *others.values()])
   if plan.square is not None:
-    robust = parts.get('aggregated', plan.square)['robust']
+    robust = records[output, plan.square.name].robust
     both = (white & margin)[: len(robust)]
-    found['square'] = _compare(both, robust)
+    attacks['square'] = _compare(both, robust)
     worst[: len(robust)] &= robust
-  return _report(parts, plan, white, margin, found, worst)
+  largest = records[output, plan.largest.name].robust
+  numbers = {
+    'attack': plan.attack.name,
+    'white_box': {
+      'accuracy': float(white.mean()),
+      'margin_accuracy': float(margin.mean()),
+      'accuracy_of_both': float((white & margin).mean()),
+    },
+    'attacks': attacks,
+    'worst_case': float(worst.mean()),
+    'gradients': {
+      'zero': float((gradient_sizes == 0).mean()),
+      'vanishing': float(
+        (gradient_sizes <= TINY * gradient_sizes.max()).mean()
+      ),
+    },
+    'largest_epsilon': {
+      'epsilon': plan.largest_epsilon,
+      'accuracy': float(largest.mean()),
+      'chance': 1 / num_classes,
+    },
+  }
+  return {**numbers, 'flags': flags(numbers)}
 
 
-def _right(part: Part, labels: np.ndarray) -> np.ndarray:
-  """Whether the aggregated output resists another output's images."""
-  return part['aggregated_predictions'] == labels
+def _others(
+  plan: AuditPlan,
+  records: Mapping[tuple[str, str], Record],
+  labels: np.ndarray,
+  output: str,
+) -> dict[str, np.ndarray]:
+  """Scores the audited output on images made against anything else."""
+  attacked = {
+    target: record
+    for (target, attack), record in records.items()
+    if attack == plan.attack.name and target != output
+  }
+  return {
+    target if target == BYPASS else f'{TRANSFER}{target}': record.scored(
+      output, labels
+    )
+    for target, record in attacked.items()
+  }
 
 
 def _compare(reference: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
@@ -177,85 +214,78 @@ def _compare(reference: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
   }
 
 
-def _report(parts, plan, white, margin, found, worst) -> dict[str, Any]:
-  sizes = parts.store.get(
-    'aggregated/gradient_sizes',
-    None,
-    lambda: {'sizes': gradient_sizes(parts, 'aggregated')},
-  )['sizes']
-  largest = parts.get('aggregated', plan.largest)
-  report = {
-    'attack': plan.attack.name,
-    'white_box': {
-      'accuracy': float(white.mean()),
-      'margin_accuracy': float(margin.mean()),
-      'accuracy_of_both': float((white & margin).mean()),
-    },
-    'attacks': found,
-    'worst_case': float(worst.mean()),
-    'gradients': {
-      'zero': float((sizes == 0).mean()),
-      'vanishing': float((sizes <= TINY * sizes.max()).mean()),
-    },
-    'largest_epsilon': {
-      'epsilon': plan.largest.settings.epsilon,
-      'accuracy': float(largest['robust'].mean()),
-      'chance': 1 / parts.evaluator.net.num_classes,
-    },
-  }
-  return {**report, 'flags': flags(report)}
-
-
 def tolerance(rule: tuple[float, int], images: int) -> int:
   """Returns from which number on a rule finds images suspicious."""
   share, least = rule
   return max(math.ceil(share * images), least)
 
 
-_SENTENCES = {
-  'transfer_main': 'images made against the main head',
-  'transfer_second': 'images made against the second head',
-  'transfer_mean': "images made against the mean of the heads' logits",
-  'relu_bypassed': "gradients around the aggregator's ReLU",
-  'square': 'Square, which sees no gradients,',
-}
+def _sentence(name: str) -> str:
+  """Returns who fools the aggregated output."""
+  if name.startswith(TRANSFER):
+    label = OUTPUTS[name.removeprefix(TRANSFER)].label
+    return f'images made against the {label}'
+  return {
+    BYPASS: "gradients around the aggregator's ReLU",
+    'square': 'Square, which sees no gradients,',
+  }[name]
 
 
-def flags(report: dict[str, Any]) -> list[dict[str, Any]]:
+def flags(report: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Returns the red flags of an audit: name, numbers, a plain sentence."""
-  found = []
+  raised = []
 
-  def flag(name, sentence, **numbers):
-    found.append({'name': name, 'sentence': sentence, **numbers})
+  def flag(name: str, sentence: str, **numbers: Any) -> None:
+    raised.append({'name': name, 'sentence': sentence, **numbers})
 
   for name, numbers in report['attacks'].items():
-    images = numbers['images']
-    beaten, missed = tolerance(BEATEN, images), tolerance(MISSED, images)
-    if numbers['beats_by'] >= beaten or numbers['missed'] >= missed:
-      white_box = report['attack']
-      if name == 'square':
-        white_box += ' and the same on the margin'
-      flag(
-        name,
-        f'{_SENTENCES[name]} fool the aggregated output on '
-        f'{numbers["missed"]} of {images} images that white-box {white_box} '
-        f'left robust, and leave {numbers["beats_by"]} fewer robust '
-        f'(suspicious from {missed} or {beaten} on)',
-        **numbers,
-        missed_threshold=missed,
-        beats_by_threshold=beaten,
-      )
-  share = report['gradients']['vanishing']
-  if share > VANISHING_SHARE:
-    flag(
-      'vanishing_gradients',
-      f'the gradient vanishes on {100 * share:.1f} % of the images (suspicious '
-      f'above {100 * VANISHING_SHARE:.0f} %): gradient attacks see nothing '
-      'there',
-      share=share,
-      threshold=VANISHING_SHARE,
-    )
-  largest = report['largest_epsilon']
+    _compare_flag(flag, name, numbers, report['attack'])
+  _gradient_flag(flag, report['gradients']['vanishing'])
+  _radius_flags(
+    flag, report['largest_epsilon'], report['white_box']['accuracy']
+  )
+  return raised
+
+
+def _compare_flag(
+  flag: Callable, name: str, numbers: Mapping[str, Any], white_box: str
+) -> None:
+  """Raises a flag for an attack that finds more than the white-box one."""
+  images = numbers['images']
+  beaten, missed = tolerance(BEATEN, images), tolerance(MISSED, images)
+  if numbers['beats_by'] < beaten and numbers['missed'] < missed:
+    return
+  if name == 'square':
+    white_box += ' and the same on the margin'
+  flag(
+    name,
+    f'{_sentence(name)} fool the aggregated output on {numbers["missed"]} of '
+    f'{images} images that white-box {white_box} left robust, and leave '
+    f'{numbers["beats_by"]} fewer robust (suspicious from {missed} or {beaten} '
+    'on)',
+    **numbers,
+    missed_threshold=missed,
+    beats_by_threshold=beaten,
+  )
+
+
+def _gradient_flag(flag: Callable, share: float) -> None:
+  """Raises a flag where gradients vanish."""
+  if share <= VANISHING_SHARE:
+    return
+  flag(
+    'vanishing_gradients',
+    f'the gradient vanishes on {100 * share:.1f} % of the images (suspicious '
+    f'above {100 * VANISHING_SHARE:.0f} %): gradient attacks see nothing there',
+    share=share,
+    threshold=VANISHING_SHARE,
+  )
+
+
+def _radius_flags(
+  flag: Callable, largest: Mapping[str, float], accuracy: float
+) -> None:
+  """Raises flags for an attack that fails in a large ball."""
   if largest['accuracy'] > largest['chance']:
     flag(
       'largest_epsilon',
@@ -264,7 +294,7 @@ def flags(report: dict[str, Any]) -> list[dict[str, Any]]:
       f'chance ({100 * largest["chance"]:.1f} %): the attack fails',
       **largest,
     )
-  rise = largest['accuracy'] - report['white_box']['accuracy']
+  rise = largest['accuracy'] - accuracy
   if rise > RISE:
     flag(
       'rises_with_epsilon',
@@ -273,4 +303,3 @@ def flags(report: dict[str, Any]) -> list[dict[str, Any]]:
       rise=rise,
       threshold=RISE,
     )
-  return found

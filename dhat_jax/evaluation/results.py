@@ -1,60 +1,28 @@
 """The whole evaluation of a network: what results.json holds of it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+import tabulate
 
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import aggregator_analysis, audit
-from dhat_jax.evaluation.audit import AuditPlan
-from dhat_jax.evaluation.ensemble import Ensemble
-from dhat_jax.evaluation.evaluator import Attack, Evaluator, output_names, table
-from dhat_jax.evaluation.parts import Parts, example_places
-from dhat_jax.runtime import devices
-from dhat_jax.training import metrics
+from dhat_jax.evaluation.attack_types import EvaluationAttack
+from dhat_jax.evaluation.evaluator import Evaluator, Target
+from dhat_jax.evaluation.plan import Job, Plan, jobs
+from dhat_jax.evaluation.records import Record, Recorder, example_places
+from dhat_jax.evaluation.store import Store, digest
+from dhat_jax.models.outputs import OUTPUTS
+from dhat_jax.runtime import devices, workdir
+from dhat_jax.runtime.progress import progress_bar
+
+Records = dict[tuple[str, str], Record]
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """What to evaluate.
-
-  Attributes:
-    clean: the images as they are.
-    attacks: made against each output.
-    sweep: {radius, as text: attack}.
-    loss_by_steps: {number of steps, as text: attack}.
-    audit: of the aggregated output, or None.
-    export_images: whether to write the adversarial images of `attacks`.
-  """
-
-  clean: Attack
-  attacks: tuple[Attack | Ensemble, ...]
-  sweep: Mapping[str, Attack] = dataclasses.field(default_factory=dict)
-  loss_by_steps: Mapping[str, Attack] = dataclasses.field(default_factory=dict)
-  audit: AuditPlan | None = None
-  export_images: bool = False
-
-  def of_output(self, output: str) -> list[Attack | Ensemble]:
-    """Returns the attacks that are made against an output."""
-    return [
-      attack
-      for attack in self.attacks
-      if not isinstance(attack, Ensemble)
-      or not attack.outputs
-      or output in attack.outputs
-    ]
-
-  def num_gradient_attacks(self, num_outputs: int) -> int:
-    """Returns how many calls of gradient attacks the suite makes."""
-    plain = [a for a in self.attacks if not isinstance(a, Ensemble)]
-    extra = (*self.sweep.values(), *self.loss_by_steps.values())
-    one = len({self.clean, *plain, *extra})  # each is made once
-    return num_outputs * one + (7 if self.audit else 0)
-
-
-def run(
+def evaluate(
   evaluator: Evaluator,
   variables: Any,
   split: Split,
@@ -73,210 +41,291 @@ def run(
   Args:
     evaluator: of the network.
     variables: on the host.
-    split: the images; all of them count.
+    split: uint8 images; all of them count.
     plan: what to evaluate.
     class_names: K names.
     seed: of all noise.
-    directory: where finished parts are kept, or None.
+    directory: where finished records are kept, or None.
     progress: title of a progress bar, or None for none.
 
   Returns:
-    What `docs/results_schema.md` describes: accuracy, worst_case, per_class,
-    confusion, and, if planned, autoattack, sweep, loss_by_steps, audit.
+    What `docs/results_schema.md` describes: outputs, accuracy, worst_case,
+    per_class, confusion, examples and, if planned, autoattack, sweep,
+    loss_by_steps, audit.
   """
-  outputs = output_names(evaluator.net)
-  audited = plan.audit is not None and 'aggregated' in outputs
-  plan = dataclasses.replace(plan, audit=plan.audit if audited else None)
-  names = [attack.name for attack in plan.attacks]
+  store = Store(directory, _identity(evaluator, variables, split, seed))
+  replicated = devices.replicate(variables)
+  targets = {o: evaluator.target(replicated, o) for o in evaluator.outputs}
+  audited = aggregator_analysis.aggregated(evaluator.outputs)
+  bypass = audit.bypass(targets[audited]) if audited else None
+  todo = jobs(plan, targets, audited=audited, bypass=bypass)
+  records = _records(
+    todo, split, store, seed=seed, plan=plan, progress=progress
+  )
+  findings = _Findings(
+    targets=targets,
+    audited=audited,
+    split=split,
+    plan=plan,
+    class_names=class_names,
+    store=store,
+    records=records,
+  )
+  return findings.results()
+
+
+def _identity(
+  evaluator: Evaluator, variables: Any, split: Split, seed: int
+) -> str:
+  """Returns the digest of what all records of an evaluation depend on."""
+  return digest(
+    {
+      'variables': variables,
+      'images': split.images,
+      'labels': split.labels,
+      'net': repr(evaluator.net),
+      'batch_size': evaluator.batch_size,
+      'seed': seed,
+      'versions': workdir.versions(),
+    }
+  )
+
+
+def _records(
+  todo: list[Job],
+  split: Split,
+  store: Store,
+  *,
+  seed: int,
+  plan: Plan,
+  progress: str | None,
+) -> Records:
+  """Runs all jobs, one after the other, or reads what they left."""
   silent = progress is None or not devices.is_first()
-  total = plan.num_gradient_attacks(len(outputs)) * evaluator.num_batches(split)
-  with metrics.progress_bar(
-    progress or '', total, 0, unit='batch', disable=silent
+  with progress_bar(
+    progress or '', len(todo), unit='attack', disable=silent
   ) as bar:
-    parts = Parts(
-      evaluator,
-      variables,
+    recorder = Recorder(
       split,
-      seed=seed,
-      directory=directory,
-      export=names if plan.export_images else (),
-      bar=None if silent else bar,
+      store,
+      rng=jax.random.key(seed),
+      export=[a.name for a in plan.attacks] if plan.export_images else (),
+      show=None if silent else bar.set_postfix_str,
     )
-    return _evaluate(parts, plan, outputs, class_names)
+    records = {}
+    for job in todo:
+      records[job.key] = recorder.record(job.target, job.attack)
+      bar.update()
+    return records
 
 
-def _evaluate(parts, plan, outputs, class_names) -> dict[str, Any]:
-  """Makes all parts, the cheap ones first, and puts them together."""
-  for kind in (Attack, Ensemble):
-    for output in outputs:
-      for attack in (plan.clean, *plan.of_output(output)):
-        if isinstance(attack, kind):
-          parts.get(output, attack)
-    if kind is Attack:
-      extra = _extra(parts, plan, outputs)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Findings:
+  """The records of an evaluation, put together.
 
-  def each(function, *args):
-    return {output: function(parts, plan, output, *args) for output in outputs}
+  Attributes:
+    targets: {output: target}.
+    audited: the output with an aggregator, or None.
+    split: the images.
+    plan: what was evaluated.
+    class_names: K names.
+    store: of what is computed beside the records.
+    records: {(target, attack): record}.
+  """
 
-  results = {
-    'accuracy': each(_accuracy),
-    'worst_case': each(lambda *args: float(_worst(*args).mean())),
-    'worst_case_images': each(lambda *args: len(_worst(*args))),
-    'per_class': each(_per_class, class_names),
-    'confusion': each(_confusion, len(class_names)),
-  }
-  results['examples'] = _examples(parts)
-  if 'aggregated' in outputs:
-    results['heads'] = _heads(parts, plan)
-  if any(isinstance(attack, Ensemble) for attack in plan.attacks):
-    results['autoattack'] = each(_ensembles)
-  return results | extra
+  targets: Mapping[str, Target]
+  audited: str | None
+  split: Split
+  plan: Plan
+  class_names: tuple[str, ...]
+  store: Store
+  records: Records
 
+  def results(self) -> dict[str, Any]:
+    """Returns what results.json holds of the evaluation."""
+    results = {
+      'outputs': [
+        {'name': name, 'label': OUTPUTS[name].label} for name in self.targets
+      ],
+      'accuracy': self._each(self._accuracy),
+      'worst_case': self._each(lambda o: float(self._worst(o).mean())),
+      'worst_case_images': self._each(lambda o: len(self._worst(o))),
+      'per_class': self._each(self._per_class),
+      'confusion': self._each(self._confusion),
+      'examples': self._examples(),
+    }
+    details = self._each(self._details)
+    if any(details.values()):
+      results['autoattack'] = details
+    if self.plan.sweep:
+      results['sweep'] = self._each(self._sweep)
+    if self.plan.loss_by_steps:
+      results['loss_by_steps'] = self._each(self._loss_by_steps)
+    if self.audited:
+      results['heads'] = self._heads(self.audited)
+      if self.plan.audit:
+        results['audit'] = self._audit(self.audited)
+    return results
 
-def _extra(parts, plan, outputs) -> dict[str, Any]:
-  """What is not made by the attacks of the list."""
-  results = {}
-  if plan.sweep:
-    results['sweep'] = {
-      output: {
-        radius: float(parts.get(output, attack)['robust'].mean())
-        for radius, attack in plan.sweep.items()
+  def _each(self, function: Callable[[str], Any]) -> dict[str, Any]:
+    return {output: function(output) for output in self.targets}
+
+  def _of(self, output: str, attack: EvaluationAttack) -> Record:
+    return self.records[output, attack.name]
+
+  def _listed(self, output: str) -> dict[str, Record]:
+    """Returns {attack: record} of the list, clean images first."""
+    attacks = (self.plan.clean, *self.plan.against(output))
+    return {attack.name: self._of(output, attack) for attack in attacks}
+
+  def _accuracy(self, output: str) -> dict[str, float]:
+    return {
+      attack.name: float(self._of(output, attack).robust.mean())
+      for attack in self.plan.against(output)
+    }
+
+  def _worst(self, output: str) -> np.ndarray:
+    """Which images resist all attacks, of those that all attacks saw."""
+    flags = [record.robust for record in self._listed(output).values()]
+    count = min(len(robust) for robust in flags)
+    return np.logical_and.reduce([robust[:count] for robust in flags])
+
+  def _per_class(self, output: str) -> dict[str, Any]:
+    clean = self._of(output, self.plan.clean).robust
+    worst = self._worst(output)
+    labels = self.split.labels
+    return {
+      name: {
+        'images': int((labels == index).sum()),
+        'clean': _share(clean, labels == index),
+        'worst_case': _share(worst, (labels == index)[: len(worst)]),
       }
-      for output in outputs
+      for index, name in enumerate(self.class_names)
     }
-  if plan.loss_by_steps:
-    results['loss_by_steps'] = {
-      output: {
-        steps: _loss_and_accuracy(parts.get(output, attack))
-        for steps, attack in plan.loss_by_steps.items()
-      }
-      for output in outputs
+
+  def _strongest(self, output: str) -> tuple[str, Record]:
+    """Returns (name, record) of the strongest attack that saw all images."""
+    whole = {
+      name: record
+      for name, record in self._listed(output).items()
+      if len(record.robust) == len(self.split.labels)
     }
-  if plan.audit is not None:
-    results['audit'] = audit.run(parts, plan.audit)
-  return results
+    return min(whole.items(), key=lambda item: item[1].robust.sum())
 
-
-def _loss_and_accuracy(part) -> list[float]:
-  return [float(part['losses'].mean()), float(part['robust'].mean())]
-
-
-def _accuracy(parts, plan, output) -> dict[str, float]:
-  return {
-    attack.name: float(parts.get(output, attack)['robust'].mean())
-    for attack in plan.of_output(output)
-  }
-
-
-def _worst(parts, plan, output) -> np.ndarray:
-  """Which images resist all attacks, of those that all attacks saw."""
-  flags = [
-    parts.get(output, attack)['robust']
-    for attack in (plan.clean, *plan.of_output(output))
-  ]
-  count = min(len(robust) for robust in flags)
-  return np.logical_and.reduce([robust[:count] for robust in flags])
-
-
-def _per_class(parts, plan, output, class_names) -> dict[str, Any]:
-  clean = parts.get(output, plan.clean)['robust']
-  worst = _worst(parts, plan, output)
-  labels = parts.split.labels
-  return {
-    name: {
-      'images': int((labels == index).sum()),
-      'clean': _share(clean, labels == index),
-      'worst_case': _share(worst, (labels == index)[: len(worst)]),
+  def _confusion(self, output: str) -> dict[str, Any]:
+    """Counts [label][prediction], clean and under the strongest attack."""
+    name, record = self._strongest(output)
+    return {
+      'clean': self._matrix(self._of(output, self.plan.clean)),
+      'attack': name,
+      'attacked': self._matrix(record),
     }
-    for index, name in enumerate(class_names)
-  }
+
+  def _matrix(self, record: Record) -> list[list[int]]:
+    """Counts [label][prediction]; no class is no column."""
+    size = len(self.class_names)
+    predictions = record.predictions[record.output]
+    known = predictions >= 0
+    matrix = np.zeros((size, size), int)
+    np.add.at(matrix, (self.split.labels[known], predictions[known]), 1)
+    return matrix.tolist()
+
+  def _examples(self) -> dict[str, list[int]]:
+    """Which images the records show, and their labels."""
+    places = example_places(len(self.split.labels))
+    labels = [int(self.split.labels[place]) for place in places]
+    return {'places': places, 'labels': labels}
+
+  def _details(self, output: str) -> dict[str, Any]:
+    """What attacks say beside accuracies: AutoAttack's, after each attack."""
+    details = {
+      attack.name: attack.details(self._of(output, attack))
+      for attack in self.plan.against(output)
+    }
+    return {name: found for name, found in details.items() if found is not None}
+
+  def _sweep(self, output: str) -> dict[str, float]:
+    return {
+      radius: float(self._of(output, attack).robust.mean())
+      for radius, attack in self.plan.sweep.items()
+    }
+
+  def _loss_by_steps(self, output: str) -> dict[str, list[float]]:
+    records = {
+      steps: self._of(output, attack)
+      for steps, attack in self.plan.loss_by_steps.items()
+    }
+    return {
+      steps: [float(record.losses.mean()), float(record.robust.mean())]
+      for steps, record in records.items()
+    }
+
+  def _heads(self, output: str) -> dict[str, Any]:
+    """What the aggregated output makes of the heads."""
+    name, record = self._strongest(output)
+    clean = self.plan.clean
+    shown = {clean.name: self._of(output, clean), name: record}
+    labels = self.split.labels
+    return {
+      'influence': self._influence(output),
+      'agreement': {
+        name: aggregator_analysis.agreement(record.predictions, labels)
+        for name, record in shown.items()
+      },
+    }
+
+  def _influence(self, output: str) -> dict[str, list[float]]:
+    target = self.targets[output]
+
+    def make():
+      images = np.asarray(self.split.images, np.float32) / 255
+      split = Split(images, self.split.labels)
+      logits = target.evaluator.logits(target.variables, split)
+      variables = devices.to_host(target.variables)
+      return aggregator_analysis.influence(
+        target.evaluator.net, variables, logits
+      )
+
+    settings = {'images': aggregator_analysis.IMAGES}
+    influence = self.store.get('influence', settings, make)
+    return {head: values.tolist() for head, values in influence.items()}
+
+  def _audit(self, output: str) -> dict[str, Any]:
+    target = self.targets[output]
+    sizes = self.store.get(
+      f'{output}/gradient_sizes',
+      None,
+      lambda: {'sizes': audit.gradient_sizes(target, self.split)},
+    )['sizes']
+    return audit.report(
+      self.plan.audit,
+      self.records,
+      self.split.labels,
+      output=output,
+      gradient_sizes=sizes,
+      num_classes=len(self.class_names),
+    )
 
 
-def _share(flags, chosen) -> float | None:
+def _share(flags: np.ndarray, chosen: np.ndarray) -> float | None:
   return float(flags[chosen].mean()) if chosen.any() else None
 
 
-def _strongest(parts, plan, output) -> tuple[str, Any]:
-  """Returns (name, part) of the strongest attack that saw all images."""
-  found = {
-    attack.name: parts.get(output, attack)
-    for attack in (plan.clean, *plan.of_output(output))
-  }
-  whole = {
-    name: part
-    for name, part in found.items()
-    if len(part['robust']) == len(parts.split.labels)
-  }
-  return min(whole.items(), key=lambda item: item[1]['robust'].sum())
-
-
-def _confusion(parts, plan, output, num_classes) -> dict[str, Any]:
-  """Counts [label][prediction], clean and under the strongest attack."""
-  name, part = _strongest(parts, plan, output)
-
-  def count(part):
-    matrix = np.zeros((num_classes, num_classes), int)
-    predictions = part[f'{output}_predictions']
-    np.add.at(matrix, (parts.split.labels, predictions), 1)
-    return matrix.tolist()
-
-  return {
-    'clean': count(parts.get(output, plan.clean)),
-    'attack': name,
-    'attacked': count(part),
-  }
-
-
-def _examples(parts) -> dict[str, list[int]]:
-  """Which images the parts keep, and their labels."""
-  places = example_places(len(parts.split.labels))
-  labels = [int(parts.split.labels[place]) for place in places]
-  return {'places': places, 'labels': labels}
-
-
-def _heads(parts, plan) -> dict[str, Any]:
-  """What the aggregated output makes of the heads."""
-  name, part = _strongest(parts, plan, 'aggregated')
-  shown = {plan.clean.name: parts.get('aggregated', plan.clean), name: part}
-  return {
-    'influence': {
-      head: [float(value) for value in values]
-      for head, values in parts.influence().items()
-    },
-    'agreement': {
-      name: aggregator_analysis.agreement(
-        {
-          output: part[f'{output}_predictions']
-          for output in (*aggregator_analysis.HEADS, 'aggregated')
-        },
-        parts.split.labels,
-      )
-      for name, part in shown.items()
-    },
-  }
-
-
-def _ensembles(parts, plan, output) -> dict[str, Any]:
-  """Accuracy after each attack of each ensemble, and its warnings."""
-  return {
-    attack.name: _ensemble(parts.get(output, attack), attack)
-    for attack in plan.of_output(output)
-    if isinstance(attack, Ensemble)
-  }
-
-
-def _ensemble(part, ensemble) -> dict[str, Any]:
-  return {
-    'images': len(part['robust']),
-    'epsilon': ensemble.epsilon,
-    'not_standard': ensemble.budget,
-    'accuracy_after': {
-      name.removeprefix('flags/'): float(flags.mean())
-      for name, flags in part.items()
-      if name.startswith('flags/')
-    },
-    'warnings': part['warnings'].tolist(),
-  }
+def table(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+  """Formats {output: {attack: accuracy in [0, 1]}} as text, in percent."""
+  attacks = dict.fromkeys(name for row in accuracy.values() for name in row)
+  rows = [
+    [output, *(row[a] * 100 if a in row else None for a in attacks)]
+    for output, row in accuracy.items()
+  ]
+  return tabulate.tabulate(
+    rows,
+    headers=['', *attacks],
+    tablefmt='plain',
+    floatfmt='.2f',
+    missingval='-',
+    disable_numparse=[0],
+  )
 
 
 def summary(results: Mapping[str, Any]) -> str:
@@ -287,13 +336,10 @@ def summary(results: Mapping[str, Any]) -> str:
   }
   lines = [table(accuracy)]
   if 'audit' in results:
-    found = results['audit']['flags']
+    flags = results['audit']['flags']
+    verdict = f'{len(flags)} RED FLAGS' if flags else 'no red flag'
+    lines += ['', f'audit of the aggregated output: {verdict}']
     lines += [
-      '',
-      'audit of the aggregated output: '
-      + (f'{len(found)} RED FLAGS' if found else 'no red flag'),
-    ]
-    lines += [
-      f'  RED FLAG {flag["name"]}: {flag["sentence"]}' for flag in found
+      f'  RED FLAG {flag["name"]}: {flag["sentence"]}' for flag in flags
     ]
   return '\n'.join(lines)

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dhat_jax.evaluation.ensemble import STANDARD
+from dhat_jax.evaluation.attack_types import STANDARD
+from dhat_jax.models.outputs import OUTPUTS
 
 
 def _architecture(backbone: str) -> str:
@@ -17,6 +18,53 @@ def _architecture(backbone: str) -> str:
 def _radius(spec: Mapping[str, Any]) -> str:
   over_255 = spec.get('epsilon_255')
   return f'{spec["epsilon"]}' if over_255 is None else f'{over_255:g}/255'
+
+
+def _names(output: str, config: Mapping[str, Any]) -> dict[str, str]:
+  """Returns who is to be named: the method only where it is what was attacked.
+
+  A mean of the heads, an aggregator's or not, is the method's control.
+  """
+  learned = config['model'].get('aggregator') != 'mean'
+  if OUTPUTS[output].aggregates and learned:
+    return {
+      'link': 'https://arxiv.org/abs/2104.10377',
+      'name': 'Dual Head Adversarial Training',
+      'authors': 'Yujing Jiang, Xingjun Ma, Sarah Monazam Erfani, James Bailey',
+      'venue': 'IJCNN 2021',
+    }
+  plain = OUTPUTS[output].parts == OUTPUTS['main'].parts
+  label = '' if plain else f' ({_label(output, learned)})'
+  name = f'{config["name"]}{label}'
+  return {'link': '', 'name': name, 'authors': '', 'venue': ''}
+
+
+def _label(output: str, learned: bool) -> str:
+  """Returns what an output is called; a mean is called one."""
+  is_mean = bool(OUTPUTS[output].aggregates) and not learned
+  return OUTPUTS['mean' if is_mean else output].label
+
+
+def _notes(
+  output: str,
+  numbers: Mapping[str, Any],
+  results: Mapping[str, Any],
+  flags: list[str],
+) -> list[str]:
+  """Returns the sentences of the footnote."""
+  notes = [
+    'Trained and evaluated with dhat_jax, config '
+    f'{results["config"]["name"]}, output {output}; {numbers["images"]} test '
+    'images.'
+  ]
+  if numbers['not_standard']:
+    notes.append(
+      f'NOT the standard budget: {dict(numbers["not_standard"])} in place of '
+      f'{STANDARD}.'
+    )
+  if flags:
+    notes.append(f'The audit raised red flags: {", ".join(flags)}.')
+  return notes
 
 
 def entry(results: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -32,47 +80,31 @@ def entry(results: Mapping[str, Any]) -> dict[str, Any] | None:
     The entry of the last output that AutoAttack attacked, or None if it did
     not run.
   """
-  found = [
-    (output, name, numbers)
-    for output, runs in results.get('autoattack', {}).items()
-    for name, numbers in runs.items()
+  runs = [
+    (output, numbers)
+    for output, attacks in results.get('autoattack', {}).items()
+    for name, numbers in attacks.items()
     if name.split('(')[0] == 'autoattack'
   ]
-  if not found:
+  if not runs:
     return None
-  output, _, numbers = found[-1]
+  output, numbers = runs[-1]
   config = results['config']
-  dual = output != 'main'
-  notes = [
-    f'Trained and evaluated with dhat_jax, config {config["name"]}, output '
-    f'{output}; {numbers["images"]} test images.'
-  ]
-  reduced = dict(numbers['not_standard'])
-  if reduced:
-    notes.append(f'NOT the standard budget: {reduced} in place of {STANDARD}.')
-  red = [flag['name'] for flag in results.get('audit', {}).get('flags', ())]
-  if red:
-    notes.append(f'The audit raised red flags: {", ".join(red)}.')
+  flags = [flag['name'] for flag in results.get('audit', {}).get('flags', ())]
   accuracy = numbers['accuracy_after']
   robust = f'{100 * list(accuracy.values())[-1]:.2f}'
+  heads = [part for part in OUTPUTS[output].parts if part.endswith('_head')]
   architecture = _architecture(config['model']['backbone'])
   return {
-    'link': 'https://arxiv.org/abs/2104.10377' if dual else '',
-    'name': 'Dual Head Adversarial Training' if dual else config['name'],
-    'authors': (
-      'Yujing Jiang, Xingjun Ma, Sarah Monazam Erfani, James Bailey'
-      if dual
-      else ''
-    ),
+    **_names(output, config),
     'additional_data': False,
     'number_forward_passes': 1,
     'dataset': results['dataset'],
-    'venue': 'IJCNN 2021' if dual else '',
-    'architecture': architecture + (', two heads' if dual else ''),
+    'architecture': architecture + (', two heads' if len(heads) > 1 else ''),
     'eps': _radius(config['evaluation']),
     'clean_acc': f'{100 * accuracy["clean"]:.2f}',
     'reported': robust,
     'autoattack_acc': robust,
-    'footnote': ' '.join(notes),
-    'unreliable': bool(reduced or red),
+    'footnote': ' '.join(_notes(output, numbers, results, flags)),
+    'unreliable': bool(numbers['not_standard'] or flags),
   }

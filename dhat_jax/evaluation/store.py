@@ -1,7 +1,7 @@
 """What a killed evaluation leaves on disk, so that it can go on.
 
-One npz file per finished part, written atomically. Each carries the digest of
-all that it depends on; what belongs to another network, data set or setting
+One npz file per finished record, written atomically. Each carries the digest
+of all that it depends on; what belongs to another network, data set or setting
 counts as missing.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from dhat_jax.runtime import devices, files
 
-Part = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 
 def digest(value: Any) -> str:
@@ -36,18 +36,21 @@ def digest(value: Any) -> str:
 
 
 class Store:
-  """Parts by name, in memory and, with a folder, on disk."""
+  """Named groups of arrays on disk; without a folder nothing is kept.
+
+  Attributes:
+    directory: where the files are, or None.
+  """
 
   def __init__(self, directory: str | None, identity: str):
     """Creates the store; nothing is read or written yet.
 
     Args:
       directory: where the files are, or None.
-      identity: digest of what all parts depend on.
+      identity: digest of what everything in it depends on.
     """
     self.directory = directory
     self._identity = identity
-    self._parts: dict[str, Part] = {}
 
   def _digest(self, settings: Any) -> str:
     return digest([self._identity, settings])
@@ -56,49 +59,46 @@ class Store:
     self,
     name: str,
     settings: Any,
-    make: Callable[[], Part],
+    make: Callable[[], Arrays],
     *,
     again: bool = False,
-  ) -> Part:
-    """Returns a part, made and stored if it is not there.
+  ) -> Arrays:
+    """Returns a group of arrays, made and stored if it is not there.
 
     Args:
       name: of the file, below the folder, without suffix.
-      settings: a tree of what else the part depends on.
-      make: makes the part.
-      again: whether to make it even if it is there.
+      settings: a tree of what else the arrays depend on.
+      make: makes them.
+      again: whether to make them even if they are there.
     """
     owner = self._digest(settings)
-    key = f'{name} {owner}'
-    if key not in self._parts:
-      part = None if again else self._load(name, owner)
-      if part is None:
-        part = make()
-        self._save(name, owner, part)
-      self._parts[key] = part
-    return self._parts[key]
+    arrays = None if again else self._load(name, owner)
+    if arrays is None:
+      arrays = make()
+      self._save(name, owner, arrays)
+    return arrays
 
   def _path(self, name: str) -> str:
     return os.path.join(self.directory, f'{name}.npz')
 
-  def _load(self, name: str, owner: str) -> Part | None:
+  def _load(self, name: str, owner: str) -> Arrays | None:
     if self.directory is None:
       return None
     try:
       with np.load(self._path(name)) as file:
-        part = dict(file)
+        arrays = dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
       return None  # missing or damaged: made again
-    return part if str(part.pop('digest', '')) == owner else None
+    return arrays if str(arrays.pop('digest', '')) == owner else None
 
-  def _save(self, name: str, owner: str, part: Part) -> None:
+  def _save(self, name: str, owner: str, arrays: Arrays) -> None:
     if self.directory is not None and devices.is_first():
-      files.write_npz(self._path(name), {**part, 'digest': np.array(owner)})
+      files.write_npz(self._path(name), {**arrays, 'digest': np.array(owner)})
 
   def folder(self, name: str, settings: Any) -> str | None:
-    """Returns a folder for whoever keeps files there himself.
+    """Returns a folder for an attack that keeps its own files.
 
-    One that belongs to something else is emptied first.
+    A folder that belongs to something else is emptied first.
     """
     if self.directory is None:
       return None

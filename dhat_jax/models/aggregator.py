@@ -6,17 +6,31 @@ Everything behind its only ReLU is affine, so that at inference it equals
 `classwise` with the weights that `collapse` computes. `mean` is the control
 that any learned aggregator must beat; it has no parameters.
 
-All of them compute in float32: their cost is negligible.
+All of them compute in float32: their cost is negligible. A user's own is one
+class, named in a config by `model.aggregator='largest'`:
+
+    @aggregator.register('largest')
+    class Largest(aggregator.Aggregator):
+      trains = False
+
+      def __call__(self, logits, train):
+        return logits.max(axis=1)
 """
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from dhat_jax.models import layers
+from dhat_jax.registry import Registry
+
+AGGREGATORS = Registry('aggregator', shared=('axis_name', 'name', 'parent'))
+register = AGGREGATORS.register
 
 HIDDEN = 8  # features per class
 CHANNELS = 16  # channels of the second convolution of `pairwise`
@@ -26,6 +40,26 @@ POOL = 2  # its pooling window over those channels
 def class_pairs(num_classes: int) -> np.ndarray:
   """Returns the pairs i < j in order (0, 1), (0, 2), ...: int [P, 2]."""
   return np.stack(np.triu_indices(num_classes, k=1), axis=1)
+
+
+class Aggregator(nn.Module):
+  """Base class: logits [B, H, K] of H heads -> logits [B, K].
+
+  Called with (logits, train). Fields of a subclass are its options in a config.
+
+  Attributes:
+    axis_name: mapped axis over which batch norm shares its statistics.
+    trains: whether there is anything to train.
+    bypass: (variables, logits [B, H, K]) -> logits [B, K] in evaluation mode,
+      the same values, whose gradient goes around the module's non-linearity:
+      the audit looks for adversarial images that it may hide (BPDA, Athalye et
+      al. 2018). None: nothing to go around.
+  """
+
+  axis_name: str | None = None
+
+  trains: ClassVar[bool] = True
+  bypass: ClassVar[Any] = None
 
 
 class _ClassFeatures(nn.Module):
@@ -41,13 +75,38 @@ class _ClassFeatures(nn.Module):
     return nn.relu(layers.norm(train, axis_name=self.axis_name, name='norm')(x))
 
 
-class Pairwise(nn.Module):
+class _ReluOfClasses(Aggregator):
+  """What begins with `features`, a `_ClassFeatures`, and is affine behind."""
+
+  @nn.nowrap
+  def bypass(
+    self, variables: Mapping[str, Any], logits: chex.Array
+  ) -> chex.Array:
+    """Computes the logits [B, K]; in the gradient the ReLU is the identity.
+
+    Everything behind the one ReLU is affine, and relu(x) - relu(-x) = x: the
+    difference of the aggregator and of its twin with negated pre-activations
+    has the gradient of the aggregator without ReLU.
+    """
+    features = variables['params']['features']
+    negated = jax.tree.map(jnp.negative, features['norm'])
+    twin = {**variables['params'], 'features': {**features, 'norm': negated}}
+    values = self.apply(variables, logits, train=False)
+    linear = values - self.apply(
+      {**variables, 'params': twin}, logits, train=False
+    )
+    # In this order of arithmetic the values stay the same to the last bit.
+    return jax.lax.stop_gradient(values) + (
+      linear - jax.lax.stop_gradient(linear)
+    )
+
+
+@register('pairwise')
+class Pairwise(_ReluOfClasses):
   """The published aggregator, repaired; see the module's docstring.
 
   Parameters: 28,930 at K = 10; 31.7 M at K = 100.
   """
-
-  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, logits: chex.Array, train: bool) -> chex.Array:
@@ -63,13 +122,12 @@ class Pairwise(nn.Module):
     )(x.reshape(batch_size, -1))
 
 
-class Classwise(nn.Module):
+@register('classwise')
+class Classwise(_ReluOfClasses):
   """The collapsed form of `Pairwise`: one hidden layer per class.
 
   Parameters: 8 K^2 + K + 40; 80,140 at K = 100.
   """
-
-  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, logits: chex.Array, train: bool) -> chex.Array:
@@ -80,18 +138,16 @@ class Classwise(nn.Module):
     )(x.reshape(x.shape[0], -1))
 
 
-class Mean(nn.Module):
-  """The average of the two heads' logits."""
+@register('mean')
+class Mean(Aggregator):
+  """The average of the heads' logits."""
 
-  axis_name: str | None = None
+  trains = False
 
   def __call__(self, logits: chex.Array, train: bool) -> chex.Array:
     """Returns the mean over axis 1; `train` makes no difference."""
     del train
     return logits.mean(axis=1)
-
-
-AGGREGATORS = {'pairwise': Pairwise, 'classwise': Classwise, 'mean': Mean}
 
 
 def collapse(pairwise: Mapping, num_classes: int) -> dict:

@@ -1,62 +1,123 @@
 """The dual-head network: one trunk, two heads, an aggregator."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import chex
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 
-from dhat_jax.models import aggregator as aggregators
+from dhat_jax.models import backbones, layers
+from dhat_jax.models import outputs as output_table
+from dhat_jax.models.aggregator import AGGREGATORS, Aggregator
 from dhat_jax.models.outputs import Outputs
 
-# The top-level names in `variables['params']` and `variables['batch_stats']`.
-PARTS = ('trunk', 'main_head', 'second_head', 'aggregator')
-OUTPUTS = ('main', 'second', 'aggregated')
+
+class Trunk(nn.Module):
+  """The backbone's stem, and its blocks up to the attach point.
+
+  Attributes:
+    backbone: see `dhat_jax.models.backbones.Backbone`.
+    attach: the last block of the trunk.
+    dtype: compute dtype; None: that of the images.
+    axis_name: mapped axis over which batch norm shares its statistics.
+  """
+
+  backbone: backbones.Backbone
+  attach: str
+  dtype: chex.ArrayDType | None = None
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, images: chex.Array, train: bool) -> chex.Array:
+    names = self.backbone.block_names
+    options = {'dtype': self.dtype, 'axis_name': self.axis_name}
+    features = self.backbone.stem(images, train=train, **options)
+    return self.backbone.blocks(
+      features, names[: names.index(self.attach) + 1], train=train, **options
+    )
 
 
-def _require(name: str, got: Any, choices: Collection[Any]) -> None:
-  if got not in choices:
-    raise ValueError(f'{name}: got {got!r}, choices are {tuple(choices)}')
+class Head(nn.Module):
+  """The backbone's blocks after the attach point, its tail, a classifier.
+
+  Attributes:
+    backbone, attach, dtype, axis_name: as in `Trunk`.
+    num_classes: K.
+  """
+
+  backbone: backbones.Backbone
+  attach: str
+  num_classes: int
+  dtype: chex.ArrayDType | None = None
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, features: chex.Array, train: bool) -> chex.Array:
+    names = self.backbone.block_names
+    options = {'dtype': self.dtype, 'axis_name': self.axis_name}
+    features = self.backbone.blocks(
+      features, names[names.index(self.attach) + 1 :], train=train, **options
+    )
+    features = self.backbone.tail(features, train=train, **options)
+    return layers.Classifier(self.num_classes, name='classifier')(features)
+
+
+def part_variables(variables: Mapping[str, Any], part: str) -> dict[str, Any]:
+  """Returns one part's variables, as its own module takes them.
+
+  Args:
+    variables: {'params': {part: ...}, 'batch_stats': {part: ...}}.
+    part: 'trunk', 'aggregator', ... A part without variables has {}.
+  """
+  return {
+    group: tree[part] for group, tree in variables.items() if part in tree
+  }
 
 
 class DualHeadNet(nn.Module):
   """DH-AT's network (Jiang et al. 2021); the trunk runs once per call.
 
   Attributes:
-    backbone: a `WideResNet` or `ResNet18`, or any hashable object with
-      `trunk`, `head` (module classes) and `attach_points`.
+    backbone: a `WideResNet`, a `ResNet18` or one of your own; see
+      `dhat_jax.models.backbones.Backbone`.
     num_classes: K >= 2.
     attach: after which block the second head is attached.
-    aggregator: 'pairwise', 'classwise' or 'mean'.
-    outputs: the outputs that exist: ('main',), ('main', 'second') or
-      ('main', 'second', 'aggregated'). Parts that none of them needs have no
-      parameters; ('main',) is the plain backbone.
+    aggregator: name in `dhat_jax.models.aggregator.AGGREGATORS`.
+    outputs: the outputs that it computes, of `dhat_jax.models.outputs`. Parts
+      that none of them needs have no parameters; ('main',) is the plain
+      backbone.
     mean: per-channel mean, subtracted from the images. (): nothing.
     std: per-channel standard deviation, by which they are divided. ().
     dtype: compute dtype of trunk and heads (None: that of the images).
       Parameters, statistics, aggregator and logits stay float32.
     axis_name: mapped axis over which batch norm shares its statistics.
+    aggregator_options: the aggregator's own, hashable.
   """
 
-  backbone: Any
+  backbone: backbones.Backbone
   num_classes: int
   attach: str = 'block1'
   aggregator: str = 'pairwise'
-  outputs: tuple[str, ...] = OUTPUTS
+  outputs: tuple[str, ...] = output_table.trained()
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
   dtype: chex.ArrayDType | None = None
   axis_name: str | None = None
+  aggregator_options: Mapping[str, Any] = FrozenDict()
 
   def __post_init__(self):
+    backbones.check(self.backbone)
     _require('attach', self.attach, self.backbone.attach_points)
-    _require('aggregator', self.aggregator, aggregators.AGGREGATORS)
-    _require(
-      'outputs',
-      tuple(self.outputs),
-      [OUTPUTS[:count] for count in (1, 2, 3)],
+    AGGREGATORS.check(
+      self.aggregator, self.aggregator_options or None, where='aggregator'
     )
+    choices = output_table.trained()
+    if not self.outputs or not set(self.outputs) <= set(choices):
+      raise ValueError(
+        f'outputs: got {self.outputs}, choices are one or more of {choices}'
+      )
     if self.num_classes < 2:
       raise ValueError(
         f'num_classes: got {self.num_classes}, expected at least 2'
@@ -70,8 +131,19 @@ class DualHeadNet(nn.Module):
 
   @property
   def parts(self) -> tuple[str, ...]:
-    """The parts that this network has, a prefix of `PARTS`."""
-    return PARTS[: len(self.outputs) + 1]
+    """The parts that this network has, in the order in which they run."""
+    return output_table.parts_of(self.outputs)
+
+  @nn.nowrap
+  def make_aggregator(self, name: str | None = None) -> Aggregator:
+    """Makes the aggregator, by itself or as a part of that name."""
+    return AGGREGATORS.make(
+      self.aggregator,
+      self.aggregator_options,
+      where='aggregator',
+      axis_name=self.axis_name,
+      name=name,
+    )
 
   @nn.compact
   def __call__(
@@ -86,7 +158,7 @@ class DualHeadNet(nn.Module):
         with mutable=['batch_stats']). All others run as in evaluation.
 
     Returns:
-      `Outputs` of float logits [B, K]; what the network lacks is None.
+      `Outputs` of float logits [B, K] with exactly `self.outputs`.
 
     Raises:
       ValueError: images that are not NHWC, unknown part.
@@ -104,21 +176,25 @@ class DualHeadNet(nn.Module):
       images = (images - jnp.asarray(self.mean).reshape(1, 1, 1, -1)) / (
         jnp.asarray(self.std).reshape(1, 1, 1, -1)
       )
-    features = self.backbone.trunk(**common, name='trunk')(
+    features = Trunk(**common, name='trunk')(
       images, train='trunk' in training_parts
     )
-    heads = [
-      self.backbone.head(**common, num_classes=self.num_classes, name=part)(
-        features, train=part in training_parts
-      )
-      for part in self.parts[1:3]
-    ]
-    if 'aggregated' not in self.outputs:
-      return Outputs(*heads)
-    aggregator = aggregators.AGGREGATORS[self.aggregator](
-      axis_name=self.axis_name, name='aggregator'
-    )
-    stacked = jnp.stack(heads, axis=1)  # [B, 2, K]
-    return Outputs(
-      *heads, aggregator(stacked, train='aggregator' in training_parts)
-    )
+    logits = {}
+    for output in output_table.trained():
+      row = output_table.OUTPUTS[output]
+      part = row.parts[-1]
+      if part not in self.parts:
+        continue
+      if row.aggregates:
+        module = self.make_aggregator(name=part)
+        inputs = jnp.stack([logits[name] for name in row.aggregates], axis=1)
+      else:
+        module = Head(**common, num_classes=self.num_classes, name=part)
+        inputs = features
+      logits[output] = module(inputs, train=part in training_parts)
+    return Outputs(**{name: logits[name] for name in self.outputs})
+
+
+def _require(name: str, got: Any, choices: Collection[Any]) -> None:
+  if got not in choices:
+    raise ValueError(f'{name}: got {got!r}, choices are {tuple(choices)}')

@@ -8,16 +8,15 @@ Differs from PyTorch: the running variance is the biased estimate (PyTorch
 stores the unbiased one, n / (n - 1) times as large; n is batch x positions).
 """
 
-import functools
 import math
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
-_DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+from dhat_jax.models import cpu_conv
 
 # PyTorch's default for linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -38,78 +37,6 @@ def he_normal_fan_out(
   return flat * math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
 
 
-def _plain_conv(inputs, kernel, strides, padding):
-  return lax.conv_general_dilated(
-    inputs, kernel, strides, padding, dimension_numbers=_DIMENSIONS
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def loop_conv(inputs, kernel, strides, padding):
-  """Convolution whose input gradient stays fast inside loops on the CPU.
-
-  XLA's CPU compiler rewrites the input gradient of a convolution to its fast
-  form outside loops only; inside `fori_loop`, `scan` and `while_loop` the
-  gradient keeps a transposed-kernel form that runs several times slower. Here
-  the input gradient is written as an ordinary convolution with the flipped,
-  transposed kernel, behind a barrier which keeps XLA from undoing it. Values
-  and gradients are those of `lax.conv_general_dilated`.
-
-  Args:
-    inputs: [B, H, W, C].
-    kernel: [h, w, C, F].
-    strides: (int, int).
-    padding: ((low, high), (low, high)), explicit.
-
-  Returns:
-    [B, H', W', F].
-  """
-  return _plain_conv(inputs, kernel, strides, padding)
-
-
-def _loop_conv_forward(inputs, kernel, strides, padding):
-  return _plain_conv(inputs, kernel, strides, padding), (inputs, kernel)
-
-
-def _loop_conv_backward(strides, padding, residuals, cotangent):
-  inputs, kernel = residuals
-  flipped = lax.optimization_barrier(
-    kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-  )  # [h, w, F, C]
-  pads = []
-  for axis in range(2):
-    low = kernel.shape[axis] - 1 - padding[axis][0]
-    dilated = (cotangent.shape[1 + axis] - 1) * strides[axis] + 1
-    total = inputs.shape[1 + axis] + kernel.shape[axis] - 1 - dilated
-    pads.append((low, total - low))
-  grad_inputs = lax.conv_general_dilated(
-    cotangent,
-    flipped,
-    (1, 1),
-    pads,
-    lhs_dilation=strides,
-    dimension_numbers=_DIMENSIONS,
-  )
-  _, kernel_vjp = jax.vjp(
-    lambda k: _plain_conv(inputs, k, strides, padding), kernel
-  )
-  return grad_inputs, kernel_vjp(cotangent)[0]
-
-
-loop_conv.defvjp(_loop_conv_forward, _loop_conv_backward)
-
-
-def _conv_general_dilated(lhs, rhs, window_strides, padding, **options):
-  """The convolution that `nn.Conv` calls: `loop_conv` on the CPU."""
-  if jax.default_backend() != 'cpu':
-    return lax.conv_general_dilated(
-      lhs, rhs, window_strides, padding, **options
-    )
-  return loop_conv(
-    lhs, rhs, tuple(window_strides), tuple(tuple(pad) for pad in padding)
-  )
-
-
 def conv(
   features: int,
   kernel_size: int,
@@ -128,7 +55,7 @@ def conv(
     use_bias=False,
     kernel_init=he_normal_fan_out,
     dtype=dtype,
-    conv_general_dilated=_conv_general_dilated,
+    conv_general_dilated=cpu_conv.conv_general_dilated,
     name=name,
   )
 
@@ -158,6 +85,78 @@ def norm(
     dtype=dtype,
     name=name,
   )
+
+
+def norm_relu(
+  features: chex.Array,
+  train: bool,
+  *,
+  axis_name: str | None = None,
+  dtype: chex.ArrayDType | None = None,
+  name: str | None = None,
+) -> chex.Array:
+  """Applies batch norm, see `norm`, and ReLU."""
+  return nn.relu(
+    norm(train, axis_name=axis_name, dtype=dtype, name=name)(features)
+  )
+
+
+class PreActUnit(nn.Module):
+  """Basic pre-activation unit: norm, ReLU, conv, norm, ReLU, conv, add.
+
+  [B, H, W, C] -> [B, H/stride, W/stride, F]; a 1x1 shortcut where the shape
+  changes, behind the first norm and ReLU.
+  """
+
+  features: int
+  stride: int
+  dtype: chex.ArrayDType | None
+  axis_name: str | None
+
+  @nn.compact
+  def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+    options = {'axis_name': self.axis_name, 'dtype': self.dtype}
+    out = norm_relu(x, train, **options, name='norm1')
+    if x.shape[-1] != self.features or self.stride != 1:
+      x = conv(
+        self.features, 1, self.stride, dtype=self.dtype, name='shortcut'
+      )(out)
+    out = conv(self.features, 3, self.stride, dtype=self.dtype, name='conv1')(
+      out
+    )
+    out = norm_relu(out, train, **options, name='norm2')
+    return x + conv(self.features, 3, dtype=self.dtype, name='conv2')(out)
+
+
+class Blocks(nn.Module):
+  """A run of blocks, each a chain of units: [B, H, W, C] -> [B, H', W', F].
+
+  Every block but the network's first one halves height and width.
+
+  Attributes:
+    backbone: has `block_names`, `unit` (module class), `units_per_block` and
+      `width` (index of a block -> channels).
+    names: the blocks to run, in order.
+  """
+
+  backbone: Any
+  names: tuple[str, ...]
+  dtype: chex.ArrayDType | None
+  axis_name: str | None
+
+  @nn.compact
+  def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+    for name in self.names:
+      index = self.backbone.block_names.index(name)
+      for unit in range(self.backbone.units_per_block):
+        x = self.backbone.unit(
+          features=self.backbone.width(index),
+          stride=2 if index and not unit else 1,
+          dtype=self.dtype,
+          axis_name=self.axis_name,
+          name=f'{name}_unit{unit + 1}',
+        )(x, train)
+    return x
 
 
 class Classifier(nn.Module):

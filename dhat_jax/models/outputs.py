@@ -18,15 +18,18 @@ class Output:
   """One output of the network.
 
   Attributes:
-    parts: of the network that it needs, in the order in which they run.
+    parts: of the network that it needs, in the order in which they run. The
+      last one computes it: a head, or an aggregator.
     label: what it is called in sentences, figures and tables.
     stage: the stage that trains it; None if it is computed of other outputs.
+    aggregates: the outputs whose logits its aggregator takes; () for a head.
     mean_of: the outputs whose logits it averages, where it has no stage.
   """
 
   parts: tuple[str, ...]
   label: str
   stage: str | None = None
+  aggregates: tuple[str, ...] = ()
   mean_of: tuple[str, ...] = ()
 
 
@@ -45,6 +48,7 @@ OUTPUTS: dict[str, Output] = {
     ('trunk', 'main_head', 'second_head', 'aggregator'),
     'aggregated',
     stage='aggregator',
+    aggregates=('main', 'second'),
   ),
 }
 
@@ -67,21 +71,27 @@ def available(computed: Collection[str]) -> tuple[str, ...]:
   )
 
 
+def heads() -> dict[str, str]:
+  """Returns {output: part} of the outputs that a head computes by itself."""
+  return {
+    name: row.parts[-1]
+    for name, row in OUTPUTS.items()
+    if row.stage and not row.aggregates
+  }
+
+
 def required(name: str) -> tuple[str, ...]:
   """Returns what a network must compute for an output: 'mean' -> both heads."""
   return OUTPUTS[name].mean_of or (name,)
 
 
 def parts_of(names: Collection[str]) -> tuple[str, ...]:
-  """Returns the parts that some outputs need, in the order in which they run."""
-  return tuple(
-    dict.fromkeys(
-      part
-      for name, row in OUTPUTS.items()
-      if name in names
-      for part in row.parts
-    )
+  """Returns the parts that some outputs need, in the order of their run."""
+  needed = {part for name in names for part in OUTPUTS[name].parts}
+  everything = dict.fromkeys(
+    part for row in OUTPUTS.values() for part in row.parts
   )
+  return tuple(part for part in everything if part in needed)
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -89,8 +99,11 @@ class Outputs(Mapping):
   """Logits by output, each float [B, K]; what is not there is absent.
 
   A mapping, a JAX tree, and with attributes: `outputs.main`, `outputs.mean`.
-  An output that averages others (`mean`) is there if they are.
+  Its keys are in the table's order. An output that averages others (`mean`) is
+  no key, but `select` and the attribute compute it where those are there.
   """
+
+  __slots__ = ('_logits',)
 
   def __init__(self, *logits: chex.Array, **named: chex.Array):
     """Creates it.
@@ -98,8 +111,21 @@ class Outputs(Mapping):
     Args:
       *logits: of the trained outputs, in the table's order.
       **named: {output: logits}.
+
+    Raises:
+      ValueError: unknown name, too many logits, or one output twice.
     """
-    self._logits = {**dict(zip(trained(), logits, strict=False)), **named}
+    names = trained()[: len(logits)]
+    twice = [name for name in names if name in named]
+    if len(logits) > len(names) or twice:
+      raise ValueError(
+        f'outputs: got {len(logits)} logits by place and {tuple(named)} by '
+        f'name, expected one each of {trained()}'
+      )
+    given = {**dict(zip(names, logits, strict=True)), **named}
+    for name in given:
+      _require(name, OUTPUTS)
+    self._logits = {name: given[name] for name in OUTPUTS if name in given}
 
   def __getitem__(self, name: str) -> chex.Array:
     return self._logits[name]
@@ -118,20 +144,30 @@ class Outputs(Mapping):
     except ValueError as error:
       raise AttributeError(str(error)) from None
 
+  def __dir__(self) -> list[str]:
+    return [*super().__dir__(), *available(self)]
+
   def __repr__(self) -> str:
-    return f'Outputs({", ".join(self._logits)})'
+    arrays = (
+      f'{name}={getattr(leaf, "dtype", leaf)}{list(getattr(leaf, "shape", ()))}'
+      for name, leaf in self.items()
+    )
+    return f'Outputs({", ".join(arrays)})'
 
   def tree_flatten_with_keys(self):
     """Flattens it for JAX."""
-    keys = tuple(self._logits)
-    return [
-      (jax.tree_util.DictKey(key), self._logits[key]) for key in keys
-    ], keys
+    names = tuple(self._logits)
+    children = [
+      (jax.tree_util.DictKey(name), self._logits[name]) for name in names
+    ]
+    return children, names
 
   @classmethod
-  def tree_unflatten(cls, keys, logits):
-    """Inverts `tree_flatten_with_keys`."""
-    return cls(**dict(zip(keys, logits, strict=True)))
+  def tree_unflatten(cls, names, logits):
+    """Inverts `tree_flatten_with_keys`; the leaves may be anything."""
+    outputs = object.__new__(cls)
+    outputs._logits = dict(zip(names, logits, strict=True))
+    return outputs
 
   def replace(self, **named: chex.Array) -> 'Outputs':
     """Returns a copy with other logits for some outputs."""
@@ -145,8 +181,11 @@ class Outputs(Mapping):
     """
     if name in self._logits:
       return self._logits[name]
-    choices = available(self._logits)
-    if name not in choices:
-      raise ValueError(f'output: got {name!r}, choices are {choices}')
+    _require(name, available(self._logits))
     averaged = [self._logits[other] for other in OUTPUTS[name].mean_of]
     return functools.reduce(operator.add, averaged) / len(averaged)
+
+
+def _require(name: str, choices: Collection[str]) -> None:
+  if name not in choices:
+    raise ValueError(f'output: got {name!r}, choices are {tuple(choices)}')

@@ -1,4 +1,4 @@
-"""ResNet-18 and PreActResNet-18 for small images, in two parts.
+"""ResNet-18 and PreActResNet-18 for small images.
 
 The networks that CIFAR code commonly uses (He et al. 2015, 2016): 3x3 first
 convolution with 64 channels and no pooling, four blocks of two basic units
@@ -16,9 +16,6 @@ from flax import linen as nn
 
 from dhat_jax.models import layers
 
-BLOCKS = ('block1', 'block2', 'block3', 'block4')
-UNITS_PER_BLOCK = 2
-
 
 class PostActUnit(nn.Module):
   """Basic unit of ResNet: conv, norm, ReLU, conv, norm, add, ReLU."""
@@ -30,120 +27,64 @@ class PostActUnit(nn.Module):
 
   @nn.compact
   def __call__(self, x: chex.Array, train: bool) -> chex.Array:
-    kwargs = {'axis_name': self.axis_name, 'dtype': self.dtype}
+    options = {'axis_name': self.axis_name, 'dtype': self.dtype}
     out = layers.conv(
       self.features, 3, self.stride, dtype=self.dtype, name='conv1'
     )(x)
-    out = nn.relu(layers.norm(train, **kwargs, name='norm1')(out))
+    out = layers.norm_relu(out, train, **options, name='norm1')
     out = layers.conv(self.features, 3, dtype=self.dtype, name='conv2')(out)
-    out = layers.norm(train, **kwargs, name='norm2')(out)
+    out = layers.norm(train, **options, name='norm2')(out)
     if x.shape[-1] != self.features or self.stride != 1:
       x = layers.conv(
         self.features, 1, self.stride, dtype=self.dtype, name='shortcut'
       )(x)
-      x = layers.norm(train, **kwargs, name='shortcut_norm')(x)
+      x = layers.norm(train, **options, name='shortcut_norm')(x)
     return nn.relu(x + out)
-
-
-class PreActUnit(nn.Module):
-  """Basic unit of PreActResNet: norm, ReLU, conv, norm, ReLU, conv, add."""
-
-  features: int
-  stride: int
-  dtype: chex.ArrayDType | None
-  axis_name: str | None
-
-  @nn.compact
-  def __call__(self, x: chex.Array, train: bool) -> chex.Array:
-    kwargs = {'axis_name': self.axis_name, 'dtype': self.dtype}
-    out = nn.relu(layers.norm(train, **kwargs, name='norm1')(x))
-    if x.shape[-1] != self.features or self.stride != 1:
-      x = layers.conv(
-        self.features, 1, self.stride, dtype=self.dtype, name='shortcut'
-      )(out)
-    out = layers.conv(
-      self.features, 3, self.stride, dtype=self.dtype, name='conv1'
-    )(out)
-    out = nn.relu(layers.norm(train, **kwargs, name='norm2')(out))
-    out = layers.conv(self.features, 3, dtype=self.dtype, name='conv2')(out)
-    return x + out
-
-
-class Blocks(nn.Module):
-  """A run of blocks: [B, H, W, C] -> [B, H', W', F]."""
-
-  preact: bool
-  names: tuple[str, ...]
-  dtype: chex.ArrayDType | None
-  axis_name: str | None
-
-  @nn.compact
-  def __call__(self, x: chex.Array, train: bool) -> chex.Array:
-    unit_module = PreActUnit if self.preact else PostActUnit
-    for name in self.names:
-      index = BLOCKS.index(name)
-      for unit in range(UNITS_PER_BLOCK):
-        x = unit_module(
-          features=64 * 2**index,
-          stride=2 if index and not unit else 1,
-          dtype=self.dtype,
-          axis_name=self.axis_name,
-          name=f'{name}_unit{unit + 1}',
-        )(x, train)
-    return x
-
-
-class Trunk(nn.Module):
-  """First convolution and the blocks up to the attach point."""
-
-  backbone: 'ResNet18'
-  attach: str
-  dtype: chex.ArrayDType | None = None
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, images: chex.Array, train: bool) -> chex.Array:
-    x = layers.conv(64, 3, dtype=self.dtype, name='conv')(images)
-    if not self.backbone.preact:
-      x = layers.norm(
-        train, axis_name=self.axis_name, dtype=self.dtype, name='norm'
-      )(x)
-      x = nn.relu(x)
-    names = BLOCKS[: BLOCKS.index(self.attach) + 1]
-    return Blocks(
-      self.backbone.preact, names, self.dtype, self.axis_name, name='blocks'
-    )(x, train)
-
-
-class Head(nn.Module):
-  """The blocks after the attach point, and the classifier."""
-
-  backbone: 'ResNet18'
-  attach: str
-  num_classes: int
-  dtype: chex.ArrayDType | None = None
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, features: chex.Array, train: bool) -> chex.Array:
-    names = BLOCKS[BLOCKS.index(self.attach) + 1 :]
-    x = Blocks(
-      self.backbone.preact, names, self.dtype, self.axis_name, name='blocks'
-    )(features, train)
-    if self.backbone.preact:
-      x = layers.norm(
-        train, axis_name=self.axis_name, dtype=self.dtype, name='norm'
-      )(x)
-      x = nn.relu(x)
-    return layers.Classifier(self.num_classes, name='classifier')(x)
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNet18:
-  """ResNet-18 or, with `preact`, PreActResNet-18, as module factories."""
+  """ResNet-18 or PreActResNet-18; see `dhat_jax.models.backbones`.
+
+  Attributes:
+    preact: whether it is PreActResNet-18.
+  """
 
   preact: bool = False
 
+  block_names = ('block1', 'block2', 'block3', 'block4')
   attach_points = ('block1', 'block2', 'block3')
-  trunk = Trunk
-  head = Head
+  units_per_block = 2
+
+  @property
+  def unit(self) -> type[nn.Module]:
+    """The module of a unit."""
+    return layers.PreActUnit if self.preact else PostActUnit
+
+  def width(self, block: int) -> int:
+    """Returns the channels of a block, counted from 0."""
+    return 64 * 2**block
+
+  def stem(self, images: chex.Array, *, dtype, **options) -> chex.Array:
+    """Computes the first convolution: [B, H, W, C] -> [B, H, W, 64]."""
+    x = layers.conv(64, 3, dtype=dtype, name='conv')(images)
+    if self.preact:
+      return x
+    return layers.norm_relu(x, dtype=dtype, **options, name='norm')
+
+  def blocks(
+    self,
+    features: chex.Array,
+    names: tuple[str, ...],
+    *,
+    train: bool,
+    **options,
+  ) -> chex.Array:
+    """Runs the named blocks."""
+    return layers.Blocks(self, names, **options, name='blocks')(features, train)
+
+  def tail(self, features: chex.Array, **options) -> chex.Array:
+    """Computes the last batch norm and ReLU, where PreActResNet has them."""
+    if not self.preact:
+      return features
+    return layers.norm_relu(features, **options, name='norm')

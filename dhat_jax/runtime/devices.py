@@ -11,12 +11,13 @@ from typing import Any
 
 import chex
 import jax
-import jax.extend as jex
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from flax import jax_utils
 from jax.experimental import multihost_utils
+
+from dhat_jax.runtime import hoisting
 
 AXIS = 'batch'
 
@@ -299,16 +300,9 @@ def pmap_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
         arg[0] if axis == 0 else arg
         for arg, axis in zip(args, in_axes, strict=True)
       ]
-      closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*shares)
-
-      def run(consts, *args):
-        flat = jex.core.jaxpr_as_fun(
-          jex.core.ClosedJaxpr(closed.jaxpr, consts)
-        )(*jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
-
+      run, consts = hoisting.hoist(fn, *shares)
       mapped = jax.pmap(run, axis_name=AXIS, in_axes=(0, *in_axes))
-      compiled.extend([mapped, replicate(closed.consts)])
+      compiled.extend([mapped, replicate(consts)])
     mapped, consts = compiled
     return jax.tree.map(unshard, mapped(consts, *args))
 
@@ -324,6 +318,22 @@ def example_indices(batch_size: int, axis_name: str | None) -> chex.Array:
   """
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name)
   return first * batch_size + jnp.arange(batch_size)
+
+
+def example_rngs(
+  rng: chex.PRNGKey,
+  batch_size: int,
+  axis_name: str | None,
+  offset: int = 0,
+) -> chex.PRNGKey:
+  """One key per example, by its place in the global batch: keys [B].
+
+  Neither the number of devices nor the device enters, so that augmentation
+  and attack noise are the same on any number of them. `offset` is the place
+  of the batch's first example, where places count over a whole split.
+  """
+  indices = offset + example_indices(batch_size, axis_name)
+  return jax.vmap(lambda index: jax.random.fold_in(rng, index))(indices)
 
 
 def psum(tree: Any, axis_name: str | None) -> Any:

@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -139,15 +139,27 @@ def read_json(path: str) -> Any:
       raise ValueError(f'{path}: not readable as JSON: {error}') from error
 
 
-def read_json_lines(path: str) -> list[dict]:
-  """Reads JSON lines; a last line cut off by a kill is left out."""
-  records = []
+def read_json_lines(
+  path: str, on_damage: Callable[[int], None] | None = None
+) -> list[dict]:
+  """Reads JSON lines; a last line cut off by a kill is left out.
+
+  Args:
+    path: the file.
+    on_damage: called with the number, from 1, of every other line that is not
+      readable, which is skipped; by default the first one ends the records.
+  """
   with open(path) as file:
-    for line in file:
-      try:
-        records.append(json.loads(line))
-      except ValueError:
+    lines = file.readlines()
+  records = []
+  for number, line in enumerate(lines, 1):
+    try:
+      records.append(json.loads(line))
+    except ValueError:
+      if on_damage is None:
         break
+      if number < len(lines):
+        on_damage(number)
   return records
 
 

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 PACKAGES = (
   'dhat_jax',
   'jax',
@@ -59,6 +57,8 @@ def git_state() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
   """Returns what a run may not repeat without: versions, commit, devices."""
+  import jax  # not at the top: whoever reads documents needs none
+
   return {
     'versions': versions(),
     **git_state(),
@@ -92,6 +92,8 @@ def machine() -> dict[str, Any]:
 
   PyTorch's version and threads too, if it has been imported.
   """
+  import jax
+
   description = {
     'device': jax.devices()[0].device_kind,
     'devices': jax.device_count(),

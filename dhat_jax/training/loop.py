@@ -11,14 +11,14 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax import build, options, plan
+from dhat_jax import build
 from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets.base import Dataset, Split
 from dhat_jax.evaluation import robustbench
-from dhat_jax.evaluation.evaluator import table
-from dhat_jax.evaluation.results import run as run_evaluation
-from dhat_jax.evaluation.results import summary
-from dhat_jax.runtime import devices, files, provenance, workdir
+from dhat_jax.evaluation.results import evaluate, summary, table
+from dhat_jax.evaluation.validation import Validation
+from dhat_jax.from_config import evaluation as plan
+from dhat_jax.runtime import devices, workdir
 from dhat_jax.runtime.preemption import Preempted, StopRequest
 from dhat_jax.training import checkpoint, metrics
 from dhat_jax.training.checkpoint import Checkpoints
@@ -48,7 +48,14 @@ class _StageRun:
     self._train_split = train_split
     self._validation_split = validation_split
     self._stop = stop
-    self._evaluator = plan.evaluator(config, net)
+    clean, attack = plan.validation_attacks(config)
+    self._validation = Validation(
+      evaluator=plan.make_evaluator(config, net),
+      output=stage.role.output,
+      clean=clean,
+      attack=attack,
+      seed=config.seed,
+    )
     self._checkpoints = Checkpoints(
       checkpoint_folder(directory, stage.name), keep=config.checkpoint.keep
     )
@@ -205,26 +212,14 @@ class _StageRun:
     return f'{at}of stage {self._stage.name}; last good checkpoint: {newest}'
 
   def _validate(self, state: TrainState) -> dict[str, float]:
-    output = self._stage.role.output
-    accuracy = self._evaluator.accuracies(
-      state.variables(),
-      self._validation_split,
-      plan.validation_attacks(self._config),
-      jax.random.key(self._config.seed),
-      outputs=(output,),
-    )[output]
-    clean, robust = accuracy.values()
-    return {'clean_accuracy': clean, 'robust_accuracy': robust}
+    return self._validation.accuracies(
+      state.variables(), self._validation_split
+    )
 
   def _pictures(self, state: TrainState) -> dict[str, np.ndarray]:
     """Images under the attack of the validation: one row for each name."""
-    clean, attacked = self._evaluator.pictures(
-      state.variables(),
-      self._validation_split,
-      self._stage.role.output,
-      plan.validation_attacks(self._config)[-1],
-      jax.random.key(self._config.seed),
-      count=8,
+    clean, attacked = self._validation.images(
+      state.variables(), self._validation_split, count=8
     )
     # Gray where nothing is changed.
     changes = 0.5 + 5 * (attacked - clean)
@@ -340,22 +335,22 @@ def train_and_evaluate(
   ):
     raise ValueError(f'workdir {directory}: holds no run that can be evaluated')
   may_differ = ('evaluation.',) if mode == 'evaluate' else ()
-  workdir.check(directory, options.as_json(config), may_differ=may_differ)
+  workdir.check(directory, config, may_differ=may_differ)
   finished = mode == 'train' and os.path.exists(results_path)
   devices.wait_for_all('workdir checked')  # before the first one writes to it
   if finished:
     _logger.info('%s is there: nothing left to do', results_path)
-    results = files.read_json(results_path)
+    results = workdir.read_json(results_path)
   else:
     # Data first: a run that finds none leaves nothing behind. And one process
     # first: what it downloads and caches is there for the others.
     with devices.first_alone('data'):
       dataset = build.dataset(config)
-    workdir.prepare(directory, options.as_json(config), may_differ=may_differ)
+    workdir.prepare(directory, config, may_differ=may_differ)
     with jax.debug_nans(config.debug_nans or jax.config.jax_debug_nans):
       results = _run(config, directory, dataset, mode)
     if devices.is_first():
-      files.write_json(results_path, results)
+      workdir.write_json(results_path, results)
   if devices.is_first():
     print(_summary(results))
     print(f'\nresults: {results_path}')
@@ -368,9 +363,7 @@ def _run(config, directory, dataset, mode) -> dict[str, Any]:
   if config.compare_with_natural:
     natural = build.natural(config)
     folder = os.path.join(directory, 'natural')
-    workdir.prepare(
-      folder, options.as_json(natural), may_differ=('evaluation.',)
-    )
+    workdir.prepare(folder, natural, may_differ=('evaluation.',))
     scored = _train_and_score(natural, folder, dataset, mode)
     results['natural'] = {key: scored[key] for key in ('accuracy', 'seconds')}
   return results
@@ -380,11 +373,11 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
   variables, seconds = train(config, directory, dataset, mode=mode)
   net = build.model(config)
   started = time.monotonic()
-  found = run_evaluation(
-    plan.evaluator(config, net),
+  found = evaluate(
+    plan.make_evaluator(config, net),
     variables,
     dataset.test,
-    plan.evaluation(config, net),
+    plan.make_plan(config, net),
     class_names=dataset.class_names,
     seed=config.seed,
     directory=os.path.join(directory, 'evaluation'),
@@ -395,8 +388,8 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
     'dataset': config.dataset.name,
     'data_source': dataset.source,
     'n_test': len(dataset.test.labels),
-    'config': options.as_json(config),
-    'versions': provenance.versions(),
+    'config': workdir.as_json(config),
+    'versions': workdir.versions(),
     'seed': config.seed,
     'epsilon': build.epsilon(config.evaluation),
     **found,
@@ -404,7 +397,7 @@ def _train_and_score(config, directory, dataset, mode) -> dict[str, Any]:
   }
   entry = robustbench.entry(results)
   if entry is not None and devices.is_first():
-    files.write_json(os.path.join(directory, 'robustbench.json'), entry)
+    workdir.write_json(os.path.join(directory, 'robustbench.json'), entry)
   return results
 
 

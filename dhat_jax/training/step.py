@@ -1,4 +1,4 @@
-"""The training and the evaluation step: factories of pure functions."""
+"""The training step: a factory of pure functions."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from dhat_jax.datasets import batches as input_pipeline
+from dhat_jax.datasets.batches import prepare
 from dhat_jax.losses import Loss
 from dhat_jax.runtime import devices
 from dhat_jax.training.state import TrainState, split_parts
@@ -19,22 +19,6 @@ Metrics = dict[str, tuple[chex.Array, chex.Array]]
 
 def _fold(rngs: chex.PRNGKey, data: int) -> chex.PRNGKey:
   return jax.vmap(lambda rng: jax.random.fold_in(rng, data))(rngs)
-
-
-def example_rngs(
-  rng: chex.PRNGKey,
-  batch_size: int,
-  axis_name: str | None,
-  offset: int = 0,
-) -> chex.PRNGKey:
-  """One key per example, by its place in the global batch: keys [B].
-
-  Neither the number of devices nor the device enters, so that augmentation
-  and attack noise are the same on any number of them. `offset` is the place
-  of the batch's first example, where places count over a whole split.
-  """
-  indices = offset + devices.example_indices(batch_size, axis_name)
-  return jax.vmap(lambda index: jax.random.fold_in(rng, index))(indices)
 
 
 def make_train_step(
@@ -93,10 +77,10 @@ def make_train_step(
   normalises = trains if freeze_statistics else net.parts
 
   def step(state, batch):
-    batch = _prepare(batch)
+    batch = prepare(batch)
     images, labels, mask = batch['images'], batch['labels'], batch['mask']
     rng = jax.random.fold_in(state.rng, state.step)
-    rngs = example_rngs(rng, images.shape[0], axis_name)
+    rngs = devices.example_rngs(rng, images.shape[0], axis_name)
     if augment is not None:
       images = augment(_fold(rngs, 0), images)
     scale = 1.0 if attack_scale is None else attack_scale(state.step)
@@ -165,19 +149,6 @@ def make_train_step(
   return step
 
 
-def _prepare(batch: Mapping[str, chex.Array]) -> dict[str, chex.Array]:
-  """Returns the batch with float images in [0, 1] and a float mask."""
-  images = batch['images']
-  if images.dtype == jnp.uint8:
-    images = input_pipeline.to_float(images)
-  mask = batch.get('mask', jnp.ones(images.shape[0]))
-  return {
-    'images': images,
-    'labels': batch['labels'],
-    'mask': mask.astype(jnp.float32),
-  }
-
-
 def _correct(logits: chex.Array, labels: chex.Array) -> chex.Array:
   return (logits.argmax(axis=1) == labels).astype(jnp.float32)
 
@@ -202,47 +173,3 @@ def _average(average: Any, trained: Any, decay: float) -> Any:
   if average is None:
     return None
   return optax.incremental_update(trained, average, 1 - decay)
-
-
-def make_eval_step(
-  *,
-  net: nn.Module,
-  output: str,
-  attack: Callable,
-  axis_name: str | None = None,
-  returns_images: bool = False,
-) -> Callable:
-  """Creates one step of evaluation under attack.
-
-  Args:
-    net: the network.
-    output: the output that is attacked and scored: 'main', 'second', 'mean'
-      or 'aggregated'.
-    attack: (logits_fn, images, labels, rngs, settings) -> (robust [B] bool,
-      images_adv). `settings` is a tree of numbers that may change from call
-      to call without recompiling (epsilon, number of steps, ...).
-    axis_name: the mapped axis under `pmap`, or None.
-    returns_images: whether to return (robust, images_adv) instead, the images
-      of this replica [B, ...].
-
-  Returns:
-    (variables, batch, rng, offset, settings) -> robust bool [global B], False
-    where the mask is. `rng` is folded per example by `offset` plus its place
-    in the batch, so that results do not depend on the batch size.
-  """
-
-  def step(variables, batch, rng, offset, settings):
-    batch = _prepare(batch)
-    images, labels = batch['images'], batch['labels']
-    rngs = example_rngs(rng, images.shape[0], axis_name, offset)
-    robust, images_adv = attack(
-      lambda inputs: net.apply(variables, inputs).select(output),
-      images,
-      labels,
-      rngs,
-      settings,
-    )
-    robust = devices.all_gather(robust & (batch['mask'] > 0), axis_name)
-    return (robust, images_adv) if returns_images else robust
-
-  return step

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.attacks import apgd, per_example
+from dhat_jax.attacks import apgd, apgd_steps, balls
 
 _SLOPE = jnp.array([[1.0, 2.0, -1.0], [0.5, -1.0, 3.0]])  # [D, K]
 
@@ -39,7 +39,7 @@ def _constant_steps(losses, n_iter=10, correct=True):
 
 
 def test_checks_end_the_reference_iterations():
-  windows = apgd.check_windows(100)
+  windows = apgd_steps.check_windows(100)
   ends = np.flatnonzero(windows) + 1
   np.testing.assert_array_equal(ends, [22, 41, 57, 70, 80, 87, 93, 99])
   np.testing.assert_array_equal(
@@ -54,7 +54,7 @@ def test_start_is_uniform_scaled_to_the_surface():
       jax.random.key(0), jnp.arange(6), images, 0.1, norm
     )
     # One coordinate reaches epsilon; a plain uniform start would stay below.
-    sizes = per_example.norms(start - images, norm)
+    sizes = balls.norms(start - images, norm)
     np.testing.assert_allclose(sizes, 0.1, rtol=1e-5)
   assert np.std(start) > 0
 
@@ -171,9 +171,7 @@ def test_breaks_a_linear_network_exactly_within_the_ball(norm, loss):
     )
   )(images)
   np.testing.assert_array_equal(robust, distances > epsilon)
-  assert float(per_example.norms(images_adv - images, norm).max()) < (
-    epsilon + 1e-6
-  )
+  assert float(balls.norms(images_adv - images, norm).max()) < (epsilon + 1e-6)
   assert np.all(jnp.argmax(_linear(images_adv), axis=1) != labels) == np.all(
     ~robust
   )
@@ -185,7 +183,7 @@ def test_targets_are_ranked_by_clean_logits_and_any_class_counts():
   def logits_fn(images):
     return (images.reshape(len(images), -1) + 0.1) @ slope
 
-  classes = per_example.ranked_classes(logits_fn(jnp.ones((2, 1))), 3)
+  classes = balls.ranked_classes(logits_fn(jnp.ones((2, 1))), 3)
   np.testing.assert_array_equal(classes, [2, 2])
 
   # The third class cannot win before the second does.

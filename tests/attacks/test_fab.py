@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.attacks import fab, hyperplanes, per_example
+from dhat_jax.attacks import balls, fab, hyperplanes
 
 _SLOPE = jnp.array([[1.0, 2.0, -1.0], [0.5, -1.0, 3.0]])  # [D, K]
 
@@ -48,8 +48,8 @@ def test_projection_is_feasible_and_nearest(norm):
   for share in (1.0, 0.7, 0.3):
     mixed = share * others + (1 - share) * steps  # still on the plane
     assert np.all(
-      per_example.norms(jnp.asarray(steps), norm)
-      <= per_example.norms(jnp.asarray(mixed), norm) + 1e-6
+      balls.norms(jnp.asarray(steps), norm)
+      <= balls.norms(jnp.asarray(mixed), norm) + 1e-6
     )
 
 
@@ -86,7 +86,7 @@ def test_finds_the_nearest_boundary_of_a_linear_network(norm, targeted):
       still, images_adv = fab.fab(
         _linear, images, labels, epsilon=epsilon, norm=norm, n_iter=20
       )
-    sizes = per_example.norms(images_adv - images, norm)
+    sizes = balls.norms(images_adv - images, norm)
     assert np.all(sizes <= epsilon)
     wrong = jnp.argmax(_linear(images_adv), axis=1) != labels
     np.testing.assert_array_equal(wrong, ~still)
@@ -97,7 +97,7 @@ def test_finds_the_nearest_boundary_of_a_linear_network(norm, targeted):
 def test_epsilon_is_compared_without_tolerance():
   images, labels = _problem()
   _, images_adv = fab.fab(_linear, images, labels, epsilon=9.0, n_iter=5)
-  sizes = np.asarray(per_example.norms(images_adv - images, 'linf'))
+  sizes = np.asarray(balls.norms(images_adv - images, 'linf'))
   exact, _ = fab.fab(
     _linear, images, labels, epsilon=jnp.float32(sizes[0]), n_iter=5
   )
@@ -149,7 +149,7 @@ def test_random_start_is_half_of_epsilon_and_optional():
       jax.random.key(0), jnp.arange(6), images, 0.1, norm
     )
     np.testing.assert_allclose(
-      per_example.norms(start - images, norm), 0.05, rtol=1e-4
+      balls.norms(start - images, norm), 0.05, rtol=1e-4
     )
   options = {'epsilon': 9.0, 'n_iter': 1}
   plain = fab.fab(_linear, images, labels, **options)[1]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.attacks import per_example, square
+from dhat_jax.attacks import balls, square
 
 
 def _net(images):
@@ -31,7 +31,7 @@ def test_windows_of_a_cifar_image_follow_the_reference():
 
 
 def test_last_window_position_is_never_drawn():
-  top = jax.vmap(lambda u: square._corner(u, 32, 29))(
+  top = jax.vmap(lambda u: square.corner(u, 32, 29))(
     jnp.linspace(0, 1 - 1e-6, 1000)
   )
   np.testing.assert_array_equal(np.unique(top), [0, 1, 2])
@@ -78,7 +78,7 @@ def test_stays_in_the_ball_and_lowers_margins(norm):
     )
   )(images)
   assert 0 < int(robust.sum()) < len(images)
-  sizes = per_example.norms(images_adv - images, norm)
+  sizes = balls.norms(images_adv - images, norm)
   assert float(sizes.max()) < epsilon + 1e-5
   assert images_adv.min() >= 0
   assert images_adv.max() <= 1
@@ -151,7 +151,7 @@ def test_tiles_of_the_l2_start_fit_the_image(side):
     jax.random.key(0), jnp.arange(2), images.shape, 'l2', jnp.float32
   )
   start = square.start_l2(images, 0.1, draws.start())
-  sizes = per_example.norms(start - images, 'l2')
+  sizes = balls.norms(start - images, 'l2')
   np.testing.assert_allclose(sizes, 0.1, rtol=1e-5)
 
 

@@ -50,3 +50,46 @@ def test_splits_of_different_image_shape(shape):
   dataset = dataclasses.replace(make(), test=make(shape=shape).test)
   with pytest.raises(ValueError, match=r'train images are \(3, 5, 1\), test'):
     base.validate(dataset)
+
+
+def make_source(image_shape, **options):
+  """Returns (source, list of an entry per call of its `load`)."""
+  calls = []
+
+  def load():
+    calls.append(1)
+    return make(**options)
+
+  return base.Source(load, image_shape), calls
+
+
+@pytest.mark.parametrize('shape', [(3, 5, 1), [3, 5, 1], lambda: (3, 5, 1)])
+def test_shape_is_described_before_anything_is_loaded(shape):
+  source, calls = make_source(shape)
+  assert source.shape() == (3, 5, 1)
+  assert not calls
+  assert source.dataset is source.dataset
+  assert len(calls) == 1
+
+
+@pytest.mark.parametrize('shape', [None, lambda: None])
+def test_shape_that_only_the_data_tells(shape):
+  source, calls = make_source(shape)
+  assert source.shape() == source.shape() == (3, 5, 1)
+  assert len(source.dataset.train.labels) == 4
+  assert len(calls) == 1
+
+
+def test_data_that_is_not_as_described():
+  source, _ = make_source((3, 5, 3))
+  with pytest.raises(
+    ValueError,
+    match=r'some folder: got images of shape \(3, 5, 1\), expected \(3, 5, 3\)',
+  ):
+    _ = source.dataset
+
+
+def test_source_validates():
+  source, _ = make_source(None, num_train=0)
+  with pytest.raises(ValueError, match='train split: holds no images'):
+    source.shape()

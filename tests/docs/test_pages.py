@@ -29,8 +29,8 @@ from dhat_jax.runtime import cli
 from dhat_jax.training.stages import ROLES
 from dhat_jax.training.state import create_train_state
 from dhat_jax.training.step import make_train_step
+from tests.helpers.tiny import TinyBackbone, random_variables
 from tests.survival import campaign
-from tests.tiny import TinyBackbone, random_variables
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / 'docs'

@@ -20,7 +20,7 @@ from experiments import (
 )
 from experiments.runs import Entry, Run
 from tests import tiny_run
-from tests.tiny import flat
+from tests.helpers.tiny import flat
 
 
 def test_mean_and_deviation():

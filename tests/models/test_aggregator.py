@@ -2,11 +2,20 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from dhat_jax.models import aggregator
-from tests.tiny import flat, normal, random_variables, shapes_of
+from dhat_jax.models.dual_head import DualHeadNet
+from tests.helpers.tiny import (
+  TinyBackbone,
+  flat,
+  normal,
+  random_variables,
+  shapes_of,
+)
 
 
 def parameter_count(module, num_classes):
@@ -164,3 +173,73 @@ def test_training_mode_updates_statistics(module, norms):
     np.testing.assert_array_equal(values, before[name])
   evaluated = apply(module, variables, logits, train=False)
   assert np.abs(out - evaluated).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+  'module', [aggregator.Pairwise(), aggregator.Classwise()]
+)
+def test_bypass_is_the_gradient_without_relu(module, monkeypatch):
+  logits = logits_of(4)
+  variables = random_variables(module, logits, train=False)
+  cotangent = normal(4, 4, seed=2)
+
+  def values_and_gradient(logits_fn):
+    values, vjp = jax.vjp(logits_fn, logits)
+    return values, vjp(cotangent)[0]
+
+  def forward(logits):
+    return module.apply(variables, logits, train=False)
+
+  values, gradient = values_and_gradient(forward)
+  bypassed, around = values_and_gradient(
+    functools.partial(module.bypass, variables)
+  )
+  np.testing.assert_array_equal(bypassed, values)
+  monkeypatch.setattr(nn, 'relu', lambda x: x)
+  _, expected = values_and_gradient(forward)
+  np.testing.assert_allclose(around, expected, rtol=1e-4, atol=1e-5)
+  assert np.abs(around - gradient).max() > 0.01
+
+
+def test_what_trains_and_what_has_a_bypass():
+  for name, trains in (
+    ('pairwise', True),
+    ('classwise', True),
+    ('mean', False),
+  ):
+    module = aggregator.AGGREGATORS.make(name)
+    assert module.trains == trains
+    assert (module.bypass is not None) == trains
+
+
+@aggregator.register('weighted')
+class Weighted(aggregator.Aggregator):
+  """A user's own: one weight for each head."""
+
+  start: float = 0.5
+
+  @nn.compact
+  def __call__(self, logits, train):
+    init = nn.initializers.constant(self.start)
+    weights = self.param('weights', init, (logits.shape[1],))
+    return jnp.einsum('bhk,h->bk', logits, weights)
+
+
+def test_aggregator_of_a_user():
+  net = DualHeadNet(
+    TinyBackbone(),
+    4,
+    aggregator='weighted',
+    aggregator_options={'start': 0.25},
+  )
+  images = normal(2, 8, 8, 3)
+  variables = jax.jit(net.init)(jax.random.key(0), images)
+  weights = variables['params']['aggregator']['weights']
+  assert weights.tolist() == [0.25, 0.25]
+  outputs = jax.jit(net.apply)(variables, images)
+  np.testing.assert_allclose(
+    outputs.aggregated, outputs.mean / 2, rtol=1e-5, atol=1e-6
+  )
+  module = net.make_aggregator()
+  assert module.trains
+  assert module.bypass is None

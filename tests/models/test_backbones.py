@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -5,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.models import layers
-from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models import backbones, layers
+from dhat_jax.models.dual_head import DualHeadNet, Trunk
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
-from tests.tiny import flat, normal, random_variables, shapes_of
+from tests.helpers.tiny import flat, normal, random_variables, shapes_of
 
 WRN34, WRN28, WRN16 = WideResNet(34, 10), WideResNet(28, 10), WideResNet(16, 4)
 RESNET, PREACT = ResNet18(), ResNet18(preact=True)
@@ -96,12 +97,114 @@ def test_other_image_sizes(backbone, shape):
   assert kernel.shape[:3] == (3, 3, shape[2])
   outputs = jax.eval_shape(net.apply, variables, images)
   assert outputs.main.shape == (2, 7)
-  trunk = backbone.trunk(backbone, 'block2')
+  trunk = Trunk(backbone, 'block2')
   trunk_variables = shapes_of(trunk, images, train=False)
   features = jax.eval_shape(
     functools.partial(trunk.apply, train=False), trunk_variables, images
   )
   assert features.shape[1:3] == (shape[0] // 2, shape[1] // 2)
+
+
+@pytest.mark.parametrize(
+  ('name', 'backbone'),
+  [
+    ('wrn34_10', WRN34),
+    ('wrn10_1.5', WideResNet(10, 1.5)),
+    ('resnet18', RESNET),
+    ('preact_resnet18', PREACT),
+  ],
+)
+def test_names(name, backbone):
+  assert backbones.BACKBONES.make(name) == backbone
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('vgg16', r"backbone: got 'vgg16', choices are \('wrn<depth>_<widen_"),
+    ('resnet8', "did you mean 'resnet18'"),
+    ('wrn35_10', r'backbone: WideResNet depth: got 35, expected 6n \+ 4'),
+    ('wrn16_0', 'got 0, expected >= 1'),
+    ('wrn16.5_1', "got 'wrn16.5_1', choices are"),
+  ],
+)
+def test_wrong_names(name, message):
+  with pytest.raises(ValueError, match=message):
+    backbones.BACKBONES.make(name)
+
+
+@backbones.register('convnet')
+@dataclasses.dataclass(frozen=True)
+class ConvNet:
+  """A user's own: a convolution, batch norm and ReLU for each block."""
+
+  widths: tuple[int, ...] = (4, 6, 8)
+
+  block_names = ('block1', 'block2', 'block3')
+  attach_points = ('block1', 'block2')
+
+  def stem(self, images, **options):
+    return images - 0.5
+
+  def blocks(self, features, names, *, train, dtype, axis_name):
+    for name in names:
+      index = self.block_names.index(name)
+      features = layers.conv(
+        self.widths[index], 3, 2 if index else 1, dtype=dtype, name=name
+      )(features)
+      features = layers.norm_relu(
+        features, train, dtype=dtype, axis_name=axis_name, name=f'{name}_norm'
+      )
+    return features
+
+  def tail(self, features, **options):
+    return features
+
+
+def test_backbone_of_a_user():
+  backbone = backbones.BACKBONES.make('convnet', {'widths': (3, 5, 7)})
+  net = DualHeadNet(backbone, 4, attach='block2', dtype=jnp.bfloat16)
+  images = normal(2, 8, 8, 3)
+  variables = random_variables(net, images)
+  kernels = {
+    name: leaf.shape[-1]
+    for name, leaf in flat(variables['params']).items()
+    if leaf.ndim == 4
+  }
+  assert kernels == {
+    'trunk/block1/kernel': 3,
+    'trunk/block2/kernel': 5,
+    'main_head/block3/kernel': 7,
+    'second_head/block3/kernel': 7,
+  }
+  outputs, updated = net.apply(
+    variables, images, training_parts=net.parts, mutable=['batch_stats']
+  )
+  assert outputs.aggregated.shape == (2, 4)
+  before, after = flat(variables['batch_stats']), flat(updated['batch_stats'])
+  assert all(np.all(before[name] != after[name]) for name in before)
+
+
+class Detached(ConvNet):
+  """Its attach point is no block."""
+
+  attach_points = ('block9',)
+
+
+@pytest.mark.parametrize(
+  ('backbone', 'message'),
+  [
+    (object(), r"which lacks \['block_names', 'attach_points', 'stem'"),
+    (Detached(), r"got attach points \['block9'\], choices are \('block1'"),
+    (
+      ConvNet(widths=[1, 2, 3]),
+      r'expected a hashable object, as a frozen dataclass is \(unhash',
+    ),
+  ],
+)
+def test_objects_that_are_no_backbone(backbone, message):
+  with pytest.raises(ValueError, match=message):
+    DualHeadNet(backbone, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,22 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.models.dual_head import PARTS, DualHeadNet
-from dhat_jax.models.outputs import Outputs
+from dhat_jax.models import outputs as output_table
+from dhat_jax.models.dual_head import (
+  DualHeadNet,
+  Head,
+  Trunk,
+  part_variables,
+)
+from dhat_jax.models.outputs import OUTPUTS, Output, Outputs
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
-from tests.tiny import (
+from tests.helpers.tiny import (
   TinyBackbone,
   flat,
   normal,
@@ -20,6 +27,7 @@ from tests.tiny import (
 make_net = functools.partial(
   DualHeadNet, backbone=TinyBackbone(), num_classes=4
 )
+PARTS = ('trunk', 'main_head', 'second_head', 'aggregator')
 IMAGES = np.random.default_rng(0).random((6, 8, 8, 3), np.float32)
 
 
@@ -37,7 +45,8 @@ def test_all_outputs(aggregator):
   net = make_net(aggregator=aggregator)
   outputs = apply(net, variables_of(net))
   assert isinstance(outputs, Outputs)
-  assert [leaf.shape for leaf in outputs] == [(6, 4)] * 3
+  assert tuple(outputs) == ('main', 'second', 'aggregated')
+  assert [logits.shape for logits in outputs.values()] == [(6, 4)] * 3
   assert np.abs(outputs.main - outputs.second).max() > 0.01
   if aggregator == 'mean':
     assert set(variables_of(net)['params']) == set(PARTS[:3])
@@ -47,12 +56,20 @@ def test_all_outputs(aggregator):
     assert np.abs(outputs.aggregated - outputs.mean).max() > 0.01
 
 
-@pytest.mark.parametrize(
-  'names', [('main',), ('main', 'second'), ('main', 'second', 'aggregated')]
-)
-def test_absent_outputs_have_no_parts(names):
+def subsets():
+  """All non-empty choices of outputs, each with its parts."""
+  for names in (
+    names
+    for count in (1, 2, 3)
+    for names in itertools.combinations(output_table.trained(), count)
+  ):
+    needed = {part for name in names for part in OUTPUTS[name].parts}
+    yield names, tuple(part for part in PARTS if part in needed)
+
+
+@pytest.mark.parametrize(('names', 'parts'), list(subsets()))
+def test_any_subset_of_the_outputs(names, parts):
   net = make_net(outputs=names)
-  parts = PARTS[: len(names) + 1]
   assert net.parts == parts
   whole = variables_of(make_net())
   shapes = shapes_of(net, IMAGES)
@@ -60,30 +77,46 @@ def test_absent_outputs_have_no_parts(names):
   some = {
     kind: {part: tree[part] for part in parts} for kind, tree in whole.items()
   }
-  outputs = jax.eval_shape(net.apply, some, IMAGES)
-  for name in ('main', 'second', 'aggregated'):
-    assert (getattr(outputs, name) is not None) == (name in names)
+  outputs = apply(net, some)
+  assert tuple(outputs) == names
+  expected = apply(make_net(), whole)
+  for name in names:
+    np.testing.assert_allclose(outputs[name], expected[name], atol=1e-5)
 
 
-def test_plain_network_is_trunk_and_main_head():
+def test_heads_of_one_part_equal_the_network():
   dual = make_net()
-  whole, backbone = variables_of(dual), dual.backbone
-  plain = apply(make_net(outputs=('main',)), whole)
+  whole = variables_of(dual)
 
   def by_hand(images):
     def part(module, name, inputs):
-      own = {kind: tree[name] for kind, tree in whole.items()}
-      return module.apply(own, inputs, train=False)
+      return module.apply(part_variables(whole, name), inputs, train=False)
 
-    features = part(backbone.trunk(backbone, 'block1'), 'trunk', images)
-    head = backbone.head(backbone, 'block1', 4)
+    features = part(Trunk(dual.backbone, 'block1'), 'trunk', images)
+    head = Head(dual.backbone, 'block1', 4)
     return [part(head, name, features) for name in PARTS[1:3]]
 
   main, second = jax.jit(by_hand)(IMAGES)
-  np.testing.assert_allclose(plain.main, main, atol=1e-5)
   outputs = apply(dual, whole)
   np.testing.assert_allclose(outputs.main, main, atol=1e-5)
   np.testing.assert_allclose(outputs.second, second, atol=1e-5)
+
+
+def test_head_that_is_added_to_the_table_is_built(monkeypatch):
+  third = Output(('trunk', 'third_head'), 'third head', stage='third_head')
+  monkeypatch.setitem(OUTPUTS, 'third', third)
+  net = make_net(outputs=('main', 'third'))
+  assert net.parts == ('trunk', 'main_head', 'third_head')
+  variables = random_variables(net, IMAGES)
+  outputs, updated = apply(
+    net, variables, training_parts=('third_head',), mutable=['batch_stats']
+  )
+  assert outputs.third.shape == (6, 4)
+  assert not np.allclose(outputs.third, outputs.main)
+  head, trunk = 'third_head/norm/mean', 'trunk/norm/mean'
+  before, after = flat(variables['batch_stats']), flat(updated['batch_stats'])
+  assert np.all(before[head] != after[head])
+  np.testing.assert_array_equal(before[trunk], after[trunk])
 
 
 def count_convolutions(jaxpr):
@@ -160,8 +193,10 @@ def test_unknown_training_part():
     ({'num_classes': 1}, 'num_classes: got 1, expected at least 2'),
     ({'attach': 'block9'}, "attach: got 'block9', choices are"),
     ({'aggregator': 'max'}, "aggregator: got 'max', choices are"),
-    ({'outputs': ('second',)}, 'outputs: got'),
-    ({'outputs': ('main', 'aggregated')}, 'outputs: got'),
+    ({'aggregator': 'pairwice'}, "did you mean 'pairwise'"),
+    ({'aggregator_options': {'size': 3}}, r"aggregator: got \('size',\)"),
+    ({'outputs': ()}, r'outputs: got \(\), choices are one or more of'),
+    ({'outputs': ('main', 'mean')}, r"outputs: got \('main', 'mean'\)"),
     ({'mean': (0.5,)}, 'mean and std need one number per channel'),
   ],
 )
@@ -224,10 +259,9 @@ def test_normalisation_equals_normalising_outside():
   variables = variables_of(plain)
   outside = ((IMAGES - np.array(mean)) / np.array(std)).astype(np.float32)
   got = apply(net, variables)
-  for logits, expected in zip(
-    got, apply(plain, variables, outside), strict=True
-  ):
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+  expected = apply(plain, variables, outside)
+  for name, logits in got.items():
+    np.testing.assert_allclose(logits, expected[name], atol=1e-4)
   assert np.abs(got.main - apply(plain, variables).main).max() > 0.01
 
 
@@ -240,7 +274,7 @@ def test_bfloat16_computes_float32_logits():
     low, variables, training_parts=PARTS, mutable=['batch_stats']
   )
   assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == types
-  assert {leaf.dtype for leaf in outputs} == types
+  assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == types
   jaxpr = str(jax.make_jaxpr(low.apply)(variables, IMAGES))
   assert 'bf16[6,8,8,4]' in jaxpr  # the trunk's features
   evaluated, expected = apply(low, variables), apply(full, variables)

@@ -120,6 +120,16 @@ def test_read_json_lines_leaves_out_a_line_cut_off(tmp_path):
   assert files.read_json_lines(str(path)) == [{'step': 1}, {'step': 2}]
 
 
+def test_read_json_lines_skips_damaged_lines_where_they_are_reported(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 1}\n{"st\n\n{"step": 2}\n{"ste')
+  assert files.read_json_lines(str(path)) == [{'step': 1}]
+  damaged = []
+  records = files.read_json_lines(str(path), damaged.append)
+  assert records == [{'step': 1}, {'step': 2}]
+  assert damaged == [2, 3]
+
+
 def test_user_path(monkeypatch):
   monkeypatch.setenv('HOME', '/home/me')
   paths = '~/runs', '/data/~', '', None

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from dhat_jax.attacks import balls
+
 NAMES = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
 VERSIONS = {
   'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'),
@@ -14,7 +16,7 @@ _FEWEST_CLASSES = {'apgd-dlr': 3, 'apgd-t': 4}
 def choose_attacks(
   version: str, attacks: tuple[str, ...] | None, randomized: bool
 ) -> tuple[str, ...]:
-  """Returns the attacks' names in the order in which they run.
+  """Names of the attacks of a version, in the order in which they run.
 
   Raises:
     ValueError: unknown version or name, names given without 'custom' or
@@ -114,7 +116,7 @@ def check_logits(
 def warn_targets(
   names: tuple[str, ...], classes: int, n_targets: int
 ) -> list[str]:
-  """Says so if there are fewer other classes than targets."""
+  """Warns if there are fewer other classes than targets."""
   if classes > n_targets or not {'apgd-t', 'fab-t'} & set(names):
     return []
   return [
@@ -124,8 +126,8 @@ def warn_targets(
 
 
 def warn_randomized(samples: list[np.ndarray], labels: np.ndarray) -> list[str]:
-  """Compares logits [B, K] of the same images, several times over."""
-  correct = [int(np.sum(np.argmax(z, axis=1) == labels)) for z in samples]
+  """Warns if logits [B, K] of the same images differ from call to call."""
+  correct = [int(np.sum(balls.is_right(z, labels))) for z in samples]
   units = [
     z / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-10) for z in samples
   ]
@@ -140,7 +142,7 @@ def warn_randomized(samples: list[np.ndarray], labels: np.ndarray) -> list[str]:
 
 
 def warn_square(flags: dict[str, np.ndarray]) -> list[str]:
-  """Says so if Square finds what gradients missed: masked gradients."""
+  """Warns if Square breaks what gradients missed: masked gradients."""
   if 'square' not in flags or len(flags) < 3:
     return []
   accuracy = {name: float(np.mean(robust)) for name, robust in flags.items()}

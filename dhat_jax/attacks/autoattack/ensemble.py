@@ -4,11 +4,10 @@ Point-wise worst case: every attack sees only what all attacks before it left
 robust. `docs/autoattack.md` says what equals the reference and what cannot.
 """
 
-import collections
 import dataclasses
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack.evaluation import Evaluation, make_predict
 from dhat_jax.attacks.autoattack.journal import Journal, digest
 from dhat_jax.attacks.autoattack.passes import (
   ATTACK_AXES,
@@ -24,16 +24,20 @@ from dhat_jax.attacks.autoattack.passes import (
   make_attack,
 )
 from dhat_jax.attacks.autoattack.progress import Progress, Reporter
+from dhat_jax.runtime import streams
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoAttackResult:
-  """What AutoAttack found; N images.
+  """Result of AutoAttack; N images.
 
   Attributes:
     robust: bool [N], predicted correctly under all attacks.
-    images_adv: [N, ...], an adversarial image where one was found, else the
-      image itself.
+    images_adv: [N, ...], an adversarial image where an attack succeeded, else
+      the image itself.
+    predictions: int32 [N], the classes predicted on `images_adv` while it ran,
+      so that robust equals predictions == labels. (The network compiled by
+      itself may round otherwise next to a decision boundary.)
     flags: for 'clean' and after each attack, bool [N].
     secs: for each attack, its wall time in this call.
     warnings: what casts doubt on the result.
@@ -41,9 +45,19 @@ class AutoAttackResult:
 
   robust: np.ndarray
   images_adv: np.ndarray
+  predictions: np.ndarray
   flags: dict[str, np.ndarray]
   secs: dict[str, float]
   warnings: list[str]
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """Everything per image, by name, as `result.npz` holds it."""
+    return {
+      'robust': self.robust,
+      'images_adv': self.images_adv,
+      'predictions': self.predictions,
+      **self.flags,
+    }
 
   @property
   def clean_accuracy(self) -> float:
@@ -56,135 +70,8 @@ class AutoAttackResult:
     return float(np.mean(self.robust))
 
 
-class _Evaluation:
-  """The state of one call of `autoattack`."""
-
-  def __init__(self, images, labels, epsilon, batch_size, predict):
-    self.images = images
-    self.labels = labels
-    self.epsilon = np.asarray(epsilon, images.dtype)
-    self.batch_size = batch_size
-    self.predict = predict
-    self.images_adv = images.copy()
-    self.zero_gradients = collections.Counter()
-    self.secs = {}
-
-  def batches(self, indices):
-    """Splits places in the data set into batches, the last one shorter."""
-    size = self.batch_size
-    return [indices[n : n + size] for n in range(0, len(indices), size)]
-
-  def pad(self, indices):
-    """Repeats the first place up to the batch size."""
-    missing = self.batch_size - len(indices)
-    return np.concatenate([indices, np.repeat(indices[:1], missing)])
-
-  def correct(self, points, indices, where):
-    """Predicts points of a padded batch again: bool [n]; logits [n, K]."""
-    count = len(indices)
-    logits = np.asarray(self.predict(points))[:count]
-    checks.check_finite(logits, where)
-    return np.argmax(logits, axis=1) == self.labels[indices], logits
-
-  def clean(self):
-    """Predicts all images: robust flags [N], logits [N, K]."""
-    outputs = [
-      self.correct(self.images[self.pad(batch)], batch, 'clean')
-      for batch in self.batches(np.arange(len(self.images)))
-    ]
-    return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
-
-  def attack_batch(self, run, name, index, batch, carried, rng):
-    """Runs one pass on one batch.
-
-    Returns:
-      points [n, ...], robust bool [n], number of vanishing gradients.
-    """
-    padded = self.pad(batch)
-    active = np.arange(self.batch_size) < len(batch)
-    images = self.images[padded]
-    points, flat = run(
-      images,
-      self.labels[padded],
-      active,
-      images if carried is None else carried[padded],
-      padded.astype(np.int32),
-      rng,
-      np.int32(index),
-      self.epsilon,
-    )
-    robust, _ = self.correct(points, batch, name)
-    flat = np.sum(np.asarray(flat)[: len(batch)])
-    return np.asarray(points)[: len(batch)], robust, flat
-
-
-def _run_pass(task, run, name, index, robust, carried, rng, journal, report):
-  """Runs or reads one pass over all robust images; returns its pieces.
-
-  Updates robust [N], carried [N, ...] and task.images_adv in place.
-  """
-  pieces = []
-  batches = task.batches(np.flatnonzero(robust))
-  for number, batch in enumerate(batches):
-    piece = f'{name}-{index:02d}-{number:05d}'
-    pieces.append((piece, batch))
-    stored = journal.load(piece, batch)
-    fresh = stored is None
-    if fresh:
-      points, still, flat = task.attack_batch(
-        run, name, index, batch, carried, rng
-      )
-      keep = ~still if carried is None else np.ones_like(still)
-      rows = np.flatnonzero(keep)
-      stored = {
-        'indices': batch,
-        'robust': still,
-        'rows': rows,
-        'points': points[rows],
-        'zero_gradients': flat,
-      }
-      journal.save(piece, stored)
-    still, rows, points = (stored[key] for key in ('robust', 'rows', 'points'))
-    task.zero_gradients[name] += int(stored['zero_gradients'])
-    if carried is not None:
-      carried[batch[rows]] = points
-    broken = ~still[rows]
-    task.images_adv[batch[rows[broken]]] = points[broken]
-    robust[batch] = still
-    report(number + 1, len(batches), fresh)
-  return pieces
-
-
-def _run_attack(task, name, run, robust, budget, rng, journal, reporter):
-  """Runs all passes of one attack; updates robust in place."""
-  started = time.perf_counter()
-  carried = task.images.copy() if name == 'square' else None
-  before = []
-  for index in budget.passes(name):
-
-    def report(done, count, fresh, index=index):
-      reporter(name, index, robust, done, count, fresh)
-
-    pieces = _run_pass(
-      task, run, name, index, robust, carried, rng, journal, report
-    )
-    if carried is not None:
-      for piece, batch in before:
-        journal.strip(piece, batch)
-    before = pieces
-  task.secs[name] = time.perf_counter() - started
-
-
-def _make_predict(logits_fn, map_fn, randomized, rng):
-  """Returns images -> logits, compiled; with noise a new one each call."""
-  if not randomized:
-    return map_fn(logits_fn, (0,))
-  noisy = map_fn(logits_fn, (0, None))
-  calls = iter(range(2**31))
-  return lambda images: noisy(images, jax.random.fold_in(rng, next(calls)))
-
-
-def _describe_zero_gradients(counts):
+def _warn_zero_gradients(counts: Mapping[str, int]) -> list[str]:
+  """Warns of starts where the gradient vanished: {attack: number}."""
   return [
     f'{name}: {count} starting points with zero gradient; gradient attacks '
     'may be unreliable'
@@ -193,7 +80,14 @@ def _describe_zero_gradients(counts):
   ]
 
 
-def _host_arrays(images, labels, epsilon, names, batch_size):
+def _host_arrays(
+  images: chex.Array,
+  labels: chex.Array,
+  *,
+  epsilon: float,
+  names: tuple[str, ...],
+  batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
   """Checks the data: images float [N, ...], labels int32 [N], in NumPy."""
   images, labels = np.asarray(images), np.asarray(labels)
   if images.dtype.kind == 'f':
@@ -206,18 +100,43 @@ def _host_arrays(images, labels, epsilon, names, batch_size):
   return images, labels.astype(np.int32)
 
 
-def _check_network(task, names, n_targets, version):
-  """Predicts the clean images: robust [N], K, warnings."""
-  robust, logits = task.clean()
-  checks.check_logits(logits, task.labels, names)
-  classes = logits.shape[1]
-  warnings = checks.warn_targets(names, classes, n_targets)
-  if version != 'rand':
-    first = task.batches(np.arange(len(task.images)))[0]
-    points = task.images[task.pad(first)]
-    samples = [task.correct(points, first, 'clean')[1] for _ in range(5)]
-    warnings += checks.warn_randomized(samples, task.labels[first])
-  return robust, classes, warnings
+def _make_budget(
+  version: str,
+  classes: int,
+  *,
+  n_iter: int,
+  n_queries: int,
+  n_restarts: int | None,
+  n_targets: int,
+  eot_iter: int | None,
+) -> Budget:
+  """Fills in what a version and the number of classes decide."""
+  restarts = 5 if version in ('plus', 'custom') else 1
+  return Budget(
+    n_iter=n_iter,
+    n_queries=n_queries,
+    n_restarts=n_restarts or restarts,
+    n_targets=min(n_targets, classes - 1),
+    eot_iter=eot_iter or (20 if version == 'rand' else 1),
+  )
+
+
+def _describe_problem(
+  images: np.ndarray,
+  labels: np.ndarray,
+  clean_flags: np.ndarray,
+  rng: chex.PRNGKey,
+  budget: Budget,
+  **options: Any,
+) -> dict[str, Any]:
+  """Names what the flags depend on, in plain data, for the journal."""
+  return {
+    'images_and_labels': digest(images, labels),
+    'clean_flags': digest(clean_flags),
+    'rng': np.asarray(jax.random.key_data(rng)).tolist(),
+    'budget': dataclasses.asdict(budget),
+    **options,
+  }
 
 
 def autoattack(
@@ -291,62 +210,79 @@ def autoattack(
   """
   balls.check_choice('norm', norm, balls.NORMS)
   names = checks.choose_attacks(version, attacks, randomized)
-  images, labels = _host_arrays(images, labels, epsilon, names, batch_size)
+  images, labels = _host_arrays(
+    images, labels, epsilon=epsilon, names=names, batch_size=batch_size
+  )
   rng = jax.random.key(0) if rng is None else rng
   if map_fn is None:
     map_fn = jit_hoisted
     batch_size = min(batch_size, len(images))
-
-  def run(name, budget):
-    attack = make_attack(
-      name, logits_fn, norm=norm, budget=budget, randomized=randomized
-    )
-    return map_fn(attack, ATTACK_AXES)
+  noise_rng = streams.fold_in(rng, 'autoattack/noise') if randomized else None
 
   with jax.default_matmul_precision(precision):
-    noise_rng = jax.random.fold_in(rng, len(checks.NAMES))
-    predict = _make_predict(logits_fn, map_fn, randomized, noise_rng)
-    task = _Evaluation(images, labels, epsilon, batch_size, predict)
-    robust, classes, warnings = _check_network(task, names, n_targets, version)
-    many = version in ('plus', 'custom')
-    budget = Budget(
+    evaluation = Evaluation(
+      images,
+      labels,
+      epsilon=epsilon,
+      batch_size=batch_size,
+      predict=make_predict(logits_fn, map_fn, noise_rng),
+    )
+    logits = evaluation.predict_clean()  # [N, K]
+    checks.check_logits(logits, labels, names)
+    classes = logits.shape[1]
+    warnings = checks.warn_targets(names, classes, n_targets)
+    if version != 'rand':
+      warnings += evaluation.warn_randomized()
+    budget = _make_budget(
+      version,
+      classes,
       n_iter=n_iter,
       n_queries=n_queries,
-      n_restarts=n_restarts or (5 if many else 1),
-      n_targets=min(n_targets, classes - 1),
-      eot_iter=eot_iter or (20 if version == 'rand' else 1),
+      n_restarts=n_restarts,
+      n_targets=n_targets,
+      eot_iter=eot_iter,
     )
-    problem = {
-      'images_and_labels': digest(images, labels),
-      'clean_flags': digest(robust),
-      'epsilon': float(epsilon),
-      'norm': norm,
-      'version': version,
-      'attacks': names,
-      'rng': np.asarray(jax.random.key_data(rng)).tolist(),
-      'batch_size': batch_size,
-      'randomized': randomized,
-      'precision': precision,
-      'budget': dataclasses.asdict(budget),
-    }
+    problem = _describe_problem(
+      images,
+      labels,
+      evaluation.robust,
+      rng,
+      budget,
+      epsilon=float(epsilon),
+      norm=norm,
+      version=version,
+      attacks=names,
+      batch_size=batch_size,
+      randomized=randomized,
+      precision=precision,
+    )
     journal = Journal(state_dir, problem)
     reporter = Reporter(progress, budget, names, classes, batch_size)
-    flags = {'clean': robust.copy()}
+    flags = {'clean': evaluation.robust.copy()}
     for name in names:
-      attack_rng = jax.random.fold_in(rng, checks.NAMES.index(name))
-      _run_attack(
-        task,
-        name,
-        run(name, budget),
-        robust,
-        budget,
-        attack_rng,
-        journal,
-        reporter,
+      attack = make_attack(
+        name, logits_fn, norm=norm, budget=budget, randomized=randomized
       )
-      flags[name] = robust.copy()
-  warnings += checks.warn_square(flags)
-  warnings += _describe_zero_gradients(task.zero_gradients)
-  found = {'robust': robust, 'images_adv': task.images_adv, **flags}
-  journal.save('result', found)
-  return AutoAttackResult(robust, task.images_adv, flags, task.secs, warnings)
+      evaluation.attack(
+        name,
+        map_fn(attack, ATTACK_AXES),
+        budget=budget,
+        rng=streams.fold_in(rng, f'autoattack/{name}'),
+        journal=journal,
+        reporter=reporter,
+      )
+      flags[name] = evaluation.robust.copy()
+  result = AutoAttackResult(
+    robust=evaluation.robust,
+    images_adv=evaluation.images_adv,
+    predictions=evaluation.predictions,
+    flags=flags,
+    secs=evaluation.secs,
+    warnings=[
+      *warnings,
+      *checks.warn_square(flags),
+      *_warn_zero_gradients(evaluation.zero_gradients),
+    ],
+  )
+  journal.save('result', result.arrays())
+  return result

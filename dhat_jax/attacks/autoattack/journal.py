@@ -1,4 +1,4 @@
-"""What a run of AutoAttack leaves on disk, so that a killed run can go on."""
+"""Journal of AutoAttack on disk: a killed run resumes after its last batch."""
 
 import hashlib
 import json
@@ -8,6 +8,8 @@ import zipfile
 from typing import Any
 
 import numpy as np
+
+from dhat_jax.runtime import files
 
 
 def digest(*arrays: Any) -> str:
@@ -20,29 +22,20 @@ def digest(*arrays: Any) -> str:
   return sha.hexdigest()
 
 
-def _write(path, write):
-  """Writes next to the file, then renames: there is never half a file."""
-  scratch = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  with open(scratch, 'wb') as file:
-    write(file)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(scratch, path)
-
-
 class Journal:
   """One file per finished batch in a directory; nothing without one.
 
-  A piece is a dictionary of arrays: `indices`, the examples' places in the
-  data set; `robust`, whether they withstood; `points`, those worth keeping;
-  `rows`, whose points these are.
+  A piece is a dictionary of arrays: `indices` [n], the examples' places in the
+  data set; `robust` bool [n], whether they withstood; `predictions` int [n],
+  on the pass's points; `points` [m, ...], those that are still needed; `rows`
+  [m], whose points these are; `zero_gradients`, their number.
   """
 
   def __init__(self, directory: str | os.PathLike | None, problem: dict):
     """Opens a directory, or starts it.
 
     Args:
-      directory: where the files are; None keeps nothing.
+      directory: where the files are; None stores nothing.
       problem: plain data that names what is being solved.
 
     Raises:
@@ -51,22 +44,22 @@ class Journal:
     self._directory = None if directory is None else pathlib.Path(directory)
     if self._directory is None:
       return
-    self._directory.mkdir(parents=True, exist_ok=True)
     # As it comes back from a file: tuples become lists.
-    problem = json.loads(json.dumps(problem))
+    problem = json.loads(json.dumps(problem, sort_keys=True))
     path = self._directory / 'problem.json'
-    if not path.exists():
-      text = json.dumps(problem, indent=2, sort_keys=True).encode()
-      _write(path, lambda file: file.write(text))
-      return
-    stored = json.loads(path.read_text())
-    keys = sorted(stored.keys() | problem.keys())
-    wrong = [key for key in keys if stored.get(key) != problem.get(key)]
-    if wrong:
-      lines = [
-        f'{key}: got {problem.get(key)!r}, stored {stored.get(key)!r}'
-        for key in wrong
-      ]
+    if path.exists():
+      self._check_same(json.loads(path.read_text()), problem)
+    else:
+      files.write_json(str(path), problem)
+
+  def _check_same(self, stored: dict, problem: dict) -> None:
+    """Raises ValueError, with what differs, if the problem is another one."""
+    lines = [
+      f'{key}: got {problem.get(key)!r}, stored {stored.get(key)!r}'
+      for key in sorted(stored.keys() | problem.keys())
+      if stored.get(key) != problem.get(key)
+    ]
+    if lines:
       raise ValueError(
         f'{self._directory} holds another evaluation, which differs in '
         + '; '.join(lines)
@@ -96,15 +89,14 @@ class Journal:
   def save(self, name: str, piece: dict[str, np.ndarray]) -> None:
     """Stores a finished batch, or any other arrays, as npz."""
     if self._directory is not None:
-      path = self._directory / f'{name}.npz'
-      _write(path, lambda file: np.savez(file, **piece))
+      files.write_npz(str(self._directory / f'{name}.npz'), piece)
 
   def strip(self, name: str, indices: np.ndarray) -> None:
     """Drops the points of robust examples, which a later piece holds."""
     piece = self.load(name, indices)
     if piece is None:
       return
-    kept = ~piece['robust'][piece['rows']]
-    piece['rows'] = piece['rows'][kept]
-    piece['points'] = piece['points'][kept]
+    broken = ~piece['robust'][piece['rows']]
+    piece['rows'] = piece['rows'][broken]
+    piece['points'] = piece['points'][broken]
     self.save(name, piece)

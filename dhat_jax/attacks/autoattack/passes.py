@@ -1,16 +1,17 @@
 """The attacks of AutoAttack as compiled passes over batches of one shape."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 
 from dhat_jax.attacks.apgd import apgd, apgd_targeted
 from dhat_jax.attacks.fab import fab, fab_targeted
 from dhat_jax.attacks.square import square_points
+from dhat_jax.runtime import hoisting
 
 # Of the functions that are given to `map_fn`: what is per example, what not.
 ATTACK_AXES = (0, 0, 0, 0, 0, None, None, None)
@@ -64,9 +65,8 @@ class Budget:
 def jit_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
   """Compiles for one set of shapes, with closed-over arrays as arguments.
 
-  `jax.jit` would write a closed-over network's weights into the program as
-  constants, once per attack. (Those inside a function that is itself jitted
-  stay there: leave logits_fn unjitted.)
+  Those inside a function that is itself jitted stay constants of the program:
+  leave logits_fn unjitted.
 
   Args:
     fn: arrays -> arrays; traced once.
@@ -77,18 +77,102 @@ def jit_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
 
   def call(*args):
     if not compiled:
-      closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-
-      def run(consts, args):
-        flat = jex.core.jaxpr_as_fun(
-          jex.core.ClosedJaxpr(closed.jaxpr, consts)
-        )(*jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
-
-      compiled.extend([jax.jit(run), closed.consts])
-    return compiled[0](compiled[1], args)
+      run, consts = hoisting.hoist(fn, *args)
+      compiled.append(functools.partial(jax.jit(run), consts))
+    return compiled[0](*args)
 
   return call
+
+
+def _make_apgd(loss: str, budget: Budget, randomized: bool) -> Callable:
+  """One restart of untargeted APGD, see `_MAKERS`."""
+
+  def run(rng, index, points, **batch):
+    del points
+    return apgd(
+      rng=jax.random.fold_in(rng, index),
+      loss=loss,
+      n_iter=budget.n_iter,
+      eot_iter=budget.eot_iter,
+      randomized=randomized,
+      with_zero_gradients=True,
+      **batch,
+    )[1:]
+
+  return run
+
+
+def _make_apgd_targeted(budget: Budget, randomized: bool) -> Callable:
+  """One target rank of APGD, see `_MAKERS`."""
+  del randomized
+
+  def run(rng, index, points, **batch):
+    del points
+    return apgd_targeted(
+      rng=jax.random.fold_in(rng, index),
+      target_rank=index,
+      n_iter=budget.n_iter,
+      with_zero_gradients=True,
+      **batch,
+    )[1:]
+
+  return run
+
+
+def _make_fab(budget: Budget, randomized: bool) -> Callable:
+  """One restart of FAB, the first one from the image, see `_MAKERS`."""
+  del randomized
+
+  def run(rng, index, points, **batch):
+    del points
+    rng = jax.random.fold_in(rng, index)
+    _, points = fab(rng=rng, random=index > 0, n_iter=budget.n_iter, **batch)
+    return points, jnp.zeros_like(batch['active'])
+
+  return run
+
+
+def _make_fab_targeted(budget: Budget, randomized: bool) -> Callable:
+  """One target rank of FAB, see `_MAKERS`."""
+  del randomized
+
+  def run(rng, index, points, **batch):
+    del rng, points
+    _, points = fab_targeted(target_rank=index, n_iter=budget.n_iter, **batch)
+    return points, jnp.zeros_like(batch['active'])
+
+  return run
+
+
+def _make_square(budget: Budget, randomized: bool) -> Callable:
+  """One piece of Square's queries, see `_MAKERS`."""
+  del randomized
+  pieces = jnp.asarray(budget.square_pieces())
+
+  def run(rng, index, points, **batch):
+    points = square_points(
+      rng=rng,
+      first=pieces[index],
+      last=pieces[index + 1],
+      points=points,
+      n_queries=budget.n_queries,
+      **batch,
+    )
+    return points, jnp.zeros_like(batch['active'])
+
+  return run
+
+
+# (budget, randomized) -> (rng, index, points, **batch) -> (points [B, ...],
+# zero_gradients bool [B]); `batch` is what all attacks take.
+_MAKERS = {
+  'apgd-ce': functools.partial(_make_apgd, 'ce'),
+  'apgd-dlr': functools.partial(_make_apgd, 'dlr'),
+  'apgd-t': _make_apgd_targeted,
+  'fab': _make_fab,
+  'fab-t': _make_fab_targeted,
+  'square': _make_square,
+}
 
 
 def make_attack(
@@ -99,7 +183,7 @@ def make_attack(
   budget: Budget,
   randomized: bool = False,
 ) -> Callable:
-  """Returns one pass of an attack on one batch, for jit or pmap.
+  """Creates one pass of an attack on one batch, for jit or pmap.
 
   Args:
     name: of the attack.
@@ -115,42 +199,20 @@ def make_attack(
     `budget.passes`, so that one compilation serves all of them. `points` are
     those of the pass before (Square only).
   """
-  pieces = jnp.asarray(budget.square_pieces())
+  one_pass = _MAKERS[name](budget, randomized)
 
   def run(images, labels, active, points, indices, rng, index, epsilon):
-    call = logits_fn, images, labels
-    options = {
-      'epsilon': epsilon,
-      'norm': norm,
-      'active': active,
-      'indices': indices,
-    }
-    steps = {'n_iter': budget.n_iter}
-    own_rng = jax.random.fold_in(rng, index)
-    if name in ('apgd-ce', 'apgd-dlr', 'apgd-t'):
-      options.update(steps, with_zero_gradients=True)
-      if name == 'apgd-t':
-        return apgd_targeted(*call, own_rng, target_rank=index, **options)[1:]
-      options.update(
-        loss=name.removeprefix('apgd-'),
-        eot_iter=budget.eot_iter,
-        randomized=randomized,
-      )
-      return apgd(*call, own_rng, **options)[1:]
-    if name == 'fab':
-      points = fab(*call, own_rng, random=index > 0, **options, **steps)[1]
-    elif name == 'fab-t':
-      points = fab_targeted(*call, target_rank=index, **options, **steps)[1]
-    else:
-      points = square_points(
-        *call,
-        rng,
-        first=pieces[index],
-        last=pieces[index + 1],
-        points=points,
-        n_queries=budget.n_queries,
-        **options,
-      )
-    return points, jnp.zeros_like(active)
+    return one_pass(
+      rng,
+      index,
+      points,
+      logits_fn=logits_fn,
+      images=images,
+      labels=labels,
+      epsilon=epsilon,
+      norm=norm,
+      active=active,
+      indices=indices,
+    )
 
   return run

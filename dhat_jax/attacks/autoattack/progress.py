@@ -1,12 +1,17 @@
-"""How far a run of AutoAttack is, and how long it may still take."""
+"""Progress of AutoAttack: how far it is, how long it may still take."""
 
 import dataclasses
 import time
+from collections.abc import Callable
+
+import numpy as np
+
+from dhat_jax.attacks.autoattack.passes import Budget
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """Where a run is, after each batch; `str` gives one line.
+  """Progress after a batch; `str` gives one line.
 
   Attributes:
     attack: name of the running attack.
@@ -36,7 +41,23 @@ class Progress:
 class Reporter:
   """Turns finished batches into `Progress`, if anybody wants it."""
 
-  def __init__(self, progress, budget, names, classes, batch_size):
+  def __init__(
+    self,
+    progress: bool | Callable[[Progress], None],
+    budget: Budget,
+    names: tuple[str, ...],
+    classes: int,
+    batch_size: int,
+  ):
+    """Plans all passes.
+
+    Args:
+      progress: True prints a line per batch; or a function of `Progress`.
+      budget: of the attacks.
+      names: of the attacks, in order.
+      classes: K.
+      batch_size: images at once.
+    """
     self._show = print if progress is True else progress or None
     self._plan = [
       (name, index, budget.cost(name, index, classes))
@@ -50,26 +71,58 @@ class Reporter:
     self._waited = 0.0  # for what was read from disk
     self._last = self._started
 
-  def __call__(self, name, index, robust, done, count, fresh):
-    """Reports that `done` of `count` batches of a pass are finished."""
+  def __call__(
+    self,
+    name: str,
+    index: int,
+    robust: np.ndarray,
+    done: int,
+    count: int,
+    fresh: bool,
+  ) -> None:
+    """Reports that `done` of `count` batches of a pass are finished.
+
+    Args:
+      name: of the attack.
+      index: of the pass.
+      robust: bool [N], so far.
+      done: batches of this pass that are finished.
+      count: batches of this pass.
+      fresh: whether the batch was computed, not read from disk.
+    """
     now = time.perf_counter()
     place = [step[:2] for step in self._plan].index((name, index))
-    cost = self._plan[place][2]
     if fresh:
-      self._spent += cost
+      self._spent += self._plan[place][2]
     else:
       self._waited += now - self._last
     self._last = now
     if not self._show:
       return
-    size = self._batch_size
-    later = -(-int(robust.sum()) // size)  # batches of later passes
-    left = (count - done) * cost
-    left += later * sum(step[2] for step in self._plan[place + 1 :])
     secs = now - self._started
+    cost_left = self._cost_left(place, int(robust.sum()), count - done)
     rate = (secs - self._waited) / max(self._spent, 1)
     passes = self._budget.passes(name)
     share = (passes.index(index) + done / count) / len(passes)
     self._show(
-      Progress(name, share, int(robust.sum()), robust.size, secs, left * rate)
+      Progress(
+        attack=name,
+        share=share,
+        robust=int(robust.sum()),
+        total=robust.size,
+        secs=secs,
+        secs_left=cost_left * rate,
+      )
     )
+
+  def _cost_left(self, place: int, robust: int, batches: int) -> int:
+    """Cost of the rest, if no further image were broken.
+
+    Args:
+      place: of the running pass in the plan.
+      robust: number of images.
+      batches: of the running pass that are left.
+    """
+    later_batches = -(-robust // self._batch_size)  # of each later pass
+    later = sum(cost for _, _, cost in self._plan[place + 1 :])
+    return batches * self._plan[place][2] + later_batches * later

@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from dhat_jax.datasets.reading import DataError, reason
 from dhat_jax.datasets.tfds import prepared
+from dhat_jax.runtime import files
 
 _TIMEOUT_SECS = 10
 
@@ -114,17 +116,24 @@ def tidy_downloads(root: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def clear_errors(name: str) -> Iterator[None]:
-  """Turns TFDS's errors about archives into ones that a user can act on."""
+def clear_errors(name: str, root: str) -> Iterator[None]:
+  """Turns what TFDS raises as it prepares into what a user can act on."""
   import requests
   from tensorflow_datasets.core.download import download_manager
 
   try:
-    yield
+    with files.writing(root, intact='what was there before'):
+      yield
+  except (DataError, files.WriteError):
+    raise
   except download_manager.NonMatchingChecksumError as error:
     raise ValueError(f'{name}: {error}') from error
   except requests.RequestException as error:
     raise DataNotFoundError(
       f'{name}: the download broke off '
       f'({type(error).__name__}: {error}); run the command again'
+    ) from error
+  except Exception as error:
+    raise DataError(
+      f'{root}: {name} cannot be prepared there ({reason(error)})'
     ) from error

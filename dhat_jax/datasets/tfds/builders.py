@@ -11,17 +11,19 @@ Differs from TFDS's svhn_cropped: the split `extra` (1.3 GB) is left out.
 import functools
 import os
 import tarfile
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dhat_jax.datasets.reading import DataError, reading
 from dhat_jax.datasets.tfds import archives, prepared
 
 # What can be prepared without TensorFlow, in the version it is prepared in.
 VERSIONS = {'cifar10': '3.0.2', 'cifar100': '3.0.2', 'svhn_cropped': '3.1.0'}
+# (H, W, C) of the images of each of them.
+IMAGE_SHAPES = dict.fromkeys(VERSIONS, (32, 32, 3))
 _CIFAR_PIXELS = 32 * 32 * 3
 
 
@@ -50,7 +52,7 @@ def prepare(
     archives.require(builder, root, manual_dir, download)
   else:
     builder = _official_builder(name, root)
-  with archives.tidy_downloads(root), archives.clear_errors(name):
+  with archives.tidy_downloads(root), archives.clear_errors(name, root):
     builder.download_and_prepare(
       download_config=tfds.download.DownloadConfig(
         manual_dir=manual_dir, try_download_gcs=False
@@ -65,7 +67,7 @@ def _official_builder(name: str, root: str) -> Any:
 
   try:
     builder = tfds.builder(name, data_dir=root, file_format='array_record')
-  except tfds.core.registered.DatasetNotFoundError as error:
+  except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
     raise ValueError(
       f'config.dataset.name: TFDS has no {name!r}; choices are '
       f'{tuple(VERSIONS)}, and with TensorFlow any other of its data sets'
@@ -194,25 +196,20 @@ def _in_range(builder: Any, labels: dict[str, int], path: str) -> dict:
   for key, label in labels.items():
     num_classes = builder.info.features[key].num_classes
     if not 0 <= label < num_classes:
-      raise ValueError(f'{path}: {key} {label}, expected in [0, {num_classes})')
+      raise DataError(f'{path}: {key} {label}, expected in [0, {num_classes})')
   return labels
 
 
 def _members(path: str, names: list[str]) -> list[bytes]:
   """Returns the contents of files in a tar archive, read in one pass."""
   contents = {}
-  try:
-    with tarfile.open(path, 'r|*') as archive:
-      for member in archive:
-        if member.name in names and member.isfile():
-          contents[member.name] = archive.extractfile(member).read()
-  except (tarfile.TarError, zlib.error, OSError, EOFError) as error:
-    raise ValueError(
-      f'{path}: is no readable archive ({type(error).__name__}: {error})'
-    ) from error
+  with reading(path, 'tar archive'), tarfile.open(path, 'r|*') as archive:
+    for member in archive:
+      if member.name in names and member.isfile():
+        contents[member.name] = archive.extractfile(member).read()
   missing = [name for name in names if name not in contents]
   if missing:
-    raise ValueError(f'{path}: the archive does not hold {missing}')
+    raise DataError(f'{path}: the archive does not hold {missing}')
   return [contents[name] for name in names]
 
 
@@ -226,7 +223,7 @@ def _cifar_rows(
   """
   row_size = num_labels + _CIFAR_PIXELS
   if not data or len(data) % row_size:
-    raise ValueError(
+    raise DataError(
       f'{where}: got {len(data)} bytes, expected rows of {row_size}'
     )
   for row in np.frombuffer(data, np.uint8).reshape(-1, row_size):
@@ -240,22 +237,17 @@ def _svhn_rows(path: str) -> Iterator[tuple[int, Image.Image]]:
   """Yields (label, image) of a MATLAB file; the digit 0 is stored as 10."""
   from scipy import io
 
-  try:
+  with reading(path, 'MATLAB file with X and y'):
     content = io.loadmat(path)
     images = content['X']  # [32, 32, 3, N]
     labels = content['y'].reshape(-1)
-  except Exception as error:  # SciPy's reader raises a great many types.
-    raise ValueError(
-      f'{path}: is no readable MATLAB file with X and y '
-      f'({type(error).__name__}: {error})'
-    ) from error
   expected = (32, 32, 3, len(labels))
   if images.shape != expected or images.dtype != np.uint8:
-    raise ValueError(
+    raise DataError(
       f'{path}: X is {images.dtype} {images.shape}, expected uint8 {expected}'
     )
   if len(labels) and not 1 <= labels.min() <= labels.max() <= 10:
-    raise ValueError(
+    raise DataError(
       f'{path}: labels from {labels.min()} to {labels.max()}, expected 1 to 10'
     )
   for label, image in zip(labels, np.moveaxis(images, -1, 0), strict=True):

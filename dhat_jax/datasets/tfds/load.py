@@ -3,8 +3,9 @@
 import os
 
 from dhat_jax.datasets import cache
-from dhat_jax.datasets.base import Dataset
+from dhat_jax.datasets.base import Dataset, ImageShape
 from dhat_jax.datasets.tfds import builders, prepared
+from dhat_jax.runtime import files
 
 
 def load(
@@ -40,9 +41,9 @@ def load(
     FileNotFoundError: no data; the message says what to put where.
     ValueError: data or names that are not what they should be.
   """
-  root = os.path.expanduser(data_dir or prepared.default_root())
+  root = _root(data_dir)
   if manual_dir is not None:
-    manual_dir = os.path.expanduser(manual_dir)
+    manual_dir = files.user_path(manual_dir)
     if not os.path.isdir(manual_dir):
       raise FileNotFoundError(
         f'config.dataset.manual_dir: {manual_dir} is not a folder'
@@ -66,3 +67,21 @@ def load(
     ),
     lambda: prepared.read(name, found or find_or_prepare()),
   )
+
+
+def image_shape(name: str, *, data_dir: str | None = None) -> ImageShape | None:
+  """Returns (H, W, C) without reading images; None if it is not known so."""
+  if name in builders.IMAGE_SHAPES:
+    return builders.IMAGE_SHAPES[name]
+  folder = prepared.find(name, _root(data_dir))
+  return None if folder is None else prepared.image_shape(folder)
+
+
+def _root(data_dir: str | None) -> str:
+  """Returns TFDS's folder; it need not exist."""
+  root = files.user_path(data_dir or prepared.default_root())
+  if os.path.exists(root) and not os.path.isdir(root):
+    raise ValueError(
+      f'config.dataset.data_dir: got {root}, which is a file, expected a folder'
+    )
+  return root

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from dhat_jax.datasets import cache
-from dhat_jax.datasets.base import Dataset, Split
+from dhat_jax.datasets.base import Dataset, ImageShape, Split
+from dhat_jax.datasets.reading import DataError, reading
+from dhat_jax.runtime import files
 
 INFO_FILE = 'dataset_info.json'
 # Length, its checksum; data; the data's checksum.
@@ -30,7 +32,7 @@ def has_tensorflow() -> bool:
 def default_root() -> str:
   """Returns TFDS's own folder: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  return os.path.expanduser(default)
+  return files.user_path(default)
 
 
 def find(name: str, root: str) -> str | None:
@@ -47,7 +49,7 @@ def find(name: str, root: str) -> str | None:
     if os.path.isdir(parent):
       versions = [
         folder
-        for folder in os.listdir(parent)
+        for folder in _names(parent)
         if re.fullmatch(r'\d+\.\d+\.\d+', folder)
         and os.path.exists(os.path.join(parent, folder, INFO_FILE))
       ]
@@ -59,7 +61,45 @@ def find(name: str, root: str) -> str | None:
 
 def fingerprint(folder: str) -> str:
   """Returns 16 hex digits that change when a file of the folder does."""
-  return cache.fingerprint(folder, sorted(os.listdir(folder)))
+  return cache.fingerprint(folder, _names(folder))
+
+
+def _names(folder: str) -> list[str]:
+  """Returns the names in a folder, sorted."""
+  with reading(folder, 'folder'):
+    return sorted(os.listdir(folder))
+
+
+def _describe(folder: str) -> tuple[Any, str, str]:
+  """Returns (TFDS's builder, key of the images, key of the labels)."""
+  import tensorflow_datasets as tfds
+
+  with reading(folder, 'data set prepared by TFDS'):
+    builder = tfds.builder_from_directory(folder)
+    image_key, label_key = builder.info.supervised_keys or ('image', 'label')
+    features = dict(builder.info.features.items())
+    missing = {image_key, label_key} - features.keys()
+    if missing:
+      raise DataError(
+        f'{folder}: has the features {sorted(features)}, lacks '
+        f'{sorted(missing)}'
+      )
+    if not isinstance(features[label_key], tfds.features.ClassLabel):
+      kind = type(features[label_key]).__name__
+      raise DataError(
+        f'{folder}: feature {label_key!r} is {kind}, expected ClassLabel'
+      )
+  return builder, image_key, label_key
+
+
+def image_shape(folder: str) -> ImageShape | None:
+  """Returns (H, W, C) from a prepared folder's description.
+
+  None: it leaves the shape open, as for images of different sizes.
+  """
+  builder, image_key, _ = _describe(folder)
+  shape = builder.info.features[image_key].shape
+  return None if None in shape else shape
 
 
 def read(name: str, folder: str) -> Dataset:
@@ -76,18 +116,15 @@ def read(name: str, folder: str) -> Dataset:
     ValueError: another data set, missing splits, damaged files, or a file
       format that needs TensorFlow where there is none.
   """
-  import tensorflow_datasets as tfds
-
-  builder = tfds.builder_from_directory(folder)
+  builder, image_key, label_key = _describe(folder)
   info = builder.info
   if info.name != name.partition('/')[0]:
-    raise ValueError(f'{folder}: holds {info.name!r}, expected {name!r}')
+    raise DataError(f'{folder}: holds {info.name!r}, expected {name!r}')
   missing = {'train', 'test'} - set(info.splits)
   if missing:
-    raise ValueError(
+    raise DataError(
       f'{folder}: has the splits {sorted(info.splits)}, expected train and test'
     )
-  image_key, label_key = info.supervised_keys or ('image', 'label')
   classes = info.features[label_key]
   splits = {
     split: _collect(
@@ -121,7 +158,7 @@ def _examples(builder: Any, split: str) -> Iterator[dict]:
 
     yield from tfds.as_numpy(builder.as_dataset(split=split))
   else:
-    raise ValueError(
+    raise DataError(
       f'{builder.data_path}: is in the file format {file_format!r}; choices '
       "without TensorFlow are 'array_record' and 'tfrecord', with it "
       "(pip install 'dhat_jax[tf]') all that TFDS has"
@@ -130,12 +167,9 @@ def _examples(builder: Any, split: str) -> Iterator[dict]:
 
 def _decode_records(path: str, decode: Any) -> Iterator[dict]:
   for index, record in enumerate(tfrecords(path)):
-    try:
-      yield decode(record)
-    except Exception as error:  # Protobuf's, PIL's and NumPy's.
-      raise ValueError(
-        f'{path}: record {index} is damaged ({type(error).__name__}: {error})'
-      ) from error
+    with reading(f'{path}, record {index}', 'example'):
+      example = decode(record)
+    yield example
 
 
 def tfrecords(path: str) -> Iterator[bytes]:
@@ -157,7 +191,7 @@ def tfrecords(path: str) -> Iterator[bytes]:
       length = _HEADER.unpack(header)[0] if complete else 0
       left -= _HEADER.size + length + _FOOTER.size
       if left < 0 or not complete:
-        raise ValueError(
+        raise DataError(
           f'{path}: is damaged or truncated; it ends within a record'
         )
       yield file.read(length)
@@ -171,25 +205,22 @@ def _collect(
   num_examples: int,
 ) -> Split:
   images, labels = [], []
-  try:
-    for example in examples:
-      image = example[keys[0]]
-      if images and image.shape != images[0].shape:
-        raise ValueError(
-          f'{where}: image {len(images)} has the shape {image.shape}, expected '
-          f'{images[0].shape} as the first'
-        )
-      images.append(image)
-      labels.append(example[keys[1]])
-  except ValueError:
-    raise
-  except Exception as error:  # Of ArrayRecord and of PIL.
-    raise ValueError(
-      f'{where}: example {len(images)} cannot be read '
-      f'({type(error).__name__}: {error})'
-    ) from error
+  iterator = iter(examples)
+  while True:
+    with reading(f'{where}, example {len(images)}', 'image with its label'):
+      example = next(iterator, None)
+      if example is None:
+        break
+      image, label = example[keys[0]], int(example[keys[1]])
+    if images and image.shape != images[0].shape:
+      raise DataError(
+        f'{where}: image {len(images)} has the shape {image.shape}, expected '
+        f'{images[0].shape} as the first'
+      )
+    images.append(image)
+    labels.append(label)
   if len(images) != num_examples or not images:
-    raise ValueError(
+    raise DataError(
       f'{where}: holds {len(images)} examples, expected '
       f'{num_examples or "at least one"}'
     )

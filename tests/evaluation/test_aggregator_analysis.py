@@ -6,7 +6,7 @@ import pytest
 from dhat_jax.evaluation import aggregator_analysis
 from dhat_jax.models.aggregator import AGGREGATORS
 from dhat_jax.models.dual_head import DualHeadNet
-from tests.tiny import TinyBackbone, normal, random_like
+from tests.helpers.tiny import TinyBackbone, normal, random_like
 
 LOGITS = {'main': normal(7, 4), 'second': normal(7, 4, seed=1)}
 

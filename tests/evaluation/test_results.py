@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -9,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from dhat_jax.evaluation import evaluator, robustbench
-from tests import tiny_suite
+from dhat_jax.evaluation import robustbench
+from dhat_jax.evaluation.results import summary
+from tests.helpers import tiny_suite
 
 OUTPUTS = ('main', 'second', 'mean', 'aggregated')
 FULL = {
@@ -22,7 +24,7 @@ FULL = {
   'step_size': 0.005,
   'audit': True,
 }
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -109,11 +111,11 @@ def test_sweep_and_loss_start_clean_and_get_worse(case, finished):
 def test_results_are_json_and_have_a_summary(finished):
   _, results = finished
   assert json.loads(json.dumps(results)) == results
-  text = results.summary(results)
+  text = summary(results)
   assert 'worst case' in text
   assert 'audit of the aggregated output' in text
   flagged = {**results['audit'], 'flags': [{'name': 'a', 'sentence': 'b.'}]}
-  assert 'RED FLAG a: b.' in results.summary({**results, 'audit': flagged})
+  assert 'RED FLAG a: b.' in summary({**results, 'audit': flagged})
 
 
 def test_exported_images(case, finished):
@@ -230,7 +232,7 @@ def test_killed_inside_autoattack_ends_with_the_same_flags(tmp_path):
 
   def start():
     return subprocess.Popen(
-      [sys.executable, '-m', 'tests.tiny_suite', str(folder)],
+      [sys.executable, '-m', 'tests.helpers.tiny_suite', str(folder)],
       cwd=ROOT,
       env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2'},
       stdout=subprocess.PIPE,

@@ -11,7 +11,8 @@ from flax import linen as nn
 from dhat_jax.evaluation import audit
 from dhat_jax.models import aggregator as aggregators
 from dhat_jax.models.dual_head import DualHeadNet
-from tests import tiny, tiny_suite
+from tests import tiny_suite
+from tests.helpers import tiny
 
 
 class Saturated(nn.Module):

@@ -5,53 +5,38 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from dhat_jax.models import layers
-
-
-class Trunk(nn.Module):
-  """One 3x3 convolution with 4 channels, batch norm, ReLU."""
-
-  backbone: 'TinyBackbone'
-  attach: str
-  dtype: jnp.dtype | None = None
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, images, train):
-    x = layers.conv(4, 3, dtype=self.dtype, name='conv')(images)
-    x = layers.norm(
-      train, axis_name=self.axis_name, dtype=self.dtype, name='norm'
-    )(x)
-    return nn.relu(x)
+from dhat_jax.models import backbones, layers
 
 
-class Head(nn.Module):
-  """One 3x3 convolution with 6 channels, batch norm, ReLU, classifier."""
-
-  backbone: 'TinyBackbone'
-  attach: str
-  num_classes: int
-  dtype: jnp.dtype | None = None
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, features, train):
-    x = layers.conv(6, 3, 2, dtype=self.dtype, name='conv')(features)
-    x = layers.norm(
-      train, axis_name=self.axis_name, dtype=self.dtype, name='norm'
-    )(x)
-    return layers.Classifier(self.num_classes, name='classifier')(nn.relu(x))
-
-
+@backbones.register('tiny')
 @dataclasses.dataclass(frozen=True)
 class TinyBackbone:
-  """A backbone that compiles in a fraction of a second."""
+  """A backbone that compiles in a fraction of a second.
 
+  A 3x3 convolution with 4 channels, one with 6 at stride 2, each with batch
+  norm and ReLU; the trunk is the first one.
+  """
+
+  block_names = ('block1', 'block2')
   attach_points = ('block1',)
-  trunk = Trunk
-  head = Head
+
+  def stem(self, images, *, train, dtype, axis_name):
+    return layers.conv(4, 3, dtype=dtype, name='conv')(images)
+
+  def blocks(self, features, names, *, train, dtype, axis_name):
+    if 'block1' in names:
+      features = layers.norm_relu(
+        features, train, dtype=dtype, axis_name=axis_name, name='norm'
+      )
+    if 'block2' in names:
+      features = layers.conv(6, 3, 2, dtype=dtype, name='conv')(features)
+    return features
+
+  def tail(self, features, *, train, dtype, axis_name):
+    return layers.norm_relu(
+      features, train, dtype=dtype, axis_name=axis_name, name='norm'
+    )
 
 
 def random_like(tree, seed):

@@ -1,6 +1,6 @@
 """An evaluation that takes seconds: a tiny random network on digits.
 
-    python -m tests.tiny_suite FOLDER
+    python -m tests.helpers.tiny_suite FOLDER
 
 evaluates as the tests do, and prints the results; a test kills it.
 """
@@ -11,12 +11,15 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
-from dhat_jax import plan
 from dhat_jax.datasets import digits
 from dhat_jax.datasets.base import Split
-from dhat_jax.evaluation import evaluator, results
+from dhat_jax.evaluation.evaluator import Evaluator
+from dhat_jax.evaluation.plan import Plan
+from dhat_jax.evaluation.results import evaluate
+from dhat_jax.from_config import evaluation as from_config
 from dhat_jax.models.dual_head import DualHeadNet
-from tests import tiny, tiny_run
+from tests import tiny_run
+from tests.helpers import tiny
 
 IMAGES = 42
 NAMES = tuple('0123456789')
@@ -66,23 +69,37 @@ def get_config(**overrides):
   )
 
 
-def run(net, variables, split, directory=None, **overrides):
-  """Evaluates as `train` does."""
-  config = get_config(**overrides)
-  return results.run(
-    plan.evaluator(config, net),
+def make_plan(net, **overrides) -> Plan:
+  """Returns the plan of the small evaluation."""
+  return from_config.make_plan(get_config(**overrides), net)
+
+
+def make_evaluator(net, **overrides) -> Evaluator:
+  """Returns the evaluator of the small evaluation."""
+  return from_config.make_evaluator(get_config(**overrides), net)
+
+
+def run(
+  net,
+  variables,
+  split,
+  directory=None,
+  *,
+  plan=None,
+  progress=None,
+  **overrides,
+):
+  """Evaluates as a run does."""
+  return evaluate(
+    make_evaluator(net, **overrides),
     variables,
     split,
-    plan.evaluation(config, net),
+    plan or make_plan(net, **overrides),
     class_names=NAMES,
     seed=0,
     directory=None if directory is None else str(directory),
+    progress=progress,
   )
-
-
-def evaluator(net, **overrides) -> evaluator.Evaluator:
-  """Returns the evaluator of the small evaluation."""
-  return plan.evaluator(get_config(**overrides), net)
 
 
 def autoattack(directory):

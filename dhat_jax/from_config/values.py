@@ -25,17 +25,28 @@ def at_least(name: str, got: float, least: float = 1) -> float:
   return got
 
 
-def in_unit(spec: ml_collections.ConfigDict, name: str) -> float:
+def in_unit(
+  spec: ml_collections.ConfigDict, name: str, where: str = ''
+) -> float:
   """Returns `name` in [0, 1] units; `name_255`, where given, has precedence.
 
   With `lengths_255` the only place where numbers over 255 are converted.
+
+  Args:
+    spec: a group of the config.
+    name: of the value in it.
+    where: what the group is called, for errors: 'config.evaluation'.
   """
   over_255 = spec[f'{name}_255']
   value = spec[name] if over_255 is None else over_255 / 255
+  path = f'{where}.{name}' if where else name
   if value is None:
-    raise ValueError(f'{name}: got nothing; give {name} or {name}_255')
+    raise ValueError(f'{path}: got nothing; give {name} or {name}_255')
   if not 0 <= value <= 1:
-    raise ValueError(f'{name}: got {value}, expected in [0, 1]')
+    raise ValueError(
+      f'{path}: got {value}, expected in [0, 1]; for lengths over 255 there is '
+      f'{name}_255'
+    )
   return value
 
 

@@ -1,0 +1,255 @@
+"""One evaluation by AutoAttack: which images are left, and what broke them.
+
+Every attack sees only what all attacks before it left robust. After each pass
+of an attack broken images drop out, and the others are packed anew.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable
+
+import chex
+import jax
+import numpy as np
+
+from dhat_jax.attacks import balls
+from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack.journal import Journal
+from dhat_jax.attacks.autoattack.passes import Budget
+from dhat_jax.attacks.autoattack.progress import Reporter
+
+Piece = dict[str, np.ndarray]  # see `journal.Journal`
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+  """One restart, target rank or piece of an attack.
+
+  Attributes:
+    attack: its name.
+    index: one of `Budget.passes`.
+    run: compiled, see `passes.make_attack`.
+    rng: typed key of the attack.
+    carried: [N, ...], the points that Square goes on from; None for others.
+  """
+
+  attack: str
+  index: int
+  run: Callable
+  rng: chex.PRNGKey
+  carried: np.ndarray | None
+
+
+class Evaluation:
+  """State of one call of `autoattack`; N images.
+
+  Attributes:
+    robust: bool [N], predicted correctly so far.
+    images_adv: [N, ...], the image itself until an attack breaks it.
+    predictions: int32 [N], classes predicted on `images_adv`.
+    zero_gradients: {attack: number of starts where the gradient vanished}.
+    secs: {attack: wall time}.
+  """
+
+  def __init__(
+    self,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    epsilon: float,
+    batch_size: int,
+    predict: Callable,
+  ):
+    """Starts an evaluation; `predict_clean` comes first.
+
+    Args:
+      images: float [N, ...] in [0, 1].
+      labels: int32 [N].
+      epsilon: radius of the ball.
+      batch_size: of all compiled calls.
+      predict: images [batch_size, ...] -> logits [batch_size, K], compiled.
+    """
+    self._images = images
+    self._labels = labels
+    self._epsilon = np.asarray(epsilon, images.dtype)
+    self._batch_size = batch_size
+    self._predict = predict
+    self.robust = np.ones(len(images), bool)
+    self.images_adv = images.copy()
+    self.predictions = labels.copy()
+    self.zero_gradients = collections.Counter()
+    self.secs = {}
+
+  def _batches(self, indices: np.ndarray) -> list[np.ndarray]:
+    """Splits places in the data set into batches, the last one shorter."""
+    size = self._batch_size
+    return [indices[n : n + size] for n in range(0, len(indices), size)]
+
+  def _pad(self, batch: np.ndarray) -> np.ndarray:
+    """Repeats the first place up to the batch size."""
+    missing = self._batch_size - len(batch)
+    return np.concatenate([batch, np.repeat(batch[:1], missing)])
+
+  def _logits(
+    self, points: chex.Array, batch: np.ndarray, where: str
+  ) -> np.ndarray:
+    """Predicts points of a padded batch: finite logits [n, K]."""
+    logits = np.asarray(self._predict(points))[: len(batch)]
+    checks.check_finite(logits, where)
+    return logits
+
+  def predict_clean(self) -> np.ndarray:
+    """Predicts all images, which sets `robust`; returns the logits [N, K]."""
+    logits = np.concatenate(
+      [
+        self._logits(self._images[self._pad(batch)], batch, 'clean')
+        for batch in self._batches(np.arange(len(self._images)))
+      ]
+    )
+    self.robust = balls.is_right(logits, self._labels)
+    self.predictions = _classes(logits)
+    return logits
+
+  def warn_randomized(self, repeats: int = 5) -> list[str]:
+    """Predicts the first batch several times; warns if that differs."""
+    batch = self._batches(np.arange(len(self._images)))[0]
+    points = self._images[self._pad(batch)]
+    samples = [self._logits(points, batch, 'clean') for _ in range(repeats)]
+    return checks.warn_randomized(samples, self._labels[batch])
+
+  def attack(
+    self,
+    name: str,
+    run: Callable,
+    *,
+    budget: Budget,
+    rng: chex.PRNGKey,
+    journal: Journal,
+    reporter: Reporter,
+  ) -> None:
+    """Runs all passes of one attack on what is still robust.
+
+    Args:
+      name: of the attack.
+      run: compiled, see `passes.make_attack`.
+      budget: which passes there are.
+      rng: typed key of the attack.
+      journal: where finished batches are stored and read.
+      reporter: called after each batch.
+    """
+    started = time.perf_counter()
+    carried = self._images.copy() if name == 'square' else None
+    before = []
+    for index in budget.passes(name):
+      step = Pass(name, index, run, rng, carried)
+      pieces = self._run_pass(step, journal, reporter)
+      if carried is not None:
+        for piece_name, batch in before:
+          journal.strip(piece_name, batch)
+      before = pieces
+    self.secs[name] = time.perf_counter() - started
+
+  def _run_pass(
+    self, step: Pass, journal: Journal, reporter: Reporter
+  ) -> list[tuple[str, np.ndarray]]:
+    """Runs or reads one pass; returns its pieces' names and places."""
+    pieces = []
+    batches = self._batches(np.flatnonzero(self.robust))
+    for number, batch in enumerate(batches):
+      name = f'{step.attack}-{step.index:02d}-{number:05d}'
+      piece = self._read(journal, name, batch)
+      fresh = piece is None
+      if fresh:
+        piece = self._attack_batch(step, batch)
+        journal.save(name, piece)
+      self._apply(step, batch, piece)
+      pieces.append((name, batch))
+      reporter(
+        step.attack, step.index, self.robust, number + 1, len(batches), fresh
+      )
+    return pieces
+
+  def _attack_batch(self, step: Pass, batch: np.ndarray) -> Piece:
+    """Runs one pass on one batch."""
+    padded = self._pad(batch)
+    images = self._images[padded]
+    points, flat = step.run(
+      images,
+      self._labels[padded],
+      np.arange(self._batch_size) < len(batch),
+      images if step.carried is None else step.carried[padded],
+      padded.astype(np.int32),
+      step.rng,
+      np.int32(step.index),
+      self._epsilon,
+    )
+    logits = self._logits(points, batch, step.attack)
+    robust = balls.is_right(logits, self._labels[batch])
+    # Square goes on from all points, the others' robust ones lead nowhere.
+    rows = np.flatnonzero(~robust | (step.carried is not None))
+    return {
+      'indices': batch,
+      'robust': robust,
+      'predictions': _classes(logits),
+      'rows': rows,
+      'points': np.asarray(points)[rows],
+      'zero_gradients': np.sum(np.asarray(flat)[: len(batch)]),
+    }
+
+  def _read(
+    self, journal: Journal, name: str, batch: np.ndarray
+  ) -> Piece | None:
+    """Reads a piece of the journal; None if it has to be computed.
+
+    Pieces of earlier versions hold no predictions: they are predicted again.
+    """
+    piece = journal.load(name, batch)
+    if piece is None or 'predictions' in piece:
+      return piece
+    points = self._images[self._pad(batch)]
+    points[piece['rows']] = piece['points']
+    logits = self._logits(points, batch, name)
+    right = balls.is_right(logits, self._labels[batch])
+    if not np.array_equal(right, piece['robust']):
+      return None
+    piece['predictions'] = _classes(logits)
+    journal.save(name, piece)
+    return piece
+
+  def _apply(self, step: Pass, batch: np.ndarray, piece: Piece) -> None:
+    """Takes in a piece: robust flags, adversarial images, Square's points."""
+    robust, rows, points = (piece[key] for key in ('robust', 'rows', 'points'))
+    self.zero_gradients[step.attack] += int(piece['zero_gradients'])
+    if step.carried is not None:
+      step.carried[batch[rows]] = points
+    broken = ~robust[rows]  # of the rows
+    places = batch[rows[broken]]
+    self.images_adv[places] = points[broken]
+    self.predictions[places] = piece['predictions'][rows[broken]]
+    self.robust[batch] = robust
+
+
+def _classes(logits: np.ndarray) -> np.ndarray:
+  """Predicted classes: [N, K] -> int32 [N]."""
+  return np.argmax(logits, axis=1).astype(np.int32)
+
+
+def make_predict(
+  logits_fn: Callable, map_fn: Callable, noise_rng: chex.PRNGKey | None
+) -> Callable:
+  """Compiles images -> logits.
+
+  Args:
+    logits_fn: images -> logits; with `noise_rng`, (images, key) -> logits.
+    map_fn: (fn, in_axes) -> compiled fn.
+    noise_rng: typed key of the network's noise, folded with the number of the
+      call; None for a network without.
+  """
+  if noise_rng is None:
+    return map_fn(logits_fn, (0,))
+  noisy = map_fn(logits_fn, (0, None))
+  calls = iter(range(2**31))
+  return lambda images: noisy(
+    images, jax.random.fold_in(noise_rng, next(calls))
+  )

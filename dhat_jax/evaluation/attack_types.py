@@ -1,0 +1,317 @@
+"""What an attack of the evaluation is, and the two kinds that there are."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+from dhat_jax.attacks import autoattack
+from dhat_jax.datasets.base import Split
+from dhat_jax.evaluation.evaluator import Target, joined
+from dhat_jax.evaluation.records import (
+  NO_WORKSPACE,
+  Record,
+  Workspace,
+  example_places,
+)
+from dhat_jax.runtime import devices, streams
+
+# What the reference spends; anything less is named in the results.
+STANDARD = {'n_iter': 100, 'n_queries': 5000, 'n_targets': 9}
+# An attack whose own verdict differs from the predictions on its images by
+# more than rounding does not return the images that it judged.
+_DISAGREEMENT = (0.05, 5)  # share of the images, least number
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationAttack(abc.ABC):
+  """An attack on a target, image by image.
+
+  Attributes:
+    title: what the config calls it.
+    outputs: the outputs that it is made against; () for all.
+    made_of: what its record depends on, where `identity` is not enough.
+    expensive: whether it runs after the others.
+  """
+
+  title: str = ''
+  outputs: tuple[str, ...] = ()
+  made_of: Any = None
+  expensive: bool = False
+
+  @property
+  def name(self) -> str:
+    """The name in the results."""
+    return self.title
+
+  def num_images(self, total: int) -> int:
+    """Returns how many images of a split it sees: the first ones."""
+    return total
+
+  def identity(self) -> Any:
+    """Returns what its record depends on beside target and data: a tree."""
+    return self.made_of
+
+  def details(self, record: Record) -> dict[str, Any] | None:
+    """Returns what results.json says of it beside its accuracy, or None."""
+    del record
+
+  @abc.abstractmethod
+  def run(
+    self,
+    target: Target,
+    split: Split,
+    rng: chex.PRNGKey,
+    workspace: Workspace = NO_WORKSPACE,
+  ) -> Record:
+    """Attacks a target.
+
+    Args:
+      target: what is attacked and scored.
+      split: uint8 images; all of them count.
+      rng: typed key of the evaluation, the same for all attacks.
+      workspace: what else it may use.
+    """
+
+  def robust(
+    self, target: Target, split: Split, rng: chex.PRNGKey
+  ) -> np.ndarray:
+    """Returns which images resist: bool [n]. Arguments as in `run`."""
+    return self.run(target, split, rng).robust
+
+  def images_adv(
+    self, target: Target, split: Split, rng: chex.PRNGKey
+  ) -> np.ndarray:
+    """Returns the attacked images: float [n, H, W, C], as `run` makes them."""
+    workspace = Workspace(keep_images=True)
+    return self.run(target, split, rng, workspace).images_adv
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitsAttack(EvaluationAttack):
+  """A batch function on logits, over a whole split.
+
+  Attributes:
+    function: (logits_fn, images float [B, H, W, C], labels int [B], rngs [B],
+      settings) -> (robust bool [B], images_adv); compiled once for each target.
+    settings: a tree of numbers, traced: others compile nothing.
+    stream: attacks of one stream draw the same noise; default: those of one
+      name.
+  """
+
+  function: Callable
+  settings: Any = None
+  stream: str = ''
+
+  def identity(self) -> Any:
+    """Returns settings and stream too."""
+    return {
+      'made_of': self.made_of,
+      'settings': self.settings,
+      'stream': self.stream,
+    }
+
+  def batches(
+    self, target: Target, split: Split, rng: chex.PRNGKey
+  ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+    """Yields (robust [B], images_adv [D, B / D, ...]) of padded batches."""
+    rng = streams.fold_in(rng, self.stream or self.name)
+    return target.attacked(self.function, self.settings, split, rng)
+
+  def robust(
+    self, target: Target, split: Split, rng: chex.PRNGKey
+  ) -> np.ndarray:
+    """Returns the attack's own verdict; other outputs are not predicted."""
+    flags = [robust for robust, _ in self.batches(target, split, rng)]
+    return np.concatenate(flags)[: len(split.labels)]
+
+  def images_adv(
+    self, target: Target, split: Split, rng: chex.PRNGKey
+  ) -> np.ndarray:
+    """Returns the attacked images; no output is predicted."""
+    batches = self.batches(target, split, rng)
+    images = [devices.unshard(images_adv) for _, images_adv in batches]
+    return np.concatenate(images)[: len(split.labels)]
+
+  def run(
+    self,
+    target: Target,
+    split: Split,
+    rng: chex.PRNGKey,
+    workspace: Workspace = NO_WORKSPACE,
+  ) -> Record:
+    """Attacks a target; its predictions on the attacked images decide."""
+    count = len(split.labels)
+    images = _Images(example_places(count), whole=workspace.keep_images)
+    rows, flags = [], []
+    for robust, images_adv in self.batches(target, split, rng):
+      rows.append(target.predict(images_adv))
+      flags.append(robust)
+      images.add(images_adv, len(robust))
+      if workspace.show:
+        workspace.show(f'{min(images.seen, count)}/{count}')
+    record = Record.of(
+      joined(rows, count),
+      split.labels,
+      target.scored,
+      examples=images.examples(split.images.shape[1:]),
+      images_adv=images.joined(count),
+    )
+    self._check(np.concatenate(flags)[:count], record)
+    return record
+
+  def _check(self, robust: np.ndarray, record: Record) -> None:
+    wrong = int((robust != record.robust).sum())
+    share, least = _DISAGREEMENT
+    if wrong > max(share * len(robust), least):
+      raise ValueError(
+        f'{self.name}: got images whose predictions contradict its `robust` on '
+        f'{wrong} of {len(robust)} images; expected the images that it judged'
+      )
+
+
+class _Images:
+  """The attacked images that are asked for, of batch after batch."""
+
+  def __init__(self, places: list[int], *, whole: bool):
+    self._places = places
+    self._whole = [] if whole else None
+    self._examples = []
+    self.seen = 0
+
+  def add(self, images_adv: jax.Array, size: int) -> None:
+    """Takes a batch [D, B / D, ...] of B images."""
+    here = [p - self.seen for p in self._places if 0 <= p - self.seen < size]
+    self.seen += size
+    if self._whole is None and not here:
+      return  # stays on the devices
+    images_adv = devices.unshard(images_adv)
+    self._examples.extend(images_adv[here])
+    if self._whole is not None:
+      self._whole.append(images_adv)
+
+  def examples(self, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns float16 [E, *shape]."""
+    return np.array(self._examples, np.float16).reshape(-1, *shape)
+
+  def joined(self, count: int) -> np.ndarray | None:
+    """Returns float [count, ...], or None if not all were asked for."""
+    return None if self._whole is None else np.concatenate(self._whole)[:count]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnsembleAttack(EvaluationAttack):
+  """AutoAttack with its budget, or one of its attacks; in float32.
+
+  Attributes:
+    epsilon: radius in units of [0, 1].
+    norm: 'linf' or 'l2'.
+    version: 'standard', 'plus', ..., or 'custom'.
+    attacks: names, for 'custom'.
+    n_iter: iterations of APGD and FAB.
+    n_queries: of Square.
+    n_targets: target classes of the targeted attacks.
+    first: attacks the first so many images; 0 for all.
+  """
+
+  epsilon: float
+  norm: str
+  version: str = 'standard'
+  attacks: tuple[str, ...] = ()
+  n_iter: int = STANDARD['n_iter']
+  n_queries: int = STANDARD['n_queries']
+  n_targets: int = STANDARD['n_targets']
+  first: int = 0
+  expensive: bool = True
+
+  @property
+  def budget(self) -> dict[str, Any]:
+    """What differs from the reference's standard evaluation."""
+    labels = {
+      'n_iter': 'n_iter',
+      'n_queries': 'queries',
+      'n_targets': 'targets',
+    }
+    different = {
+      label: getattr(self, key)
+      for key, label in labels.items()
+      if getattr(self, key) != STANDARD[key]
+    }
+    if self.version not in ('standard', 'custom'):
+      different['version'] = self.version
+    if self.first:
+      different['images'] = self.first
+    return different
+
+  @property
+  def name(self) -> str:
+    """The name in the results; a budget that is not standard is part of it."""
+    if not self.budget:
+      return self.title
+    items = ','.join(f'{key}={value}' for key, value in self.budget.items())
+    return f'{self.title}({items})'
+
+  def num_images(self, total: int) -> int:
+    """Returns the smaller of `first` and all."""
+    return min(self.first or total, total)
+
+  def identity(self) -> dict[str, Any]:
+    """Returns the fields, but for whom it is made against."""
+    return {**dataclasses.asdict(self), 'outputs': None, 'made_of': None}
+
+  def details(self, record: Record) -> dict[str, Any]:
+    """Returns accuracies after each of its attacks, budget and warnings."""
+    return {
+      'images': len(record.robust),
+      'epsilon': self.epsilon,
+      'not_standard': self.budget,
+      'accuracy_after': {
+        name: float(flags.mean()) for name, flags in record.flags.items()
+      },
+      'warnings': list(record.warnings),
+    }
+
+  def run(
+    self,
+    target: Target,
+    split: Split,
+    rng: chex.PRNGKey,
+    workspace: Workspace = NO_WORKSPACE,
+  ) -> Record:
+    """Attacks a target; AutoAttack's own predictions decide."""
+    count = self.num_images(len(split.labels))
+    images = np.asarray(split.images[:count], np.float32) / 255
+    labels = split.labels[:count]
+    padded = -(-count // jax.device_count()) * jax.device_count()
+    result = autoattack.autoattack(
+      target.logits_fn(),
+      images,
+      labels,
+      epsilon=self.epsilon,
+      norm=self.norm,
+      version=self.version,
+      attacks=self.attacks or None,
+      rng=rng,
+      batch_size=min(target.evaluator.batch_size, padded),
+      n_iter=self.n_iter,
+      n_queries=self.n_queries,
+      n_targets=self.n_targets,
+      n_restarts=1 if self.version == 'custom' else None,
+      state_dir=workspace.make_folder(),
+      map_fn=devices.pmap_hoisted,
+      progress=workspace.show or False,
+    )
+    shown = Split(result.images_adv, labels)
+    return Record.of(
+      target.evaluator.logits(target.variables, shown),
+      labels,
+      target.scored,
+      predictions=result.predictions,
+      flags=result.flags,
+      warnings=tuple(result.warnings),
+      images_adv=result.images_adv if workspace.keep_images else None,
+    )

@@ -1,0 +1,230 @@
+"""The attacks of the evaluation, by name: the table, and what they are.
+
+A new one is a factory, registered under the name that
+`config.evaluation.attacks` gives; from then on it is in results.json, the
+worst case and the report like all others:
+
+    @attacks.register('momentum_<steps>')
+    def momentum(*, steps, epsilon, step_size):
+      def fn(logits_fn, images, labels, rngs):
+        ...
+        return robust, images_adv
+
+      return attacks.on_logits(fn)
+"""
+
+import dataclasses
+import functools
+import inspect
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dhat_jax.attacks import pgd
+from dhat_jax.attacks.autoattack import checks
+from dhat_jax.evaluation.attack_types import (
+  STANDARD,
+  EnsembleAttack,
+  EvaluationAttack,
+  LogitsAttack,
+)
+from dhat_jax.registry import Registry
+
+# What every factory may take: the config's evaluation says it for all attacks.
+SHARED = (
+  'epsilon',
+  'step_size',
+  'norm',
+  'restarts',
+  'autoattack_version',
+  'autoattack_outputs',
+  'autoattack_images',
+  'autoattack_n_iter',
+  'autoattack_queries',
+  'autoattack_targets',
+)
+EVALUATION_ATTACKS = Registry('evaluation attack', shared=SHARED)
+register = EVALUATION_ATTACKS.register
+
+
+def on_logits(
+  function: Callable, settings: Any = None, **fields: Any
+) -> LogitsAttack:
+  """Returns the evaluation attack of a batch function.
+
+  Args:
+    function: (logits_fn, images, labels, rngs) -> (robust, images_adv), and
+      with `settings` these as a fifth argument; see `LogitsAttack`.
+    settings: a tree of numbers that is traced, so that several attacks share
+      what is compiled.
+    **fields: other attributes of `LogitsAttack`.
+  """
+  if settings is not None:
+    return LogitsAttack(function=function, settings=settings, **fields)
+
+  def without_settings(logits_fn, images, labels, rngs, settings):
+    del settings
+    return function(logits_fn, images, labels, rngs)
+
+  return LogitsAttack(function=without_settings, **fields)
+
+
+def make(name: str, *, where: str = '', **shared: Any) -> EvaluationAttack:
+  """Returns an attack by name.
+
+  Args:
+    name: as in `config.evaluation.attacks`.
+    where: what gave the name, for the error.
+    **shared: values for `SHARED`; a factory is given those that it takes.
+
+  Raises:
+    ValueError: no such name, or a value that the attack cannot do with.
+  """
+  attack = EVALUATION_ATTACKS.make(name, where=where, **shared)
+  made_of = attack.made_of
+  if made_of is None:
+    made_of = _made_of(name, shared)
+  return dataclasses.replace(attack, title=name, made_of=made_of)
+
+
+def _made_of(name: str, shared: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what a user's attack depends on: its arguments and its file."""
+  factory, numbers = EVALUATION_ATTACKS.find(name)
+  taken = inspect.signature(factory).parameters
+  return {
+    **{key: value for key, value in shared.items() if key in taken},
+    **numbers,
+    'text': _text(factory),
+  }
+
+
+def _text(factory: Callable) -> str:
+  """Returns the file that a factory is written in, '' where there is none."""
+  try:
+    path = inspect.getsourcefile(inspect.unwrap(factory))
+  except TypeError:  # an object that can be called
+    path = inspect.getsourcefile(type(factory))
+  if not path or not pathlib.Path(path).is_file():
+    return ''
+  return pathlib.Path(path).read_text(encoding='utf-8')
+
+
+# Clean images, FGSM, PGD and CW: one function, so that they compile once.
+
+
+@functools.cache
+def _gradient_function(norm: str) -> Callable:
+  return pgd.make_evaluation_attack(objective=None, norm=norm)
+
+
+def gradient(settings: pgd.Settings, *, norm: str, **fields) -> LogitsAttack:
+  """Returns an attack along gradients; all of one norm share one compilation.
+
+  Args:
+    settings: of `pgd.make_evaluation_attack`.
+    norm: 'linf' or 'l2'.
+    **fields: other attributes of `LogitsAttack`.
+  """
+  return LogitsAttack(
+    function=_gradient_function(norm),
+    settings=settings,
+    made_of={'gradient': norm},
+    **fields,
+  )
+
+
+@register('clean')
+def clean(*, norm: str) -> LogitsAttack:
+  """The images as they are."""
+  return _one_step(0.0, 0, norm)
+
+
+@register('fgsm')
+def fgsm(*, epsilon: float, norm: str) -> LogitsAttack:
+  """One step of epsilon from the clean image (Goodfellow et al. 2015)."""
+  return _one_step(epsilon, 1, norm)
+
+
+def _one_step(length: float, steps: int, norm: str) -> LogitsAttack:
+  settings = pgd.Settings(length, length, steps, start_scale=0.0)
+  return gradient(settings, norm=norm)
+
+
+@register('pgd_<steps>')
+def projected_gradient(
+  *, steps: int, epsilon: float, step_size: float, restarts: int, norm: str
+) -> LogitsAttack:
+  """Ascent on the cross entropy from a random start (Madry et al. 2018)."""
+  return _ascent('cross_entropy', steps, epsilon, step_size, restarts, norm)
+
+
+@register('cw_<steps>')
+def carlini_wagner(
+  *, steps: int, epsilon: float, step_size: float, restarts: int, norm: str
+) -> LogitsAttack:
+  """Ascent on the margin from a random start (Carlini & Wagner 2017)."""
+  return _ascent('margin', steps, epsilon, step_size, restarts, norm)
+
+
+def _ascent(
+  objective: str,
+  steps: int,
+  epsilon: float,
+  step_size: float,
+  restarts: int,
+  norm: str,
+) -> LogitsAttack:
+  if steps != int(steps) or steps < 1:
+    raise ValueError(
+      f'evaluation attack: got {steps} steps, expected a whole number of at '
+      'least 1'
+    )
+  settings = pgd.Settings(
+    epsilon=epsilon,
+    step_size=step_size,
+    steps=steps,
+    restarts=restarts,
+    start_scale=1.0,
+    objective=tuple(pgd.OBJECTIVES).index(objective),
+  )
+  return gradient(settings, norm=norm)
+
+
+@register('autoattack')
+def whole_autoattack(
+  *,
+  epsilon: float,
+  norm: str,
+  autoattack_version: str = 'standard',
+  autoattack_outputs: tuple[str, ...] = (),
+  autoattack_images: int = 0,
+  autoattack_n_iter: int = STANDARD['n_iter'],
+  autoattack_queries: int = STANDARD['n_queries'],
+  autoattack_targets: int = STANDARD['n_targets'],
+) -> EnsembleAttack:
+  """AutoAttack (Croce & Hein 2020)."""
+  return EnsembleAttack(
+    epsilon=epsilon,
+    norm=norm,
+    version=autoattack_version,
+    outputs=tuple(autoattack_outputs),
+    first=autoattack_images,
+    n_iter=autoattack_n_iter,
+    n_queries=autoattack_queries,
+    n_targets=autoattack_targets,
+  )
+
+
+def _register_alone(name: str) -> None:
+  """Registers one attack of AutoAttack, with one restart."""
+
+  @register(name)
+  @functools.wraps(whole_autoattack)
+  def alone(**options) -> EnsembleAttack:
+    options.pop('autoattack_version', None)
+    whole = whole_autoattack(**options)
+    return dataclasses.replace(whole, version='custom', attacks=(name,))
+
+
+for _name in checks.NAMES:
+  _register_alone(_name)

@@ -1,0 +1,123 @@
+"""What an evaluation runs, as data, and the list of jobs that it makes."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dhat_jax.evaluation.attack_types import EvaluationAttack
+from dhat_jax.evaluation.evaluator import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditPlan:
+  """What the audit of the aggregated output runs.
+
+  Attributes:
+    attack: the white-box attack: PGD on the cross entropy; also made against
+      all other outputs, for transfer, and around the aggregator's ReLU.
+    margin: the same on the margin.
+    largest: the same as `attack`, at a radius that leaves nothing robust.
+    largest_epsilon: that radius.
+    square: random search, or None.
+  """
+
+  attack: EvaluationAttack
+  margin: EvaluationAttack
+  largest: EvaluationAttack
+  largest_epsilon: float
+  square: EvaluationAttack | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What to evaluate.
+
+  Attributes:
+    clean: the images as they are.
+    attacks: made against each output.
+    sweep: {radius, as text: attack}.
+    loss_by_steps: {number of steps, as text: attack}.
+    audit: of the aggregated output, or None.
+    export_images: whether to write the adversarial images of `attacks`.
+  """
+
+  clean: EvaluationAttack
+  attacks: tuple[EvaluationAttack, ...]
+  sweep: Mapping[str, EvaluationAttack] = dataclasses.field(
+    default_factory=dict
+  )
+  loss_by_steps: Mapping[str, EvaluationAttack] = dataclasses.field(
+    default_factory=dict
+  )
+  audit: AuditPlan | None = None
+  export_images: bool = False
+
+  def against(self, output: str) -> list[EvaluationAttack]:
+    """Returns the attacks of the list that are made against an output."""
+    return [a for a in self.attacks if not a.outputs or output in a.outputs]
+
+
+class Job(NamedTuple):
+  """One attack on one target; makes one record."""
+
+  target: Target
+  attack: EvaluationAttack
+
+  @property
+  def key(self) -> tuple[str, str]:
+    """Names of the target and of the attack: the record's key."""
+    return self.target.name, self.attack.name
+
+
+def jobs(
+  plan: Plan,
+  targets: Mapping[str, Target],
+  *,
+  audited: str | None = None,
+  bypass: Target | None = None,
+) -> list[Job]:
+  """Lists all that an evaluation makes, each once, the cheap ones first.
+
+  Args:
+    plan: what to evaluate.
+    targets: {output: target}.
+    audited: the output that the audit is of, or None.
+    bypass: the audited output with gradients around the aggregator's ReLU, or
+      None where there is none.
+
+  Raises:
+    ValueError: two different attacks of one name.
+  """
+  unique: dict[Any, Job] = {}
+  for job in _all_jobs(plan, targets, audited, bypass):
+    other = unique.setdefault(job.key, job)
+    if other.attack != job.attack:
+      raise ValueError(
+        f'attacks: got two that are called {job.attack.name!r} and differ, '
+        'expected different names'
+      )
+  return sorted(unique.values(), key=lambda job: job.attack.expensive)
+
+
+def _all_jobs(
+  plan: Plan,
+  targets: Mapping[str, Target],
+  audited: str | None,
+  bypass: Target | None,
+) -> Iterator[Job]:
+  for output, target in targets.items():
+    attacks: Sequence[EvaluationAttack] = [
+      plan.clean,
+      *plan.against(output),
+      *plan.sweep.values(),
+      *plan.loss_by_steps.values(),
+    ]
+    yield from (Job(target, attack) for attack in attacks)
+  if plan.audit is None or audited is None:
+    return
+  audit = plan.audit
+  yield from (Job(target, audit.attack) for target in targets.values())
+  white_box = [audit.margin, audit.largest, audit.square]
+  yield from (Job(targets[audited], a) for a in white_box if a is not None)
+  if bypass is not None:
+    yield Job(bypass, audit.attack)

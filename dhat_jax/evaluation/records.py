@@ -1,0 +1,301 @@
+"""What an attack found, image by image; made once, kept on disk."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import chex
+import numpy as np
+
+from dhat_jax.datasets.base import Split
+from dhat_jax.evaluation.evaluator import Target
+from dhat_jax.evaluation.store import Arrays, Store
+from dhat_jax.runtime import devices, files
+
+# How many attacked images each record has, for people to look at.
+EXAMPLES = 10
+# The class predicted of logits that are not finite: none.
+NO_CLASS = -1
+_PREDICTIONS = '_predictions'
+_FLAGS = 'flags/'
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Returns each example's loss: [N, K], [N] -> float64 [N]."""
+  logits = logits.astype(np.float64)
+  with np.errstate(invalid='ignore'):  # NaN in, NaN out
+    logits = logits - logits.max(axis=1, keepdims=True)
+    normaliser = np.log(np.exp(logits).sum(axis=1))
+    return normaliser - logits[np.arange(len(labels)), labels]
+
+
+def predicted(logits: np.ndarray) -> np.ndarray:
+  """Returns each example's class, `NO_CLASS` if a logit is not finite.
+
+  Args:
+    logits: [N, K].
+
+  Returns:
+    int32 [N].
+  """
+  finite = np.isfinite(logits).all(axis=1)
+  return np.where(finite, logits.argmax(axis=1), NO_CLASS).astype(np.int32)
+
+
+def example_places(count: int) -> list[int]:
+  """Returns evenly spaced places: a split may be sorted by class."""
+  places = np.linspace(0, count - 1, min(EXAMPLES, count))
+  return [int(place) for place in places.round()]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Record:
+  """What an attack found on n images; made by `of`, or read by `from_arrays`.
+
+  Attributes:
+    output: the scored one.
+    robust: bool [n]: the scored output predicts the label.
+    losses: float64 [n], its cross entropy.
+    predictions: {output: int32 [n]} on the attacked images, of all outputs.
+    examples: float16 [E, H, W, C], the attacked images at `example_places`, or
+      None.
+    flags: {attack: bool [n]}: robust to the attacks of an ensemble up to this
+      one, in the order in which they ran.
+    warnings: what casts doubt on it.
+    images_adv: float [n, H, W, C] where they were asked for; not kept on disk.
+  """
+
+  output: str
+  robust: np.ndarray
+  losses: np.ndarray
+  predictions: Mapping[str, np.ndarray]
+  examples: np.ndarray | None = None
+  flags: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  warnings: tuple[str, ...] = ()
+  images_adv: np.ndarray | None = None
+
+  @classmethod
+  def of(
+    cls,
+    logits: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    output: str,
+    *,
+    predictions: np.ndarray | None = None,
+    **more: Any,
+  ) -> 'Record':
+    """Returns the record of attacked images.
+
+    Args:
+      logits: {output: [n, K]} on the attacked images.
+      labels: int [n].
+      output: the scored one.
+      predictions: int [n] of the scored output, where the attack made them
+        itself; default: those of `logits`.
+      **more: other attributes.
+
+    Raises:
+      ValueError: it disagrees with itself.
+    """
+    classes = {name: predicted(rows) for name, rows in logits.items()}
+    if predictions is not None:
+      classes[output] = np.asarray(predictions, np.int32)
+    record = cls(
+      output=output,
+      robust=classes[output] == labels,
+      losses=cross_entropy(logits[output], labels),
+      predictions=classes,
+      **more,
+    )
+    record.check(labels)
+    return record
+
+  def check(self, labels: np.ndarray) -> None:
+    """Raises ValueError if the record disagrees with itself.
+
+    Args:
+      labels: int [n].
+    """
+    sizes = {len(a) for a in (self.robust, self.losses, *self._per_image())}
+    if sizes != {len(labels)}:
+      raise ValueError(
+        f'record: got {sorted(sizes)} images, expected {len(labels)} everywhere'
+      )
+    said = {'predictions': self.predictions[self.output] == labels}
+    if self.flags:
+      name, flags = list(self.flags.items())[-1]
+      said[f'flags of {name!r}'] = flags
+    for what, flags in said.items():
+      wrong = int((flags != self.robust).sum())
+      if wrong:
+        raise ValueError(
+          f'record: the {what} and `robust` disagree on {wrong} of '
+          f'{len(labels)} images; expected the same'
+        )
+
+  def _per_image(self) -> list[np.ndarray]:
+    return [*self.predictions.values(), *self.flags.values()]
+
+  def scored(self, output: str, labels: np.ndarray) -> np.ndarray:
+    """Returns where another output is right on these images: transfer.
+
+    Args:
+      output: of the evaluated network.
+      labels: int [N], the first n of which belong to the record.
+
+    Returns:
+      bool [n].
+    """
+    predictions = self.predictions[output]
+    return predictions == labels[: len(predictions)]
+
+  def arrays(self) -> Arrays:
+    """Returns what is kept on disk: see docs/results_schema.md."""
+    arrays = {'robust': self.robust, 'losses': self.losses}
+    for name, values in self.predictions.items():
+      arrays[f'{name}{_PREDICTIONS}'] = values
+    for name, values in self.flags.items():
+      arrays[f'{_FLAGS}{name}'] = values
+    if self.examples is not None:
+      arrays['examples'] = self.examples
+    if self.flags or self.warnings:
+      arrays['warnings'] = np.array(self.warnings, dtype=np.str_)
+    return arrays
+
+  @classmethod
+  def from_arrays(
+    cls, arrays: Arrays, labels: np.ndarray, output: str
+  ) -> 'Record':
+    """Inverts `arrays`.
+
+    Args:
+      arrays: of the file.
+      labels: int [N], the first n of which belong to the record.
+      output: the scored one.
+
+    Raises:
+      ValueError: it disagrees with itself.
+    """
+    record = cls(
+      output=output,
+      robust=arrays['robust'],
+      losses=arrays['losses'],
+      predictions={
+        key.removesuffix(_PREDICTIONS): values
+        for key, values in arrays.items()
+        if key.endswith(_PREDICTIONS)
+      },
+      flags={
+        key.removeprefix(_FLAGS): values
+        for key, values in arrays.items()
+        if key.startswith(_FLAGS)
+      },
+      examples=arrays.get('examples'),
+      warnings=tuple(np.asarray(arrays.get('warnings', ())).tolist()),
+    )
+    record.check(labels[: len(record.robust)])
+    return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+  """What an attack may use beside its target and images.
+
+  Attributes:
+    keep_images: whether the record is to have all attacked images.
+    make_folder: returns a folder for what lets a killed attack go on, or None
+      for nowhere; created at the call.
+    show: shows a line of progress.
+  """
+
+  keep_images: bool = False
+  make_folder: Callable[[], str | None] = lambda: None
+  show: Callable[[str], Any] | None = None
+
+
+NO_WORKSPACE = Workspace()
+
+
+class Recorder:
+  """Makes the records of one split, or reads those that are there."""
+
+  def __init__(
+    self,
+    split: Split,
+    store: Store,
+    *,
+    rng: chex.PRNGKey,
+    export: Sequence[str] = (),
+    show: Callable[[str], Any] | None = None,
+  ):
+    """Creates it; nothing is attacked yet.
+
+    Args:
+      split: uint8 images; all of them count.
+      store: of the finished records.
+      rng: typed key of all noise.
+      export: the attacks whose images are written, below the store's folder.
+      show: shows a line of progress, or None.
+    """
+    self._split = split
+    self._store = store
+    self._rng = rng
+    self._export = () if store.directory is None else tuple(export)
+    self._show = show
+
+  def record(self, target: Target, attack: Any) -> Record:
+    """Returns what an `EvaluationAttack` finds on a target.
+
+    Raises:
+      ValueError: a record of other images than the attack says, or one that
+        disagrees with itself.
+    """
+    name = f'{target.name}/{attack.name}'
+    path = self._images_path(target.name, attack.name)
+
+    def make() -> Arrays:
+      record = attack.run(
+        target,
+        self._split,
+        self._rng,
+        Workspace(
+          keep_images=path is not None,
+          make_folder=lambda: self._store.folder(name, attack.identity()),
+          show=self._show and (lambda text: self._show(f'{name} {text}')),
+        ),
+      )
+      self._write_images(path, record)
+      return record.arrays()
+
+    arrays = self._store.get(
+      name,
+      attack.identity(),
+      make,
+      again=path is not None and not os.path.exists(path),
+    )
+    labels = self._split.labels
+    record = Record.from_arrays(arrays, labels, target.scored)
+    expected = attack.num_images(len(labels))
+    if len(record.robust) != expected:
+      raise ValueError(
+        f'{name}: got a record of {len(record.robust)} images, expected '
+        f'{expected}'
+      )
+    return record
+
+  def _images_path(self, target: str, attack: str) -> str | None:
+    if attack not in self._export:
+      return None
+    folder = os.path.join(self._store.directory, 'images', target)
+    return os.path.join(folder, f'{attack}.npz')
+
+  def _write_images(self, path: str | None, record: Record) -> None:
+    if path is None or not devices.is_first():
+      return
+    arrays = {
+      'images_adv': record.images_adv,
+      'labels': self._split.labels[: len(record.robust)],
+      'robust': record.robust,
+    }
+    files.write_npz(path, arrays)

@@ -1,0 +1,51 @@
+"""One step of evaluation under attack: a factory of pure functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+from dhat_jax.datasets.batches import prepare
+from dhat_jax.runtime import devices
+
+
+def make_eval_step(
+  *,
+  net: Any,
+  output: str,
+  attack: Callable,
+  axis_name: str | None = None,
+  returns_images: bool = False,
+) -> Callable:
+  """Creates one step of evaluation under attack.
+
+  Args:
+    net: the network; or what has its `apply(variables, images) -> Outputs`.
+    output: the output that is attacked and scored, a key of
+      `models.outputs.OUTPUTS`.
+    attack: (logits_fn, images, labels, rngs, settings) -> (robust [B] bool,
+      images_adv). `settings` is a tree of numbers that may change from call
+      to call without recompiling (epsilon, number of steps, ...).
+    axis_name: the mapped axis under `pmap`, or None.
+    returns_images: whether to return (robust, images_adv) instead, the images
+      of this replica [B, ...].
+
+  Returns:
+    (variables, batch, rng, offset, settings) -> robust bool [global B], False
+    where the mask is. `rng` is folded per example by `offset` plus its place
+    in the batch, so that results do not depend on the batch size.
+  """
+
+  def step(variables, batch, rng, offset, settings):
+    batch = prepare(batch)
+    images, labels = batch['images'], batch['labels']
+    rngs = devices.example_rngs(rng, images.shape[0], axis_name, offset)
+    robust, images_adv = attack(
+      lambda inputs: net.apply(variables, inputs).select(output),
+      images,
+      labels,
+      rngs,
+      settings,
+    )
+    robust = devices.all_gather(robust & (batch['mask'] > 0), axis_name)
+    return (robust, images_adv) if returns_images else robust
+
+  return step

@@ -1,0 +1,179 @@
+"""Turns `config.evaluation` into what the evaluation runs."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+from flax import linen as nn
+
+from dhat_jax.attacks import balls, pgd
+from dhat_jax.attacks.autoattack import checks
+from dhat_jax.evaluation import aggregator_analysis, attacks
+from dhat_jax.evaluation.attack_types import EvaluationAttack, LogitsAttack
+from dhat_jax.evaluation.evaluator import Evaluator
+from dhat_jax.evaluation.plan import AuditPlan, Plan
+from dhat_jax.from_config.values import (
+  at_least,
+  choose,
+  in_unit,
+  lengths_255,
+)
+from dhat_jax.models.outputs import OUTPUTS
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+# A radius from which on nothing may stay robust, in radii of the evaluation.
+LARGEST = 4
+_WHERE = 'config.evaluation'
+
+
+def make_evaluator(
+  config: ml_collections.ConfigDict, net: nn.Module
+) -> Evaluator:
+  """Returns the evaluator of a network, in the evaluation's precision."""
+  spec = config.evaluation
+  dtype = choose(f'{_WHERE}.dtype', spec.dtype, DTYPES)
+  return Evaluator(
+    net.clone(dtype=dtype, axis_name=None),
+    batch_size=at_least(f'{_WHERE}.batch_size', spec.batch_size),
+  )
+
+
+def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
+  """Returns all that a network's evaluation runs.
+
+  Args:
+    config: the run's config.
+    net: the network, for its outputs.
+
+  Raises:
+    ValueError: any value that is out of its range.
+  """
+  spec = config.evaluation
+  shared = _shared(spec)
+  names = tuple(spec.attacks)
+  if not names or len(set(names)) < len(names):
+    raise ValueError(f'{_WHERE}.attacks: got {names}, expected different names')
+  where = f'{_WHERE}.attacks'
+  audited = aggregator_analysis.aggregated(net.outputs)
+  audit = _audit(spec, shared)  # mistakes show even if it does not run
+  return Plan(
+    clean=attacks.make('clean', **shared),
+    attacks=tuple(attacks.make(n, where=where, **shared) for n in names),
+    sweep=_sweep(spec),
+    loss_by_steps=_loss_by_steps(spec, shared),
+    audit=audit if audited and spec.audit else None,
+    export_images=spec.export_images,
+  )
+
+
+def validation_attacks(
+  config: ml_collections.ConfigDict,
+) -> tuple[EvaluationAttack, EvaluationAttack]:
+  """Returns (clean, the attack that model selection is made by).
+
+  Raises:
+    ValueError: no such attack, or one that takes too long.
+  """
+  where, name = 'config.validation.attack', config.validation.attack
+  shared = _shared(config.evaluation)
+  attack = attacks.make(name, where=where, **shared)
+  if attack.expensive:
+    raise ValueError(
+      f'{where}: got {name!r}, expected an attack that takes seconds, as '
+      "'clean', 'fgsm' or 'pgd_<steps>'"
+    )
+  return attacks.make('clean', **shared), attack
+
+
+def _shared(spec: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns what all attacks are given; every value is checked."""
+  own = f'{_WHERE}.autoattack_'
+  for output in spec.autoattack_outputs:
+    choose(f'{own}outputs', output, tuple(OUTPUTS))
+  return {
+    'epsilon': in_unit(spec, 'epsilon', _WHERE),
+    'step_size': in_unit(spec, 'step_size', _WHERE),
+    'norm': choose(f'{_WHERE}.norm', spec.norm, balls.NORMS),
+    'restarts': at_least(f'{_WHERE}.restarts', spec.restarts),
+    'autoattack_version': choose(
+      f'{own}version', spec.autoattack_version, tuple(checks.VERSIONS)
+    ),
+    'autoattack_outputs': tuple(spec.autoattack_outputs),
+    'autoattack_images': at_least(f'{own}images', spec.autoattack_images, 0),
+    'autoattack_n_iter': at_least(f'{own}n_iter', spec.autoattack_n_iter),
+    'autoattack_queries': at_least(f'{own}queries', spec.autoattack_queries),
+    'autoattack_targets': at_least(f'{own}targets', spec.autoattack_targets),
+  }
+
+
+def _stronger(title: str, radius: float, steps: int, norm: str) -> LogitsAttack:
+  """PGD with steps that cross the ball 2.5 times, at another radius."""
+  settings = pgd.Settings(
+    epsilon=radius,
+    step_size=2.5 * radius / steps,
+    steps=steps if radius else 0,
+    start_scale=1.0 if radius else 0.0,
+  )
+  return attacks.gradient(settings, norm=norm, title=title, stream='sweep')
+
+
+def _sweep(spec: ml_collections.ConfigDict) -> dict[str, LogitsAttack]:
+  steps = at_least(f'{_WHERE}.sweep_steps', spec.sweep_steps)
+  radii = lengths_255(f'{_WHERE}.sweep_epsilons_255', spec.sweep_epsilons_255)
+  return {
+    label: _stronger(
+      f'sweep_{label.removesuffix("/255")}', radius, steps, spec.norm
+    )
+    for label, radius in radii.items()
+  }
+
+
+def _loss_by_steps(
+  spec: ml_collections.ConfigDict, shared: dict[str, Any]
+) -> dict[str, EvaluationAttack]:
+  """PGD from one start, cut after so many steps; 0 is the clean image."""
+  once = {**shared, 'restarts': 1}
+  names = {
+    steps: f'pgd_{steps}'
+    if at_least(f'{_WHERE}.loss_steps', steps, 0)
+    else 'clean'
+    for steps in spec.loss_steps
+  }
+  return {
+    str(steps): dataclasses.replace(
+      attacks.make(name, **once), title=f'loss_{steps}', stream='loss'
+    )
+    for steps, name in names.items()
+  }
+
+
+def _audit(
+  spec: ml_collections.ConfigDict, shared: dict[str, Any]
+) -> AuditPlan:
+  steps = at_least(f'{_WHERE}.audit_steps', spec.audit_steps)
+  queries = at_least(f'{_WHERE}.audit_queries', spec.audit_queries, 0)
+  sweep = _sweep(spec)
+  radii = [attack.settings.epsilon for attack in sweep.values()]
+  radius = max([LARGEST * shared['epsilon'], *radii])
+  if spec.norm == 'linf':
+    radius = min(radius, 1.0)
+  title = f'sweep_{255 * radius:g}'
+  titles = {attack.title: attack for attack in sweep.values()}
+  largest = titles.get(title) or _stronger(
+    title, radius, spec.sweep_steps, spec.norm
+  )
+  few = {
+    **shared,
+    'autoattack_queries': queries,
+    'autoattack_outputs': (),
+    'autoattack_n_iter': attacks.STANDARD['n_iter'],
+    'autoattack_targets': attacks.STANDARD['n_targets'],
+  }
+  return AuditPlan(
+    attack=attacks.make(f'pgd_{steps}', **shared),
+    margin=attacks.make(f'cw_{steps}', **shared),
+    largest=largest,
+    largest_epsilon=largest.settings.epsilon,
+    square=attacks.make('square', **few) if queries else None,
+  )

@@ -1,0 +1,90 @@
+"""Convolution for CPUs, whose input gradient stays fast inside loops."""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+from jax import lax
+
+_DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+
+# The platform that networks are traced for; None: JAX's default backend.
+# `with compiling_for('tpu'):` traces them for a machine that is not there, as
+# an estimate of a network's memory does. `jax.jit` caches each value apart.
+compiling_for = jax.make_user_context(None)
+
+
+def conv_general_dilated(
+  lhs: chex.Array, rhs: chex.Array, window_strides, padding, **options: Any
+) -> chex.Array:
+  """The convolution that `nn.Conv` calls: `loop_conv` on the CPU."""
+  platform = compiling_for.value or jax.default_backend()
+  if platform != 'cpu':
+    return lax.conv_general_dilated(
+      lhs, rhs, window_strides, padding, **options
+    )
+  return loop_conv(
+    lhs, rhs, tuple(window_strides), tuple(tuple(pad) for pad in padding)
+  )
+
+
+def _plain_conv(inputs, kernel, strides, padding):
+  return lax.conv_general_dilated(
+    inputs, kernel, strides, padding, dimension_numbers=_DIMENSIONS
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def loop_conv(inputs, kernel, strides, padding):
+  """Convolution whose input gradient stays fast inside loops on the CPU.
+
+  XLA's CPU compiler rewrites the input gradient of a convolution to its fast
+  form outside loops only; inside `fori_loop`, `scan` and `while_loop` the
+  gradient keeps a transposed-kernel form that runs several times slower. Here
+  the input gradient is written as an ordinary convolution with the flipped,
+  transposed kernel, behind a barrier which keeps XLA from undoing it. Values
+  and gradients are those of `lax.conv_general_dilated`.
+
+  Args:
+    inputs: [B, H, W, C].
+    kernel: [h, w, C, F].
+    strides: (int, int).
+    padding: ((low, high), (low, high)), explicit.
+
+  Returns:
+    [B, H', W', F].
+  """
+  return _plain_conv(inputs, kernel, strides, padding)
+
+
+def _loop_conv_forward(inputs, kernel, strides, padding):
+  return _plain_conv(inputs, kernel, strides, padding), (inputs, kernel)
+
+
+def _loop_conv_backward(strides, padding, residuals, cotangent):
+  inputs, kernel = residuals
+  flipped = lax.optimization_barrier(
+    kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+  )  # [h, w, F, C]
+  pads = []
+  for axis in range(2):
+    low = kernel.shape[axis] - 1 - padding[axis][0]
+    dilated = (cotangent.shape[1 + axis] - 1) * strides[axis] + 1
+    total = inputs.shape[1 + axis] + kernel.shape[axis] - 1 - dilated
+    pads.append((low, total - low))
+  grad_inputs = lax.conv_general_dilated(
+    cotangent,
+    flipped,
+    (1, 1),
+    pads,
+    lhs_dilation=strides,
+    dimension_numbers=_DIMENSIONS,
+  )
+  _, kernel_vjp = jax.vjp(
+    lambda k: _plain_conv(inputs, k, strides, padding), kernel
+  )
+  return grad_inputs, kernel_vjp(cotangent)[0]
+
+
+loop_conv.defvjp(_loop_conv_forward, _loop_conv_backward)

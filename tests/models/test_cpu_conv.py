@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from dhat_jax.models import cpu_conv, layers
+from tests.models.convolutions import assert_close, plain_conv, random_arrays
+
+PADDED = ((1, 1), (1, 1))
+# (height, width, kernel size, strides, padding)
+CASES = [
+  ((8, 8), 3, (1, 1), PADDED),
+  ((8, 8), 3, (2, 2), PADDED),  # the last row and column are left over
+  ((7, 5), 3, (2, 2), PADDED),  # odd: nothing is left over
+  ((6, 9), 3, (2, 1), ((0, 1), (2, 0))),  # nothing symmetric
+  ((8, 7), 1, (2, 2), ((0, 0), (0, 0))),  # shortcut
+  ((9, 9), 5, (3, 3), ((2, 2), (0, 0))),
+  ((4, 4), 4, (2, 2), PADDED),  # even kernel
+]
+
+
+def gradients_of(conv, strides, padding):
+  """((loss, output), gradients); every output has its own weight."""
+
+  def loss(inputs, kernel):
+    out = conv(inputs, kernel, strides, padding)
+    return jnp.sum(jnp.sin(out)), out
+
+  return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+
+
+@pytest.mark.parametrize(('size', 'kernel_size', 'strides', 'padding'), CASES)
+def test_loop_conv_equals_lax(size, kernel_size, strides, padding):
+  arrays = random_arrays(size, kernel_size)
+  got, expected = (
+    jax.jit(gradients_of(conv, strides, padding))(*arrays)
+    for conv in (cpu_conv.loop_conv, plain_conv)
+  )
+  assert_close(got, expected)
+
+
+def test_loop_conv_in_bfloat16():
+  arrays = [jnp.asarray(a, jnp.bfloat16) for a in random_arrays((8, 8), 3)]
+  got, expected = (
+    jax.jit(gradients_of(conv, (2, 2), PADDED))(*arrays)
+    for conv in (cpu_conv.loop_conv, plain_conv)
+  )
+  assert {leaf.dtype for leaf in got[1]} == {jnp.dtype(jnp.bfloat16)}
+  assert_close(got, expected, tolerance=0.1)
+
+
+def test_loop_conv_inside_fori_loop():
+  def ascend(conv):
+    gradients = gradients_of(conv, (2, 2), PADDED)
+
+    def body(_, carry):
+      _, grads = gradients(*carry)
+      return jax.tree.map(lambda a, g: a + 0.01 * g, carry, grads)
+
+    return jax.jit(lambda *carry: lax.fori_loop(0, 3, body, carry))
+
+  arrays = random_arrays((7, 7), 3)
+  got = ascend(cpu_conv.loop_conv)(*arrays)
+  assert_close(got, ascend(plain_conv)(*arrays))
+  assert np.abs(got[0] - arrays[0]).max() > 0.01
+
+
+@pytest.mark.parametrize('in_axes', [(0, None), (0, 0)])
+def test_loop_conv_under_vmap(in_axes):
+  arrays = [
+    array if axis is None else np.stack([array, 0.5 * array, -array])
+    for array, axis in zip(random_arrays((6, 6), 3), in_axes, strict=True)
+  ]
+  got, expected = (
+    jax.jit(jax.vmap(gradients_of(conv, (2, 2), PADDED), in_axes))(*arrays)
+    for conv in (cpu_conv.loop_conv, plain_conv)
+  )
+  assert_close(got, expected)
+
+
+def test_conv_uses_loop_conv_on_the_cpu():
+  variables = {'params': {'kernel': np.ones((3, 3, 3, 4))}}
+  gradient = jax.grad(lambda x: layers.conv(4, 3, 2).apply(variables, x).sum())
+  jaxpr = jax.make_jaxpr(gradient)(np.ones((1, 8, 8, 3), np.float32))
+  assert 'optimization_barrier' in str(jaxpr)
+
+
+def test_platform_to_compile_for():
+  variables = {'params': {'kernel': np.ones((3, 3, 3, 4))}}
+
+  @jax.jit
+  def gradient(images):
+    return jax.grad(
+      lambda images: layers.conv(4, 3, 2).apply(variables, images).sum()
+    )(images)
+
+  def uses_loop_conv(platform):
+    images = np.ones((1, 8, 8, 3), np.float32)
+    with cpu_conv.compiling_for(platform):
+      return 'optimization_barrier' in str(gradient.trace(images).jaxpr)
+
+  assert uses_loop_conv('cpu')
+  assert not uses_loop_conv('tpu')
+  assert uses_loop_conv(None) == (jax.default_backend() == 'cpu')
