@@ -1,13 +1,13 @@
 """Draws docs/dhat.svg: the network, and what each of its stages trains.
 
-python docs/make_figure.py            write it
-python docs/make_figure.py --check    exit with 1 if it is out of date
+python docs/tools/figure.py            write it
+python docs/tools/figure.py --check    exit with 1 if it is out of date
 """
 
 import pathlib
 import sys
 
-PATH = pathlib.Path(__file__).with_name('dhat.svg')
+PATH = pathlib.Path(__file__).parents[1] / 'dhat.svg'
 WIDTH, HEIGHT = 840, 500
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 INK, BLUE, RED = '#222222', '#0072B2', '#D55E00'
@@ -193,7 +193,7 @@ def main():
   if '--check' not in sys.argv[1:]:
     PATH.write_text(figure())
   elif PATH.read_text() != figure():
-    sys.exit(f'{PATH} is out of date: run python docs/make_figure.py')
+    sys.exit(f'{PATH} is out of date: run python docs/tools/figure.py')
 
 
 if __name__ == '__main__':

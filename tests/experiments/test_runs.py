@@ -1,4 +1,4 @@
-"""The experiments: statistics, tables, stages in common, equal terms."""
+"""The experiments: stages in common, equal terms, from end to end."""
 
 import json
 import os
@@ -10,141 +10,16 @@ import pytest
 
 from dhat_jax import build
 from dhat_jax.training import loop
-from experiments import (
-  ablations,
-  cifar10_jpeg,
-  digits,
-  runs,
-  statistics,
-  tables,
-)
+from experiments import ablations, cifar10_jpeg, digits, runs, tables
 from experiments.runs import Entry, Run
 from tests.helpers import tiny_run
 from tests.helpers.tiny import flat
-
-
-def test_mean_and_deviation():
-  assert statistics.mean_and_deviation([1, 2, 3, 6]) == pytest.approx(
-    (3.0, np.sqrt((4 + 1 + 0 + 9) / 3))
-  )
-  mean, deviation = statistics.mean_and_deviation([4.0])
-  assert mean == 4
-  assert np.isnan(deviation)
-
-
-def test_over_seeds_by_hand():
-  # Differences 1, 2, 3: mean 2, error 1 / sqrt(3); t of 2 degrees of freedom
-  # at 97.5 % is 4.30265.
-  found = statistics.over_seeds([2, 4, 6], [1, 2, 3])
-  reach = 4.30265 / np.sqrt(3)
-  assert found == pytest.approx((2, 2 - reach, 2 + reach), abs=1e-4)
-
-
-def test_over_images_by_hand():
-  # 10 images: 3 only one network gets right, 1 only the other.
-  right = [1, 1, 1, 0, 1, 1, 0, 0, 1, 0]
-  baseline = [0, 0, 0, 1, 1, 1, 0, 0, 1, 0]
-  # Variance of the differences: (3 + 1) / 10 - .2 ** 2 = .36.
-  reach = 1.95996 * 0.6 / np.sqrt(10)
-  found = statistics.over_images(right, baseline)
-  assert found == pytest.approx((0.2, 0.2 - reach, 0.2 + reach), abs=1e-5)
-
-
-@pytest.mark.parametrize(
-  'compare', [statistics.over_seeds, statistics.over_images]
-)
-def test_what_is_not_paired_is_refused(compare):
-  with pytest.raises(ValueError, match='got 2 and 3'):
-    compare([1, 0], [1, 0, 1])
 
 
 def test_pack():
   flags = np.random.default_rng(0).random(37) < 0.5
   np.testing.assert_array_equal(runs.unpack(runs.pack(flags)), flags)
   assert runs.pack(np.array([True, False, True])) == '3:a0'
-
-
-def row(variant, seed, clean, robust, *, output='main', flags=None):
-  images = np.arange(10) < robust / 10
-  return {
-    'group': 'trades',
-    'variant': variant,
-    'seed': seed,
-    'output': output,
-    'accuracy': {'clean': clean / 100, 'autoattack(images=5)': robust / 100},
-    'worst_case': robust / 100,
-    'images': {
-      'clean': runs.pack(np.arange(10) < clean / 10),
-      'autoattack(images=5)': runs.pack(images),
-    },
-    'red_flags': flags,
-    'parameters': 1234,
-    'training_gmacs': 10.0 if variant == 'single head' else 25.0,
-    'n_test': 10,
-    'epsilon': 0.2,
-  }
-
-
-def record(rows):
-  return {
-    'data': 'some images',
-    'missing': 2,
-    'machine': {
-      'device': 'cpu',
-      'cores': 2,
-      'processor': 'a CPU',
-      'versions': {'jax': '1.2'},
-    },
-    'rows': rows,
-  }
-
-
-def test_tables_of_two_seeds():
-  found = record(
-    [
-      row('single head', 0, 90, 50),
-      row('DH-AT, pairwise', 0, 91, 53, flags=['square']),
-      row('DH-AT, pairwise', 1, 93, 52, flags=[]),
-      row('single head', 1, 92, 50),
-    ]
-  )
-  lines = tables.table(found, 'accuracies')
-  assert 'AutoAttack (short)' in lines[0]
-  deviation = '1.4'  # of two values that differ by 2: sqrt(2)
-  assert lines[2] == (
-    f'| trades | single head | 1,234 | 1.00 | 91.0 ± {deviation} | 50.0 ± 0.0 '
-    '| 50.0 ± 0.0 |  | 2 |'
-  )
-  assert lines[3].endswith(' 52.5 ± 0.7 | 1 of 2 | 2 |')
-  assert '| 2.50 |' in lines[3]
-  assert '2 rows are not made yet' in lines[-1]
-  assert '`autoattack(images=5)`' in lines[-1]
-  lines = tables.table(found, 'differences')
-  # Clean: twice 1. Robust: 3 and 2; t of 1 degree of freedom 12.7062.
-  reach = 12.7062 * 0.5
-  assert lines[2] == (
-    '| trades | DH-AT, pairwise − single head | **+1.0 [+1.0, +1.0]** | '
-    f'+2.5 [{2.5 - reach:+.1f}, {2.5 + reach:+.1f}] | '
-    f'+2.5 [{2.5 - reach:+.1f}, {2.5 + reach:+.1f}] |'
-  )
-  assert len(lines) == 5
-  assert 'as 1 of 3 do (by chance alone about 0 would)' in lines[-1]
-  assert tables.table(found, 'summary') == lines
-
-
-def test_table_of_one_seed_compares_images():
-  lines = tables.table(
-    record([row('single head', 0, 90, 50), row('DH-AT, mean', 0, 90, 60)]),
-    'differences',
-  )
-  reach = 100 * 1.95996 * 0.3 / np.sqrt(10)
-  assert lines[2] == (
-    '| trades | DH-AT, mean − single head | +0.0 [+0.0, +0.0] | '
-    f'+10.0 [{10 - reach:+.1f}, {10 + reach:+.1f}] | +10.0 |'
-  )
-  assert 'nothing is known of other seeds' in lines[-1]
-  # The worst case is not known by image.
-  assert 'as 0 of 2 do' in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,10 @@
 """Draws docs/performance.svg and docs/results.svg from docs/results/*.json.
 
-python docs/make_plots.py
+python docs/tools/plots.py
 
 Needs matplotlib.
 """
 
-import json
 import pathlib
 import sys
 
@@ -14,8 +13,9 @@ import matplotlib
 matplotlib.use('svg')
 import matplotlib.pyplot as plt
 
-DOCS = pathlib.Path(__file__).parent
+DOCS = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(DOCS.parent))
+from dhat_jax.runtime import documents  # noqa: E402
 from experiments import tables  # noqa: E402
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -23,7 +23,7 @@ BLUE, ORANGE, GREY = '#0072B2', '#D55E00', '#999999'
 
 
 def axis_rows(record, axis):
-  """The rows along one axis, in order."""
+  """Returns the rows along one axis, in order."""
   return [row for row in record['rows'] if row['axis'] == axis]
 
 
@@ -127,11 +127,11 @@ def forest(axes, points, attack, title):
 
 def results():
   """Draws what DH-AT gains on the digits."""
-  record = json.loads((DOCS / 'results' / 'experiment_digits.json').read_text())
+  record = documents.read(f'{DOCS}/results/experiment_digits.json')
   points = tables.intervals(record)
   attacks = tables.attacks(record)
   figure, grid = plt.subplots(
-    *(1, len(attacks)),
+    ncols=len(attacks),
     figsize=(3 * len(attacks) + 2, 0.26 * len(points) + 1),
     layout='constrained',
     sharey=True,
@@ -151,7 +151,7 @@ def main():
 
 def performance():
   """Draws all panels of the benchmark into one file."""
-  record = json.loads((DOCS / 'results' / 'scaling.json').read_text())
+  record = documents.read(f'{DOCS}/results/scaling.json')
   figure, grid = plt.subplots(2, 4, figsize=(13, 5.8), layout='constrained')
   axes = list(grid.flat)
   panel(axes[0], record, 'batch_size', 'images in a batch')

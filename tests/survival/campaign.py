@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Shows that a run survives: kills it, stops it, fills its disk, compares.
 
-    python launch/survival.py --kills=20 --seed=0 --workdir=/tmp/survival
+    python -m tests.survival.campaign --kills=20 --workdir=/tmp/survival
 
 makes one uninterrupted run of a short config, then others that meet
 
@@ -29,16 +28,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 
-import survival_faults
-import survival_run
-import survival_table
-from survival_run import STAGES, STEPS, Command
+from dhat_jax.runtime import documents
+from tests.survival import faults, table
+from tests.survival import run as runs
+from tests.survival.run import STAGES, STEPS, Command
 
 # What the kills cycle through, the most telling first.
 _KINDS = (
-  *((0, 'write'), (1, 'step'), (2, 'write'), (3, 'step'), (0, 'step')),
-  *((1, 'write'), (2, 'step'), (None, 'start'), (2, 'write'), (1, 'write')),
+  (0, 'write'),
+  (1, 'step'),
+  (2, 'write'),
+  (3, 'step'),
+  (0, 'step'),
+  (1, 'write'),
+  (2, 'step'),
+  (None, 'start'),
+  (2, 'write'),
+  (1, 'write'),
 )
 _PLACES = (*STAGES, 'evaluation')
 _ATTACKS = ('clean', 'pgd_2')
@@ -70,7 +78,7 @@ def plan(kills: int, chain: int, rng: random.Random) -> list[list[dict]]:
   return [moments[start : start + chain] for start in range(0, kills, chain)]
 
 
-def terminations(places) -> list[dict]:
+def terminations(places: Iterable[tuple[int, int]]) -> list[dict]:
   """Returns the moments of SIGTERM."""
   return [
     {
@@ -84,7 +92,9 @@ def terminations(places) -> list[dict]:
   ]
 
 
-def interrupt(command, workdir, moment, rng) -> dict | None:
+def interrupt(
+  command: Command, workdir: str, moment: dict, rng: random.Random
+) -> dict | None:
   """Starts the run, sends a signal at a moment; None if it ended before."""
   number, kind = moment['signal'], moment['kind']
   target = moment['stage'], moment['step']
@@ -108,7 +118,7 @@ def interrupt(command, workdir, moment, rng) -> dict | None:
   if not alive and code == 0:
     return None
   stage, step = process.position()
-  saved = survival_run.checkpoint_steps(workdir, _PLACES[stage])
+  saved = runs.checkpoint_steps(workdir, _PLACES[stage])
   in_training = stage < len(STAGES) and step > 0
   row = {
     'interruption': _SIGNALS[number],
@@ -132,27 +142,35 @@ def interrupt(command, workdir, moment, rng) -> dict | None:
   return row
 
 
-def interrupted_run(command, workdir, reference, moments, rng) -> list[dict]:
+def interrupted_run(
+  command: Command,
+  workdir: str,
+  reference: str,
+  moments: list[dict],
+  rng: random.Random,
+) -> list[dict]:
   """Interrupts one run at all its moments, ends it, compares it."""
   rows = []
   for moment in sorted(moments, key=lambda m: (m['stage'], m['step'])):
     row = interrupt(command, workdir, moment, rng)
     if row is None:
       continue
-    row['wrong'] += survival_run.damages(workdir)
+    row['wrong'] += runs.damages(workdir)
     rows.append(row)
-    _say(row)
+    _report(row)
   command.finish(workdir)
-  differing = survival_run.differences(workdir, reference)
+  differing = runs.differences(workdir, reference)
   return [{**row, 'differs': differing} for row in rows]
 
 
-def _say(row: dict) -> None:
+def _report(row: dict) -> None:
   known = (f'{key} {row[key]}' for key in ('stage', 'step') if key in row)
   print('  ' + ', '.join(known), row['wrong'] or '', file=sys.stderr)
 
 
-def faults(command, folder, reference, names) -> list[dict] | str:
+def disk_faults(
+  command: Command, folder: str, reference: str, names: Sequence[str]
+) -> list[dict] | str:
   """Lets one run meet the disk's faults; a sentence where that is denied."""
   os.makedirs(folder, exist_ok=True)
   spec = {
@@ -164,93 +182,102 @@ def faults(command, folder, reference, names) -> list[dict] | str:
     'faults': names,
   }
 
-  def inside(**more):
+  def in_a_namespace(**more) -> subprocess.CompletedProcess:
+    program = [sys.executable, '-m', faults.__name__, json.dumps(spec | more)]
     return subprocess.run(
-      [
-        *('unshare', '-rm', sys.executable, survival_faults.__file__),
-        json.dumps(spec | more),
-      ],
+      ['unshare', '-rm', *program],
+      cwd=runs.ROOT,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE if more else None,
       text=True,
       check=False,
     )
 
-  if shutil.which('unshare') is None or inside(probe=True).returncode:
+  if shutil.which('unshare') is None or in_a_namespace(probe=True).returncode:
     return 'full disk and read-only workdir: not possible here (unshare -rm)'
-  done = inside()
-  if done.returncode:
-    raise RuntimeError(f'{survival_faults.__file__}: {done.returncode}')
-  rows = json.loads(done.stdout)
+  process = in_a_namespace()
+  if process.returncode:
+    raise RuntimeError(f'{faults.__name__}: exit code {process.returncode}')
+  rows = json.loads(process.stdout)
   return [{'interruption': row.pop('moment'), **row} for row in rows]
 
 
-def campaign(options, command: Command) -> tuple[list[dict], list[str]]:
+def campaign(
+  options: argparse.Namespace, command: Command
+) -> tuple[list[dict], list[str]]:
   """Makes all runs; returns (rows, what was left out)."""
   rng = random.Random(options.seed)
+  reference = os.path.join(options.workdir, 'reference')
+  rows, num_runs = [], 0
 
-  def folder(name):
-    return os.path.join(options.workdir, name)
-
-  reference = folder('reference')
-  rows, runs = [], 0
-
-  def run(moments):
-    nonlocal runs
-    runs += 1
-    print(f'run {runs}', file=sys.stderr)
-    found = interrupted_run(
-      command, folder(f'interrupted_{runs}'), reference, moments, rng
-    )
-    rows.extend({'run': runs, **row} for row in found)
+  def make_run(moments: list[dict]) -> None:
+    nonlocal num_runs
+    num_runs += 1
+    print(f'run {num_runs}', file=sys.stderr)
+    folder = os.path.join(options.workdir, f'interrupted_{num_runs}')
+    of_run = interrupted_run(command, folder, reference, moments, rng)
+    rows.extend({'run': num_runs, **row} for row in of_run)
 
   print('reference', file=sys.stderr)
   command.finish(reference)
   chain = options.kills if options.short else options.chain
   terminated = terminations(_SHORT_SIGTERMS if options.short else _SIGTERMS)
-  while (missing := options.kills - survival_table.totals(rows)['kills']) > 0:
+  while (missing := options.kills - table.totals(rows)['kills']) > 0:
     # Again, where a run ended before the moment came.
     for moments in plan(missing, chain, rng):
-      run(moments + terminated if options.short else moments)
+      make_run(moments + terminated if options.short else moments)
   if not options.short:
-    run(terminated)
+    make_run(terminated)
   print('disk', file=sys.stderr)
-  names = _SHORT_FAULTS if options.short else tuple(survival_faults.FAULTS)
-  found = faults(command, folder('disk_faults'), reference, names)
-  if isinstance(found, str):
-    return rows, [found]
-  return [*rows, *({'run': runs + 1, **row} for row in found)], []
+  names = _SHORT_FAULTS if options.short else tuple(faults.FAULTS)
+  folder = os.path.join(options.workdir, 'disk_faults')
+  of_disk = disk_faults(command, folder, reference, names)
+  if isinstance(of_disk, str):
+    return rows, [of_disk]
+  return [*rows, *({'run': num_runs + 1, **row} for row in of_disk)], []
 
 
-def _told(options, overrides) -> str:
+def parser() -> argparse.ArgumentParser:
+  """Returns the flags; others go to the command line that is run."""
+  flags = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  flags.add_argument('--config', default='configs/digits.py')
+  flags.add_argument('--kills', type=int, default=20)
+  flags.add_argument('--chain', type=int, default=5)
+  flags.add_argument('--short', action='store_true')
+  flags.add_argument('--seed', type=int, default=0)
+  flags.add_argument('--workdir', required=True, help='a new folder')
+  flags.add_argument('--json', help='where the results are written')
+  return flags
+
+
+def command_line(options: argparse.Namespace, overrides: Sequence[str]) -> str:
   """Returns the command without the places of this machine."""
   return shlex.join(
     [
-      *('python', 'launch/survival.py', f'--config={options.config}'),
-      *(f'--kills={options.kills}', f'--chain={options.chain}'),
-      *(f'--seed={options.seed}', *(['--short'] if options.short else [])),
-      *('--workdir=/tmp/survival', *overrides),
+      'python',
+      '-m',
+      'tests.survival.campaign',
+      f'--config={options.config}',
+      f'--kills={options.kills}',
+      f'--chain={options.chain}',
+      f'--seed={options.seed}',
+      *(['--short'] if options.short else []),
+      '--workdir=/tmp/survival',
+      *overrides,
     ]
   )
 
 
 def main() -> int:
   """Runs the campaign of the command line; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--config', default='configs/digits.py')
-  parser.add_argument('--kills', type=int, default=20)
-  parser.add_argument('--chain', type=int, default=5)
-  parser.add_argument('--short', action='store_true')
-  parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--workdir', required=True, help='a new folder')
-  parser.add_argument('--json', help='where the table is written as JSON')
-  options, overrides = parser.parse_known_args()
+  flags = parser()
+  options, overrides = flags.parse_known_args()
   options.workdir = os.path.abspath(options.workdir)
   os.makedirs(options.workdir, exist_ok=True)
   if os.listdir(options.workdir):
-    parser.error(f'--workdir: {options.workdir} is not empty')
+    flags.error(f'--workdir: {options.workdir} is not empty')
   cache = os.path.join(options.workdir, 'xla')
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR', cache)
   # Not twice: of a tuple, a second flag adds to the first.
@@ -261,16 +288,16 @@ def main() -> int:
   started = time.monotonic()
   rows, skipped = campaign(options, command)
   seconds = time.monotonic() - started
+  # Without the places of this machine.
   rows = json.loads(json.dumps(rows).replace(options.workdir, 'WORKDIR'))
-  found = survival_table.document(rows, skipped, seconds)
-  print('\n' + '\n'.join(found['table']))
+  document = table.document(
+    rows, skipped, seconds, command=command_line(options, overrides)
+  )
+  print('\n' + '\n'.join(table.lines(document)))
   if options.json:
-    with open(options.json, 'w') as file:
-      told = {'command': _told(options, overrides), **found}
-      file.write(json.dumps(told, indent=1) + '\n')
-  return int(found['totals']['not_equal'] > 0)
+    documents.write(options.json, document)
+  return int(document['totals']['not_equal'] > 0)
 
 
 if __name__ == '__main__':
-  sys.path.insert(0, survival_run.ROOT)
   sys.exit(main())

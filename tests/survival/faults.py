@@ -1,8 +1,8 @@
-"""Disk full and read-only workdir, for `survival.py`.
+"""Disk full and read-only workdir.
 
-Needs a mount namespace of its own, which `survival.py` starts it in:
+Needs a mount namespace of its own, which the campaign starts it in:
 
-    unshare -rm python launch/survival_faults.py ARGUMENTS
+    unshare -rm python -m tests.survival.faults ARGUMENTS
 
 One run lives on a small tmpfs and meets one fault after the other; each time
 it must end with one clear line, its checkpoints whole, and go on when the
@@ -15,8 +15,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import survival_run
-from survival_run import STAGES, Command, Process
+from tests.survival import run
+from tests.survival.run import STAGES, Command, Process
 
 _DISK_MB = 48
 _BALLAST = 'ballast'
@@ -59,7 +59,7 @@ def _make_read_only(workdir: str) -> Callable[[], None]:
   return lambda: subprocess.run(['umount', '-l', workdir], check=True)
 
 
-def _strike(process: Process, fault: tuple) -> Callable[[], None] | None:
+def _cause(process: Process, fault: tuple) -> Callable[[], None] | None:
   """Waits for the moment, then lets the fault happen."""
   stage, step, kind, leave = fault
   if not process.until(lambda: process.position() >= (stage, step)):
@@ -74,39 +74,37 @@ def _complaints(process: Process, kind: str, code: int) -> list[str]:
   """Returns what is wrong with how a process ended."""
   output = process.output()
   errors = [line for line in output.splitlines() if line.startswith('error: ')]
-  found = []
+  complaints = []
   if code == 0:
-    found.append('exit code 0')
+    complaints.append('exit code 0')
   if len(errors) != 1 or not output.rstrip().endswith(errors[-1]):
-    found.append(f'{len(errors)} lines of error at the end')
+    complaints.append(f'{len(errors)} lines of error at the end')
   else:
     wanted = (SAYS[kind], process.workdir, 'intact', 'same command')
-    found += [f'does not say {w!r}' for w in wanted if w not in errors[0]]
+    complaints += [f'does not say {w!r}' for w in wanted if w not in errors[0]]
   if 'Traceback' in output:
-    found.append('a traceback')
-  return found
+    complaints.append('a traceback')
+  return complaints
 
 
-def _meet(command: Command, workdir: str, name: str) -> dict:
+def _run_into(command: Command, workdir: str, name: str) -> dict:
   """Runs until a fault has ended the run; returns what came of it."""
   fault = FAULTS[name]
   # The log is not on the disk that is full.
   process = command.start(workdir, os.path.dirname(workdir) + '.log')
-  undo = _strike(process, fault)
-  before = {s: survival_run.checkpoint_steps(workdir, s) for s in STAGES}
+  undo = _cause(process, fault)
+  before = {s: run.checkpoint_steps(workdir, s) for s in STAGES}
   code = process.wait()
-  found = []
+  wrong = []
   if undo is None:
-    found.append('the fault came too late')
+    wrong.append('the fault came too late')
   else:
     undo()
-    found += _complaints(process, fault[2], code)
-  found += survival_run.damages(workdir)
+    wrong += _complaints(process, fault[2], code)
+  wrong += run.damages(workdir)
   for stage, steps in before.items():
-    if steps and max(steps) not in survival_run.checkpoint_steps(
-      workdir, stage
-    ):
-      found.append(f'{stage}: checkpoint {max(steps)} is gone')
+    if steps and max(steps) not in run.checkpoint_steps(workdir, stage):
+      wrong.append(f'{stage}: checkpoint {max(steps)} is gone')
   stage, step = fault[:2]
   output = process.output()
   return {
@@ -115,8 +113,8 @@ def _meet(command: Command, workdir: str, name: str) -> dict:
     'step': step,
     'exit code': code,
     'message': output[output.rfind('error: ') :].strip(),
-    'wrong': found,
-    'output': output[-6000:] if found else '',
+    'wrong': wrong,
+    'output': output[-6000:] if wrong else '',
   }
 
 
@@ -132,13 +130,12 @@ def main() -> None:
   workdir = os.path.join(disk, 'run')
   rows = []
   for name in spec['faults']:
-    rows.append(_meet(command, workdir, name))
+    rows.append(_run_into(command, workdir, name))
     print(f'{name}: {rows[-1]["message"]}', file=sys.stderr)
   command.finish(workdir)
-  differing = survival_run.differences(workdir, spec['reference'])
+  differing = run.differences(workdir, spec['reference'])
   print(json.dumps([{**row, 'differs': differing} for row in rows]))
 
 
 if __name__ == '__main__':
-  sys.path.insert(0, survival_run.ROOT)
   main()

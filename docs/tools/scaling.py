@@ -1,27 +1,27 @@
 """Writes the estimates of docs/scaling.md and docs/results.md.
 
-    python docs/make_scaling.py              write them
-    python docs/make_scaling.py --check      exit with 1 if they are out of date
-    python docs/make_scaling.py --measure    compile, and keep what it holds
+    python docs/tools/scaling.py            write them
+    python docs/tools/scaling.py --check    exit with 1 if they are out of date
+    python docs/tools/scaling.py --measure  compile, and keep what it holds
 
 A model, not a measurement: see the pages for what it assumes.
 """
 
 import dataclasses
-import importlib
-import json
 import pathlib
 import re
 import sys
 
 import jax
 
-from dhat_jax import build
-from dhat_jax.benchmark import training
-from dhat_jax.runtime import documents
-from dhat_jax.training import cost
+DOCS = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(DOCS.parent))
+from configs import cifar10  # noqa: E402
+from dhat_jax import build  # noqa: E402
+from dhat_jax.benchmark import training  # noqa: E402
+from dhat_jax.runtime import documents  # noqa: E402
+from dhat_jax.training import cost  # noqa: E402
 
-DOCS = pathlib.Path(__file__).parent
 PAGES = (DOCS / 'scaling.md', DOCS / 'results.md')
 MEMORY = DOCS / 'results' / 'memory_wrn34_10.json'
 PATTERN = re.compile(r'<!-- scaling: (\w+) -->\n.*?<!-- end -->', re.DOTALL)
@@ -99,9 +99,7 @@ class Cost:
 
 def get_config(backbone='wrn34_10'):
   """Returns the config of the paper's experiment."""
-  sys.path.insert(0, str(DOCS.parent))  # configs are no installed package
-  configs = importlib.import_module('configs.cifar10')
-  return configs.get_config(f'trades_{backbone}')
+  return cifar10.get_config(f'trades_{backbone}')
 
 
 def stage_cost(config, name):
@@ -157,7 +155,7 @@ def memory_bytes(cost, images):
   The latter is the slope of the temporaries of two batch sizes, in float32,
   halved for bfloat16.
   """
-  held = json.loads(MEMORY.read_text())['temporaries']
+  held = documents.read(str(MEMORY))['temporaries']
   (small, low), (large, high) = ((int(n), size) for n, size in held.items())
   per_image = (high - low) / (large - small) / 2
   return 4 * (cost.parameters + 2 * cost.trained) + per_image * images
@@ -175,7 +173,7 @@ def measure():
     'stage': 'main_head',
     'temporaries': {size: found['temporaries'] for size, found in held.items()},
   }
-  command = 'python docs/make_scaling.py --measure'
+  command = 'python docs/tools/scaling.py --measure'
   documents.write(
     str(MEMORY), documents.document('benchmark', record, command=command)
   )
@@ -183,28 +181,41 @@ def measure():
 
 def stages_table(costs):
   """What each stage costs, whatever it runs on."""
-  lines = [
-    '| stage | epochs | GFLOP per image | trained parameters, millions '
-    '| all-reduce per step, MB | all-reduces per step |',
-    '|---|' + '---:|' * 5,
-  ]
-  lines += [
-    f'| {name} | {cost.epochs:g} | {cost.operations / 1e9:.0f} '
-    f'| {cost.trained / 1e6:.2f} | {cost.all_reduce_bytes / 1e6:.1f} '
-    f'| {cost.all_reduces} |'
+  headers = (
+    'stage',
+    'epochs',
+    'GFLOP per image',
+    'trained parameters, millions',
+    'all-reduce per step, MB',
+    'all-reduces per step',
+  )
+  rows = [
+    (
+      name,
+      f'{cost.epochs:g}',
+      f'{cost.operations / 1e9:.0f}',
+      f'{cost.trained / 1e6:.2f}',
+      f'{cost.all_reduce_bytes / 1e6:.1f}',
+      cost.all_reduces,
+    )
     for name, cost in costs.items()
   ]
-  return '\n'.join(lines)
+  return documents.markdown_table(headers, rows)
 
 
 def time_table(costs, per_device):
   """Hours and step time; `per_device` None for a global batch of 128."""
   main = costs['main_head']
-  lines = [
-    '| accelerator | devices | global batch | step of `main_head`, s | of that '
-    'all-reduce | memory per device, GB | all stages, hours |',
-    '|---|' + '---:|' * 6,
-  ]
+  headers = (
+    'accelerator',
+    'devices',
+    'global batch',
+    'step of `main_head`, s',
+    'of that all-reduce',
+    'memory per device, GB',
+    'all stages, hours',
+  )
+  rows = []
   for accelerator in ACCELERATORS:
     for devices in COUNTS:
       batch = 128 if per_device is None else per_device * devices
@@ -214,20 +225,24 @@ def time_table(costs, per_device):
           if batch % devices
           else ('larger than the training set')
         )
-        lines.append(
-          f'| {accelerator.name} | {devices} | {batch} | {reason} | | | |'
-        )
+        rows.append((accelerator.name, devices, batch, reason, '', '', ''))
         continue
       seconds = step_seconds(main, accelerator, devices, batch)
       alone = step_seconds(main, accelerator, 1, batch // devices)
       memory = memory_bytes(main, batch // devices)
       fits = '' if memory < accelerator.memory else ' (does not fit)'
-      lines.append(
-        f'| {accelerator.name} | {devices} | {batch} | {seconds:.4f} '
-        f'| {100 * (1 - alone / seconds):.0f} % | {memory / 1e9:.1f}{fits} '
-        f'| {hours(costs, accelerator, devices, batch):.1f} |'
+      rows.append(
+        (
+          accelerator.name,
+          devices,
+          batch,
+          f'{seconds:.4f}',
+          f'{100 * (1 - alone / seconds):.0f} %',
+          f'{memory / 1e9:.1f}{fits}',
+          f'{hours(costs, accelerator, devices, batch):.1f}',
+        )
       )
-  return '\n'.join(lines)
+  return documents.markdown_table(headers, rows)
 
 
 def autoattack_hours(operations, accelerator):
@@ -262,16 +277,19 @@ def experiment_table(costs):
     ),
   }
   rows['both, one seed'] = tuple(map(sum, zip(*rows.values(), strict=True)))
-  lines = [
-    f'| what | training, hours of one {accelerator.name} | AutoAttack, hours '
-    '| together |',
-    '|---|' + '---:|' * 3,
-  ]
-  lines += [
-    f'| {name} | {train:.1f} | {attack:.1f} | {train + attack:.1f} |'
-    for name, (train, attack) in rows.items()
-  ]
-  return '\n'.join(lines)
+  headers = (
+    'what',
+    f'training, hours of one {accelerator.name}',
+    'AutoAttack, hours',
+    'together',
+  )
+  return documents.markdown_table(
+    headers,
+    [
+      (name, f'{train:.1f}', f'{attack:.1f}', f'{train + attack:.1f}')
+      for name, (train, attack) in rows.items()
+    ],
+  )
 
 
 def tables():

@@ -1,17 +1,21 @@
-"""Runs of the command line for `survival.py`: watched, stopped, compared."""
+"""Runs of the command line: watched, stopped, compared."""
 
 import atexit
 import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from dhat_jax.runtime import files
+
+ROOT = str(pathlib.Path(__file__).parents[2])
 STAGES = ('main_head', 'second_head', 'aggregator')
 STEPS = 20  # of each stage, with the digits
 _KEPT = 2  # checkpoints of each stage
@@ -48,8 +52,13 @@ class Command:
   def start(self, workdir: str, log: str = '') -> 'Process':
     """Starts it, its output in a file beside the workdir; returns at once."""
     arguments = [
-      *(sys.executable, '-m', 'dhat_jax.main', f'--config={self.config}'),
-      *(f'--workdir={workdir}', *SHORT, *self.overrides),
+      sys.executable,
+      '-m',
+      'dhat_jax.main',
+      f'--config={self.config}',
+      f'--workdir={workdir}',
+      *SHORT,
+      *self.overrides,
     ]
     environment = {
       **os.environ,
@@ -72,9 +81,15 @@ class Command:
 
 
 class Process:
-  """One process of a run, and what its workdir tells of it."""
+  """One process of a run, and how far its workdir is."""
 
-  def __init__(self, arguments, environment, workdir, log):
+  def __init__(
+    self,
+    arguments: list[str],
+    environment: Mapping[str, str],
+    workdir: str,
+    log: str,
+  ):
     self.workdir = workdir
     self._log = log
     self._records = os.path.join(workdir, 'metrics.jsonl')
@@ -133,7 +148,7 @@ class Process:
 
     After the stages come the evaluation and the number of its files.
     """
-    parts = len(list(files(os.path.join(self.workdir, 'evaluation'))))
+    parts = len(list(finished_files(os.path.join(self.workdir, 'evaluation'))))
     if parts:
       return len(STAGES), parts
     if _inode(self._records) in (None, self._old):
@@ -147,40 +162,27 @@ class Process:
 
   def _unfinished(self) -> set[tuple[str, int]]:
     """Returns the folders that a write begins with, and their times."""
-    found = set()
+    folders = set()
     for stage in STAGES:
       folder = os.path.join(self.workdir, 'checkpoints', stage)
       for name in os.listdir(folder) if os.path.isdir(folder) else ():
         path = os.path.join(folder, name)
         if 'orbax-checkpoint-tmp' in name:
           with contextlib.suppress(FileNotFoundError):  # finished meanwhile
-            found.add((path, os.stat(path).st_ctime_ns))
-    return found
+            folders.add((path, os.stat(path).st_ctime_ns))
+    return folders
 
 
 def _inode(path: str) -> int | None:
   return os.stat(path).st_ino if os.path.exists(path) else None
 
 
-def files(folder: str) -> Iterator[str]:
+def finished_files(folder: str) -> Iterator[str]:
   """Yields the finished files of a folder."""
   for base, _, names in os.walk(folder):
     for name in names:
       if not name.startswith('.'):
         yield os.path.join(base, name)
-
-
-def read_records(path: str) -> list[dict]:
-  """Reads JSON lines up to the first that is not whole."""
-  found = []
-  if os.path.exists(path):
-    with open(path) as file:
-      for line in file:
-        try:
-          found.append(json.loads(line))
-        except ValueError:
-          break
-  return found
 
 
 def last_record(path: str) -> dict | None:
@@ -201,7 +203,7 @@ def checkpoint_steps(workdir: str, stage: str) -> list[int]:
   return sorted(int(name) for name in names if name.isdigit())
 
 
-def arrays(workdir: str, stage: str, step: int) -> dict:
+def arrays(workdir: str, stage: str, step: int) -> dict[str, Any]:
   """Reads all arrays of a checkpoint, without this project's code."""
   import jax
   import numpy as np
@@ -227,39 +229,50 @@ def damages(workdir: str) -> list[str]:
   """
   from dhat_jax.training import checkpoint
 
-  found = []
+  damaged = []
   for stage in STAGES:
     for step in checkpoint_steps(workdir, stage)[-_KEPT:]:
       path = os.path.join(workdir, 'checkpoints', stage, str(step))
       try:
-        with open(os.path.join(path, 'info', 'metadata')) as file:
-          stored = json.load(file)['arrays']
-        whole = checkpoint.fingerprint(arrays(workdir, stage, step)) == stored
+        info = files.read_json(os.path.join(path, 'info', 'metadata'))
+        whole = (
+          checkpoint.fingerprint(arrays(workdir, stage, step)) == info['arrays']
+        )
       except Exception as error:
-        found.append(f'{stage}/{step}: {error}')
+        damaged.append(f'{stage}/{step}: {error}')
       else:
-        found += [] if whole else [f'{stage}/{step}: other arrays']
-  return found
+        damaged += [] if whole else [f'{stage}/{step}: other arrays']
+  return damaged
 
 
-def differences(workdir: str, reference: str) -> list[str]:
-  """Returns in what a finished run differs from an uninterrupted one."""
-  found = []
+def differences(
+  workdir: str,
+  reference: str,
+  read_arrays: Callable[[str, str, int], dict[str, Any]] = arrays,
+) -> list[str]:
+  """Returns in what a finished run differs from an uninterrupted one.
+
+  Args:
+    workdir: the run's.
+    reference: the uninterrupted one's.
+    read_arrays: (workdir, stage, step) -> the arrays of a checkpoint.
+  """
+  differing = []
   for stage in STAGES:
     steps = checkpoint_steps(workdir, stage)
     expected_steps = checkpoint_steps(reference, stage)
     if steps[-1:] != expected_steps[-1:]:
-      found.append(f'{stage}: checkpoints {steps}, not {expected_steps}')
+      differing.append(f'{stage}: checkpoints {steps}, not {expected_steps}')
     for step in sorted({*steps} & {*expected_steps}):
-      expected = arrays(reference, stage, step)
-      actual = arrays(workdir, stage, step)
+      expected = read_arrays(reference, stage, step)
+      actual = read_arrays(workdir, stage, step)
       if not _same_arrays(actual, expected):
-        found.append(f'{stage}: arrays of step {step}')
+        differing.append(f'{stage}: arrays of step {step}')
   if _results(workdir) != _results(reference):
-    found.append('results.json')
+    differing.append('results.json')
   if _timeless_records(workdir) != _timeless_records(reference):
-    found.append('metrics.jsonl')
-  return found
+    differing.append('metrics.jsonl')
+  return differing
 
 
 def _same_arrays(actual: dict, expected: dict) -> bool:
@@ -272,8 +285,7 @@ def _same_arrays(actual: dict, expected: dict) -> bool:
 
 
 def _results(workdir: str) -> dict:
-  with open(os.path.join(workdir, 'results.json')) as file:
-    results = json.load(file)
+  results = files.read_json(os.path.join(workdir, 'results.json'))
   results.pop('seconds')
   return results
 
@@ -286,5 +298,5 @@ def _timeless_records(workdir: str) -> list[dict]:
       for key, value in record.items()
       if not key.endswith(('_second', '_seconds'))
     }
-    for record in read_records(os.path.join(workdir, 'metrics.jsonl'))
+    for record in files.read_json_lines(os.path.join(workdir, 'metrics.jsonl'))
   ]
