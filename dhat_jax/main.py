@@ -164,10 +164,10 @@ def run(config, workdir: str, mode: str, **start_up) -> None:
 
 def _report(workdir: str) -> None:
   """Writes the report; what the run found is safe whatever happens here."""
-  from dhat_jax.report import __main__ as report
-
   try:
-    print(f'report: {report.write([workdir])}')
+    from dhat_jax.report.write import write
+
+    print(f'report: {write([workdir])}')
   except Exception as error:
     print(
       f'warning: no report ({type(error).__name__}: {error}); try again with '

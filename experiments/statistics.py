@@ -36,13 +36,11 @@ def over_seeds(
     raise ValueError(
       f'seeds: got {len(values)} and {len(baseline)}, expected as many'
     )
-  differences = np.subtract(values, baseline)
-  mean = float(differences.mean())
-  if len(differences) == 1:
+  mean = float(np.subtract(values, baseline).mean())
+  if len(values) == 1:
     return mean, math.nan, math.nan
-  error = stats.sem(differences)
-  reach = float(stats.t.ppf((1 + level) / 2, len(differences) - 1) * error)
-  return mean, mean - reach, mean + reach
+  low, high = stats.ttest_rel(values, baseline).confidence_interval(level)
+  return mean, float(low), float(high)
 
 
 def over_images(
@@ -67,11 +65,10 @@ def over_images(
     raise ValueError(
       f'images: got {len(right)} and {len(baseline)}, expected as many'
     )
-  differences = np.asarray(right, float) - np.asarray(baseline, float)
+  differences = np.subtract(right, baseline, dtype=float)
   mean = float(differences.mean())
-  reach = float(
-    stats.norm.ppf((1 + level) / 2)
-    * differences.std()
-    / math.sqrt(len(differences))
-  )
-  return mean, mean - reach, mean + reach
+  error = float(stats.sem(differences, ddof=0))
+  if error == 0:
+    return mean, mean, mean
+  low, high = stats.norm.interval(level, loc=mean, scale=error)
+  return mean, float(low), float(high)

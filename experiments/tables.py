@@ -1,9 +1,10 @@
-"""The experiments' JSON as Markdown tables; docs/make_tables.py calls it."""
+"""The experiments' JSON as Markdown tables; docs/tools/tables.py calls it."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dhat_jax.runtime import documents, provenance
 from experiments import runs, statistics
 
 # What is compared with what, in the table of differences.
@@ -83,10 +84,10 @@ def _interval(
     return statistics.over_seeds(
       *([_of(row, attack) for row in of] for of in (rows, baseline))
     )
-  found = statistics.over_images(
+  interval = statistics.over_images(
     *(runs.unpack(of[0]['images'][attack]) for of in (rows, baseline))
   )
-  return tuple(100 * value for value in found)
+  return tuple(100 * value for value in interval)
 
 
 def _difference(mean: float, low: float, high: float) -> str:
@@ -106,36 +107,43 @@ def _flagged(rows: Sequence) -> str:
   return f'{flagged} of {len(audited)}' if audited else ''
 
 
-def accuracies(record: Mapping[str, Any]) -> list[str]:
-  """The accuracies: a row for each variant, mean and standard deviation."""
+def accuracies(record: Mapping[str, Any]) -> str:
+  """Returns the accuracies of each variant, mean and standard deviation."""
   names = attacks(record)
-  lines = [
-    '| | variant | parameters | cost | '
-    + ' | '.join(title(attack) for attack in names)
-    + ' | audits with a flag | seeds |',
-    '|---|---|---:|---:|' + '---:|' * len(names) + '---:|---:|',
-  ]
+  headers = (
+    '',
+    'variant',
+    'parameters',
+    'cost',
+    *map(title, names),
+    'audits with a flag',
+    'seeds',
+  )
+  cells = []
   for group, variants in _grouped(record).items():
     least = next(iter(variants.values()))[0]['training_gmacs']
     for variant, rows in variants.items():
-      cells = [
-        group,
-        variant,
-        f'{rows[0]["parameters"]:,}',
-        f'{rows[0]["training_gmacs"] / least:.2f}',
-        *(_mean([_of(row, attack) for row in rows]) for attack in names),
-        _flagged(rows),
-        str(len(rows)),
-      ]
-      lines.append(f'| {" | ".join(cells)} |')
-  return lines
+      cells.append(
+        (
+          group,
+          variant,
+          f'{rows[0]["parameters"]:,}',
+          f'{rows[0]["training_gmacs"] / least:.2f}',
+          *(_mean([_of(row, attack) for row in rows]) for attack in names),
+          _flagged(rows),
+          str(len(rows)),
+        )
+      )
+  return documents.markdown_table(headers, cells, left=2)
 
 
-def _contrasts(variants, contrasts) -> list[tuple[str, str]]:
+def _contrasts(
+  variants: Mapping[str, list], contrasts: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
   """Returns the pairs to compare: the listed ones, or each with the first."""
-  found = [pair for pair in contrasts if set(pair) <= set(variants)]
+  pairs = [pair for pair in contrasts if set(pair) <= set(variants)]
   first, *others = variants
-  return found or [(variant, first) for variant in others]
+  return pairs or [(variant, first) for variant in others]
 
 
 def intervals(
@@ -161,8 +169,8 @@ def certain(
   """Says how many intervals exclude 0, and how many would by chance."""
   known = [
     (low, high)
-    for _, found in intervals(record, contrasts)
-    for _, low, high in found.values()
+    for _, by_attack in intervals(record, contrasts)
+    for _, low, high in by_attack.values()
     if not math.isnan(low)
   ]
   excluding = sum(low > 0 or high < 0 for low, high in known)
@@ -174,34 +182,28 @@ def certain(
 
 def differences(
   record: Mapping[str, Any], contrasts: Sequence[tuple[str, str]] = CONTRASTS
-) -> list[str]:
-  """The paired differences in points, with 95 % confidence intervals."""
+) -> str:
+  """Returns the paired differences in points, with 95 % intervals."""
   names = attacks(record)
-  lines = [
-    f'| | difference | {" | ".join(title(attack) for attack in names)} |',
-    '|---|---|' + '---:|' * len(names),
-  ]
-  for label, found in intervals(record, contrasts):
+  headers = '', 'difference', *map(title, names)
+  cells = []
+  for label, by_attack in intervals(record, contrasts):
     group, _, pair = label.partition(': ')
-    cells = [group, pair, *(_difference(*found[attack]) for attack in names)]
-    lines.append(f'| {" | ".join(cells)} |')
-  return lines
+    ends = (_difference(*by_attack[attack]) for attack in names)
+    cells.append((group, pair, *ends))
+  return documents.markdown_table(headers, cells, left=2)
 
 
 def caption(record: Mapping[str, Any]) -> str:
   """What a table is of."""
-  rows, machine = record['rows'], record['machine']
+  rows = record['rows']
   epsilon = rows[0]['epsilon']
   seeds = sorted({row['seed'] for row in rows})
-  device = machine['device']
-  if device == 'cpu':
-    device = f'{machine["cores"]} cores of {machine["processor"]}'
   budgets = [name for name in rows[0]['accuracy'] if '(' in name]
   text = (
     f'Accuracy in % on {rows[0]["n_test"]:,} test images of {record["data"]}; '
     f'epsilon {epsilon:.4g} ({255 * epsilon:.3g}/255); seeds '
-    f'{", ".join(map(str, seeds))}; {device}, jax '
-    f'{machine["versions"]["jax"]}.'
+    f'{", ".join(map(str, seeds))}; {provenance.describe(record["machine"])}.'
   )
   if budgets:
     text += f' AutoAttack here is `{budgets[0]}`.'
@@ -222,7 +224,7 @@ def table(record: Mapping[str, Any], view: str) -> list[str]:
       ' *Cost*: multiply-adds of the training, beside the first row of the '
       'group. Mean ± standard deviation over seeds.'
     )
-    return [*accuracies(record), '', caption(record) + note]
+    return [accuracies(record), '', caption(record) + note]
   single = len({row['seed'] for row in record['rows']}) == 1
   note = (
     ' Points, same images: 95 % confidence for other images of the kind, for '
@@ -233,7 +235,7 @@ def table(record: Mapping[str, Any], view: str) -> list[str]:
   )
   contrasts = CONTRASTS[:SUMMARY] if view == 'summary' else CONTRASTS
   return [
-    *differences(record, contrasts),
+    differences(record, contrasts),
     '',
     f'{caption(record)}{note} {certain(record, contrasts)}',
   ]

@@ -23,9 +23,9 @@ lint() {
 }
 
 docs() {
-  python docs/make_figure.py --check
-  python docs/make_tables.py --check
-  python docs/make_scaling.py --check
+  python docs/tools/figure.py --check
+  python docs/tools/tables.py --check
+  python docs/tools/scaling.py --check
   # From scratch: a page that has not changed would not be checked again.
   rm -rf docs/_build
   python -m sphinx -q -W --keep-going -b html docs docs/_build/html

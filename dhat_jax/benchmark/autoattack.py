@@ -17,7 +17,7 @@ from dhat_jax.attacks.autoattack import passes
 from dhat_jax.benchmark import autoattack_sides, timing
 from dhat_jax.benchmark.autoattack_sides import STANDARD
 from dhat_jax.pytorch import jax_module
-from dhat_jax.runtime import provenance
+from dhat_jax.runtime import documents, provenance
 
 # Gradients and further forward passes per iteration or query.
 _COSTS = {
@@ -175,22 +175,33 @@ def run(
   }
 
 
-def table(found: Mapping[str, Any]) -> str:
-  """Returns what `run` found as a Markdown table."""
-  lines = [
-    '| attack | pyautoattack, s | here, s | ratio | compiling, s '
-    '| ratio with compiling | network alone | robust | flags that differ |',
-    '|---|' + '---:|' * 8,
-  ]
-  for row in found['rows']:
-    share = row.get('network_share')
-    robust = row['robust']
-    lines.append(
-      f'| {row["attack"]} | {row["theirs"]["median"]:.2f} '
-      f'| {row["ours"]["median"]:.2f} | {row["ratio"]:.2f} '
-      f'| {row["compile_seconds"]:.1f} | {row["ratio_with_compilation"]:.2f} '
-      f'| {"" if share is None else f"{100 * share:.0f} %"} '
-      f'| {robust["theirs"]} / {robust["ours"]} '
-      f'| {row["flags_that_differ"]} |'
-    )
-  return '\n'.join(lines)
+def table(measured: Mapping[str, Any]) -> str:
+  """Returns the Markdown table of what `run` returns."""
+  headers = (
+    'attack',
+    'pyautoattack, s',
+    'here, s',
+    'ratio',
+    'compiling, s',
+    'ratio with compiling',
+    'network alone',
+    'robust',
+    'flags that differ',
+  )
+  return documents.markdown_table(headers, map(_cells, measured['rows']))
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+  """Formats a row of `run`."""
+  share, robust = row.get('network_share'), row['robust']
+  return (
+    row['attack'],
+    f'{row["theirs"]["median"]:.2f}',
+    f'{row["ours"]["median"]:.2f}',
+    f'{row["ratio"]:.2f}',
+    f'{row["compile_seconds"]:.1f}',
+    f'{row["ratio_with_compilation"]:.2f}',
+    '' if share is None else f'{100 * share:.0f} %',
+    f'{robust["theirs"]} / {robust["ours"]}',
+    str(row['flags_that_differ']),
+  )

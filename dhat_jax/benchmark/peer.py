@@ -13,7 +13,7 @@ from dhat_jax import build, convert
 from dhat_jax.attacks import balls
 from dhat_jax.benchmark import timing, training
 from dhat_jax.pytorch import jax_module
-from dhat_jax.runtime import devices, provenance
+from dhat_jax.runtime import devices, documents, provenance
 
 OURS = 'ours'
 # How far the losses of one step may be apart. Where a gradient is nearly 0 its
@@ -163,19 +163,22 @@ def run(
   return {'rows': rows}
 
 
-def table(found: Mapping[str, Any]) -> str:
-  """Returns what `run` found as a Markdown table."""
-  lines = [
-    '| stage | here, images/s | PyTorch as published | optimised | optimised, '
-    'channels last | here / published | here / best optimised |',
-    '|---|' + '---:|' * 6,
-  ]
-  for row in found['rows']:
+def table(measured: Mapping[str, Any]) -> str:
+  """Returns the Markdown table of what `run` returns."""
+  headers = (
+    'stage',
+    'here, images/s',
+    'PyTorch as published',
+    'optimised',
+    'optimised, channels last',
+    'here / published',
+    'here / best optimised',
+  )
+  rows = []
+  for row in measured['rows']:
     speed, ratios = row['images_per_second'], row['ratios']
     best = min(v for k, v in ratios.items() if k.startswith('optimised'))
-    lines.append(
-      f'| {row["stage"]} | {speed[OURS]:.2f} | {speed["published"]:.2f} '
-      f'| {speed["optimised"]:.2f} | {speed["optimised_channels_last"]:.2f} '
-      f'| {ratios["published"]:.2f} | {best:.2f} |'
-    )
-  return '\n'.join(lines)
+    sides = OURS, 'published', 'optimised', 'optimised_channels_last'
+    numbers = *(speed[side] for side in sides), ratios['published'], best
+    rows.append((row['stage'], *(f'{number:.2f}' for number in numbers)))
+  return documents.markdown_table(headers, rows)

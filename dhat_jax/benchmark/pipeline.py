@@ -8,7 +8,7 @@ import ml_collections
 
 from dhat_jax.benchmark import training
 from dhat_jax.datasets import batches as input_pipeline
-from dhat_jax.runtime import devices
+from dhat_jax.runtime import devices, documents
 
 # Images of the data set that is made up; all in memory, as in a run.
 IMAGES = 50_000
@@ -77,16 +77,25 @@ def run(
   return {'rows': rows}
 
 
-def table(found: Mapping[str, Any]) -> str:
-  """Returns what `run` found as a Markdown table."""
-  lines = [
-    '| stage | batch | steps | all, s | waited for batches, s | share |',
-    '|---|' + '---:|' * 5,
+def table(measured: Mapping[str, Any]) -> str:
+  """Returns the Markdown table of what `run` returns."""
+  headers = (
+    'stage',
+    'batch',
+    'steps',
+    'all, s',
+    'waited for batches, s',
+    'share',
+  )
+  rows = [
+    (
+      row['stage'],
+      row['batch_size'],
+      row['steps'],
+      f'{row["seconds"]:.1f}',
+      f'{row["waited_seconds"]:.2f}',
+      f'{100 * row["share"]:.2f} %',
+    )
+    for row in measured['rows']
   ]
-  lines += [
-    f'| {row["stage"]} | {row["batch_size"]} | {row["steps"]} '
-    f'| {row["seconds"]:.1f} | {row["waited_seconds"]:.2f} '
-    f'| {100 * row["share"]:.2f} % |'
-    for row in found['rows']
-  ]
-  return '\n'.join(lines)
+  return documents.markdown_table(headers, rows)

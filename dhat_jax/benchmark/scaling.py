@@ -4,7 +4,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import ml_collections
 
 from dhat_jax.attacks.autoattack import passes
 from dhat_jax.benchmark import autoattack_sides, timing, training
+from dhat_jax.runtime import documents
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256)
 ATTACK_STEPS = (1, 2, 5, 10, 20)
@@ -85,15 +86,14 @@ def _on_devices(config, stage, batch_size, devices, repeats):
     'print(json.dumps(rows[0]))\n'
   )
   values = json.loads(config.to_json())
-  document = [values, stage, batch_size, repeats]
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', code],
-    input=json.dumps(document),
+    input=json.dumps([values, stage, batch_size, repeats]),
     stdout=subprocess.PIPE,
     text=True,
     check=True,
   )
-  return json.loads(done.stdout.splitlines()[-1])
+  return json.loads(process.stdout.splitlines()[-1])
 
 
 def _autoattack(config) -> dict[int, dict[str, float]]:
@@ -157,26 +157,34 @@ def run(
   }
 
 
-def table(found: dict[str, Any]) -> str:
-  """Returns what `run` found as a Markdown table.
+def table(measured: Mapping[str, Any]) -> str:
+  """Returns the Markdown table of what `run` returns.
 
   The ratio is to the row before on the same axis.
   """
-  lines = [
-    '| varied | value | step, s | to the row before | temporaries, MiB '
-    '| compiling, s |',
-    '|---|---|' + '---:|' * 4,
-  ]
-  before = {}
-  for row in found['rows']:
+  headers = (
+    'varied',
+    'value',
+    'step, s',
+    'to the row before',
+    'temporaries, MiB',
+    'compiling, s',
+  )
+  rows, before = [], {}
+  for row in measured['rows']:
     axis, seconds = row['axis'], row['step_seconds']
     ratio = f'{seconds / before[axis]:.2f}' if axis in before else ''
     before[axis] = seconds
     held = row.get('memory', {}).get('temporaries')
     compiling = row.get('compile_seconds')
-    lines.append(
-      f'| {axis} | {row["value"]} | {seconds:.3f} | {ratio} '
-      f'| {"" if held is None else f"{held / 2**20:.0f}"} '
-      f'| {"" if compiling is None else f"{compiling:.1f}"} |'
+    rows.append(
+      (
+        axis,
+        row['value'],
+        f'{seconds:.3f}',
+        ratio,
+        '' if held is None else f'{held / 2**20:.0f}',
+        '' if compiling is None else f'{compiling:.1f}',
+      )
     )
-  return '\n'.join(lines)
+  return documents.markdown_table(headers, rows, left=2)

@@ -15,7 +15,7 @@ import numpy as np
 from dhat_jax import build
 from dhat_jax.benchmark import timing
 from dhat_jax.datasets.base import Split
-from dhat_jax.runtime import devices
+from dhat_jax.runtime import devices, documents
 from dhat_jax.training import cost
 from dhat_jax.training.stages import Stage
 from dhat_jax.training.state import TrainState, create_train_state
@@ -255,21 +255,36 @@ def run(
   return {'rows': rows}
 
 
-def table(found: Mapping[str, Any]) -> str:
-  """Returns what `run` found as a Markdown table."""
-  lines = [
-    '| stage | batch | dtype | step, s | spread | images/s | compiling, s '
-    '| GFLOP/image | of peak | temporaries, MiB |',
-    '|---|---:|---|' + '---:|' * 7,
-  ]
-  for row in found['rows']:
-    times = row['times']
-    spread = (times['max'] - times['min']) / times['median']
-    lines.append(
-      f'| {row["stage"]} | {row["batch_size"]} | {row["dtype"]} '
-      f'| {row["step_seconds"]:.3f} | {100 * spread:.0f} % '
-      f'| {row["images_per_second"]:.1f} | {row["compile_seconds"]:.1f} '
-      f'| {row["gflop_per_image"]:.1f} | {100 * row["utilisation"]:.0f} % '
-      f'| {row["memory"]["temporaries"] / 2**20:.0f} |'
-    )
-  return '\n'.join(lines)
+def table(measured: Mapping[str, Any]) -> str:
+  """Returns the Markdown table of what `run` returns."""
+  headers = (
+    'stage',
+    'batch',
+    'dtype',
+    'step, s',
+    'spread',
+    'images/s',
+    'compiling, s',
+    'GFLOP/image',
+    'of peak',
+    'temporaries, MiB',
+  )
+  return documents.markdown_table(headers, map(_cells, measured['rows']))
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+  """Formats a row of `measure`."""
+  times = row['times']
+  spread = (times['max'] - times['min']) / times['median']
+  return (
+    row['stage'],
+    row['batch_size'],
+    row['dtype'],
+    f'{row["step_seconds"]:.3f}',
+    f'{100 * spread:.0f} %',
+    f'{row["images_per_second"]:.1f}',
+    f'{row["compile_seconds"]:.1f}',
+    f'{row["gflop_per_image"]:.1f}',
+    f'{100 * row["utilisation"]:.0f} %',
+    f'{row["memory"]["temporaries"] / 2**20:.0f}',
+  )

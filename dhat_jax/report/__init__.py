@@ -1,1 +1,1 @@
-"""A run to look at: one HTML page, its figures and its tables. Needs no JAX."""
+"""Reports of runs: an HTML page, figures and tables. Needs no JAX."""

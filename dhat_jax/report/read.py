@@ -1,15 +1,29 @@
-"""What a workdir holds, whole or not."""
+"""Reads a workdir, complete or not; what cannot be read is a sentence."""
 
 import dataclasses
-import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-OUTPUTS = ('main', 'second', 'mean', 'aggregated')
+from dhat_jax.runtime import documents, files
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """An output of the network that was evaluated.
+
+  Attributes:
+    name: its key in the results.
+    label: what it is called in sentences, figures and tables.
+    trained: whether a stage trains it; others are computed of trained ones.
+  """
+
+  name: str
+  label: str
+  trained: bool = True
 
 
 @dataclasses.dataclass
@@ -22,6 +36,7 @@ class Run:
     records: of metrics.jsonl, in order.
     config: of config.json; empty if there is none.
     environment: of environment.json; empty if there is none.
+    outputs: those that were evaluated, in the order of the results.
     problems: sentences about what cannot be read.
     name: what it is called, the folder's name by default.
   """
@@ -31,6 +46,7 @@ class Run:
   records: list[dict[str, Any]]
   config: dict[str, Any]
   environment: dict[str, Any]
+  outputs: list[Output]
   problems: list[str]
   name: str = ''
 
@@ -38,14 +54,20 @@ class Run:
     self.name = self.name or os.path.basename(os.path.abspath(self.directory))
 
   @property
-  def outputs(self) -> list[str]:
-    """The outputs that were evaluated."""
-    return [o for o in OUTPUTS if o in self.results.get('accuracy', {})]
+  def first_output(self) -> Output | None:
+    """What the other outputs are compared with: the main one."""
+    return self.outputs[0] if self.outputs else None
 
   @property
-  def final_output(self) -> str | None:
+  def final_output(self) -> Output | None:
     """What the run is about: the aggregated output if it has one."""
     return self.outputs[-1] if self.outputs else None
+
+  @property
+  def class_names(self) -> list[str]:
+    """The classes, in order; empty without results."""
+    rows = self.results.get('per_class', {})
+    return list(rows.get(self.final_output.name, ())) if self.outputs else []
 
   @property
   def stages(self) -> list[str]:
@@ -61,21 +83,69 @@ class Run:
     ]
     return [step for step, _ in points], [value for _, value in points]
 
-  def part(self, output: str, attack: str) -> dict[str, np.ndarray] | None:
-    """Returns what an attack on an output left, or None."""
+  def arrays(self, output: str, attack: str) -> dict[str, np.ndarray]:
+    """Returns what an attack on an output left; empty if it is not readable."""
     path = os.path.join(self.directory, 'evaluation', output, f'{attack}.npz')
     try:
       with np.load(path) as file:
         return dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-      return None
+      return {}
 
 
-def _json(directory: str, name: str, problems: list[str]) -> dict[str, Any]:
-  path = os.path.join(directory, name)
+def load(directory: str) -> Run:
+  """Reads a workdir; whatever is missing or damaged is left empty.
+
+  Raises:
+    ValueError: no such folder.
+  """
+  if not os.path.isdir(directory):
+    raise ValueError(
+      f'--workdir: got {directory!r}, which is no folder; expected the '
+      'workdir of a run'
+    )
+  problems: list[str] = []
+  results = _results(directory, problems)
+  return Run(
+    directory=directory,
+    results=results,
+    records=_records(directory, problems),
+    config=_object(directory, 'config.json', files.read_json, problems),
+    environment=_object(
+      directory, 'environment.json', files.read_json, problems
+    ),
+    outputs=_outputs(results, problems),
+    problems=problems,
+  )
+
+
+def load_all(directories: Sequence[str]) -> list[Run]:
+  """Reads workdirs; folders of one name are told apart by a number.
+
+  Raises:
+    ValueError: no such folder.
+  """
+  runs: list[Run] = []
+  names: set[str] = set()
+  for directory in directories:
+    run = load(directory)
+    name, number = run.name, 2
+    while run.name in names:
+      run.name, number = f'{name}_{number}', number + 1
+    names.add(run.name)
+    runs.append(run)
+  return runs
+
+
+def _object(
+  directory: str,
+  name: str,
+  reader: Callable[[str], Any],
+  problems: list[str],
+) -> dict[str, Any]:
+  """Reads a file that holds a JSON object; {} if it is not there."""
   try:
-    with open(path, encoding='utf-8') as file:
-      value = json.load(file)
+    value = reader(os.path.join(directory, name))
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:
@@ -87,67 +157,59 @@ def _json(directory: str, name: str, problems: list[str]) -> dict[str, Any]:
   return value
 
 
-def _records(directory: str, problems: list[str]) -> list[dict[str, Any]]:
-  """Reads metrics.jsonl; a last line that was cut off is left out."""
-  path = os.path.join(directory, 'metrics.jsonl')
-  records = []
+def _results(directory: str, problems: list[str]) -> dict[str, Any]:
+  results = _object(directory, 'results.json', documents.read, problems)
+  if results and not isinstance(results.get('accuracy'), dict):
+    problems.append('results.json cannot be read: it holds no accuracies')
+    return {}
+  return results
+
+
+def _outputs(results: Mapping[str, Any], problems: list[str]) -> list[Output]:
+  """Returns the evaluated outputs; older results list their names alone."""
+  evaluated = results.get('accuracy', {})
   try:
-    with open(path, encoding='utf-8') as file:
-      lines = file.readlines()
+    listed = [_output(row) for row in results.get('outputs', ())]
+  except (AttributeError, KeyError, TypeError) as error:
+    reason = f'{type(error).__name__}: {error}'
+    problems.append(f'results.json: its outputs cannot be read ({reason})')
+    listed = []
+  names = {output.name for output in listed}
+  return [output for output in listed if output.name in evaluated] + [
+    _output({'name': name}) for name in evaluated if name not in names
+  ]
+
+
+def _output(row: Mapping[str, Any]) -> Output:
+  name, label = row['name'], row.get('label', row['name'])
+  if not isinstance(name, str) or not isinstance(label, str):
+    raise TypeError(f'got {name!r} and {label!r}, expected text')
+  # Results that say nothing of stages: the mean of the heads has none.
+  trained = row['stage'] is not None if 'stage' in row else name != 'mean'
+  return Output(name, label, trained)
+
+
+def _records(directory: str, problems: list[str]) -> list[dict[str, Any]]:
+  """Reads metrics.jsonl, without the lines that are no record."""
+  path = os.path.join(directory, 'metrics.jsonl')
+
+  def on_damage(number: int) -> None:
+    problems.append(f'metrics.jsonl: line {number} cannot be read')
+
+  try:
+    lines = files.read_json_lines(path, on_damage)
   except FileNotFoundError:
     return []
   except (OSError, ValueError) as error:
     problems.append(f'metrics.jsonl cannot be read: {error}')
     return []
-  for number, line in enumerate(lines, 1):
-    try:
-      record = json.loads(line)
-      record['stage'], record['step']
-      records.append(record)
-    except (ValueError, KeyError, TypeError):
-      if number < len(lines):
-        problems.append(f'metrics.jsonl: line {number} cannot be read')
+  records = []
+  for line in lines:
+    if isinstance(line, dict) and {'stage', 'step'} <= line.keys():
+      records.append(line)
+    else:
+      problems.append(
+        f'metrics.jsonl: got {line!r:.40}, expected an object with stage and '
+        'step'
+      )
   return records
-
-
-def load(directory: str) -> Run:
-  """Reads a workdir; whatever is missing or broken is left empty.
-
-  Raises:
-    ValueError: no such folder.
-  """
-  if not os.path.isdir(directory):
-    raise ValueError(
-      f'--workdir: got {directory!r}, which is no folder; expected the '
-      'workdir of a run'
-    )
-  problems = []
-  results = _json(directory, 'results.json', problems)
-  if results and not isinstance(results.get('accuracy'), dict):
-    problems.append('results.json cannot be read: it holds no accuracies')
-    results = {}
-  return Run(
-    directory=directory,
-    results=results,
-    records=_records(directory, problems),
-    config=_json(directory, 'config.json', problems),
-    environment=_json(directory, 'environment.json', problems),
-    problems=problems,
-  )
-
-
-def load_all(directories: Sequence[str]) -> list[Run]:
-  """Reads workdirs; folders of one name are told apart by a number.
-
-  Raises:
-    ValueError: no such folder.
-  """
-  runs, taken = [], set()
-  for directory in directories:
-    run = load(directory)
-    name, number = run.name, 2
-    while run.name in taken:
-      run.name, number = f'{name}_{number}', number + 1
-    taken.add(run.name)
-    runs.append(run)
-  return runs

@@ -1,4 +1,4 @@
-"""Accuracies as tables: for a page, for Markdown, for LaTeX, as CSV."""
+"""Tables of accuracies: for the page, as Markdown, LaTeX and CSV."""
 
 import csv
 import io
@@ -6,6 +6,8 @@ import json
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import tabulate
 
 from dhat_jax.report.read import Run
 
@@ -17,16 +19,39 @@ class Table(NamedTuple):
 
   Attributes:
     header: the columns' names.
-    rows: one text for each column.
+    rows: one text for each column; at least one row.
   """
 
   header: list[str]
   rows: list[list[str]]
 
+  @property
+  def alignments(self) -> list[str]:
+    """For each column 'right' if it holds numbers, else 'left'."""
+    columns = zip(*self.rows, strict=True)
+    return [
+      'right' if all(map(_numeric, column)) else 'left' for column in columns
+    ]
 
-def percent(value: float | None) -> str:
+
+def _numeric(cell: str) -> bool:
+  return not cell or cell[0] in '0123456789-+'
+
+
+def percent(share: float | None) -> str:
   """Formats a share in [0, 1] in percent."""
-  return '' if value is None else f'{100 * value:.1f}'
+  return '' if share is None else f'{100 * share:.1f}'
+
+
+def mean_and_deviation(shares: Sequence[float]) -> str:
+  """Formats shares as percent: the mean, and ± the standard deviation.
+
+  The deviation is that of a sample (divided by n - 1), if there are several.
+  """
+  text = percent(statistics.mean(shares))
+  if len(shares) > 1:
+    text += f' ± {100 * statistics.stdev(shares):.1f}'
+  return text
 
 
 def accuracies(run: Run, output: str) -> dict[str, float]:
@@ -42,55 +67,43 @@ def attack_names(runs: Sequence[Run]) -> list[str]:
     name
     for run in runs
     for output in run.outputs
-    for name in accuracies(run, output)
+    for name in accuracies(run, output.name)
   )
   return [n for n in names if n != WORST] + [n for n in names if n == WORST]
 
 
 def with_differences(run: Run) -> Table:
-  """One run: each output's accuracies, and how far from the main head's."""
+  """One run: each output's accuracies, and how far from the first one's."""
   names = attack_names([run])
-  main = accuracies(run, 'main')
+  first = accuracies(run, run.first_output.name)
   rows = []
   for output in run.outputs:
-    row = accuracies(run, output)
+    row = accuracies(run, output.name)
     cells = []
     for name in names:
       cell = percent(row.get(name))
-      if output != 'main' and name in row and name in main:
-        cell += f' ({100 * (row[name] - main[name]):+.1f})'
+      if output != run.first_output and name in row and name in first:
+        cell += f' ({100 * (row[name] - first[name]):+.1f})'
       cells.append(cell)
-    rows.append([output, *cells])
+    rows.append([output.label, *cells])
+  labels = {output.name: output.label for output in run.outputs}
   natural = run.results.get('natural', {}).get('accuracy', {})
   for output, row in natural.items():
-    rows.append(
-      [f'{output}, trained on clean images only']
-      + [percent(row.get(name)) for name in names]
-    )
+    label = f'{labels.get(output, output)}, trained on clean images only'
+    rows.append([label, *(percent(row.get(name)) for name in names)])
   return Table(['output', *names], rows)
 
 
-def groups(runs: Sequence[Run]) -> list[list[Run]]:
+def same_but_seed(runs: Sequence[Run]) -> list[list[Run]]:
   """Groups runs of one config that differ in their seed alone."""
-  found = {}
+  groups: dict[str, list[Run]] = {}
   for run in runs:
     # That of the results: an evaluation may have had another epsilon.
     config = run.results.get('config') or run.config
     config = {k: v for k, v in config.items() if k != 'seed'}
     key = json.dumps(config, sort_keys=True) if config else run.directory
-    found.setdefault(key, []).append(run)
-  return list(found.values())
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-  """Formats shares as percent: the mean, and +- the standard deviation.
-
-  The deviation is that of a sample (divided by n - 1), if there are several.
-  """
-  text = percent(statistics.mean(values))
-  if len(values) > 1:
-    text += f' ± {100 * statistics.stdev(values):.1f}'
-  return text
+    groups.setdefault(key, []).append(run)
+  return list(groups.values())
 
 
 def comparison(runs: Sequence[Run]) -> Table:
@@ -98,18 +111,15 @@ def comparison(runs: Sequence[Run]) -> Table:
   runs = [run for run in runs if run.outputs]
   names = attack_names(runs)
   rows = []
-  for group in groups(runs):
-    label = ', '.join(run.name for run in group)
+  for group in same_but_seed(runs):
+    run_names = ', '.join(run.name for run in group)
     for output in group[0].outputs:
+      seeds = [accuracies(run, output.name) for run in group]
       cells = []
       for name in names:
-        values = [
-          row[name]
-          for row in (accuracies(run, output) for run in group)
-          if name in row
-        ]
-        cells.append(mean_and_deviation(values) if values else '')
-      rows.append([label, output, str(len(group)), *cells])
+        shares = [row[name] for row in seeds if name in row]
+        cells.append(mean_and_deviation(shares) if shares else '')
+      rows.append([run_names, output.label, str(len(group)), *cells])
   return Table(['run', 'output', 'seeds', *names], rows)
 
 
@@ -121,54 +131,31 @@ def to_csv(table: Table) -> str:
   return text.getvalue()
 
 
-def _numeric(cell: str) -> bool:
-  return not cell or cell[0] in '0123456789-+'
-
-
-def alignments(table: Table) -> list[bool]:
-  """Returns for each column whether it holds numbers."""
-  columns = zip(*table.rows, strict=True)
-  return [all(map(_numeric, column)) for column in columns]
+# What would end a cell, or be taken for HTML.
+_MARKDOWN = str.maketrans({'|': r'\|', '<': '&lt;', '\n': ' '})
 
 
 def to_markdown(table: Table) -> str:
   """Formats a table as Markdown."""
-  rules = ['---:' if right else '---' for right in alignments(table)]
-  rows = [table.header, rules, *table.rows]
-  escaped = [[cell.replace('|', '\\|') for cell in row] for row in rows]
-  return '\n'.join(f'| {" | ".join(row)} |' for row in escaped) + '\n'
-
-
-_LATEX = {
-  '\\': r'\textbackslash{}',
-  '~': r'\textasciitilde{}',
-  '^': r'\textasciicircum{}',
-  '±': r'$\pm$',
-  **{character: f'\\{character}' for character in '&%$#_{}'},
-}
-
-
-def latex_text(text: str) -> str:
-  """Escapes what LaTeX would read as commands."""
-  return ''.join(_LATEX.get(character, character) for character in text)
+  header, *rows = (
+    [cell.translate(_MARKDOWN) for cell in row]
+    for row in (table.header, *table.rows)
+  )
+  return _tabulate(Table(header, rows), 'pipe', table.alignments)
 
 
 def to_latex(table: Table) -> str:
   """Formats a table for LaTeX with the package booktabs."""
-  columns = ''.join('r' if right else 'l' for right in alignments(table))
-  lines = [
-    ' & '.join(latex_text(cell) for cell in row) + r' \\' for row in table.rows
-  ]
-  header = ' & '.join(latex_text(cell) for cell in table.header) + r' \\'
-  return '\n'.join(
-    [
-      rf'\begin{{tabular}}{{{columns}}}',
-      r'\toprule',
-      header,
-      r'\midrule',
-      *lines,
-      r'\bottomrule',
-      r'\end{tabular}',
-      '',
-    ]
+  text = _tabulate(table, 'latex_booktabs', table.alignments)
+  return text.replace('±', r'$\pm$')
+
+
+def _tabulate(table: Table, style: str, alignments: list[str]) -> str:
+  text = tabulate.tabulate(
+    table.rows,
+    table.header,
+    tablefmt=style,
+    disable_numparse=True,
+    colalign=alignments,
   )
+  return text + '\n'

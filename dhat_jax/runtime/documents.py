@@ -1,11 +1,15 @@
-"""The one JSON form of results: runs, benchmarks, experiments, survival.
+"""Results as JSON, in one form, and as Markdown tables.
 
-A document is an object with `schema_version`, `kind`, `command` (how to get the
-same, or null), `machine` (`provenance.machine()`) and what was measured.
+A document is what a run, a benchmark, an experiment or the campaign of
+interruptions leaves: an object with `schema_version`, `kind`, `command` (how to
+get the same, or null), `machine` (`provenance.machine()`), and what was
+measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import tabulate
 
 from dhat_jax.runtime import files, provenance
 
@@ -97,6 +101,25 @@ def read(path: str) -> dict[str, Any]:
     )
   _check_kind(path, content.get('kind'))
   return content
+
+
+def markdown_table(
+  headers: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1
+) -> str:
+  """Returns a Markdown table.
+
+  Args:
+    headers: the columns' titles.
+    rows: of cells, text as it is to stand there.
+    left: how many columns are aligned to the left; those after to the right.
+  """
+  return tabulate.tabulate(
+    rows,
+    headers=headers,
+    tablefmt='pipe',
+    colalign=['left'] * left + ['right'] * (len(headers) - left),
+    disable_numparse=True,
+  )
 
 
 def _kind_of_version_1(path: str, content: Mapping[str, Any]) -> str:

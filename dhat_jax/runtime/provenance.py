@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 PACKAGES = (
@@ -109,3 +110,23 @@ def machine() -> dict[str, Any]:
   if 'torch' in sys.modules:
     description['torch_threads'] = sys.modules['torch'].get_num_threads()
   return description
+
+
+def describe(
+  machine: Mapping[str, Any], packages: Sequence[str] = ('jax',)
+) -> str:
+  """Returns '2 cores of AMD EPYC, jax 0.10.2' of a `machine()`.
+
+  Args:
+    machine: of a result.
+    packages: whose versions are said, if it has them.
+  """
+  device = machine['device']
+  if device == 'cpu':
+    device = f'{machine["cores"]} cores of {machine["processor"]}'
+  versions = (
+    f'{package} {machine["versions"][package]}'
+    for package in packages
+    if package in machine['versions']
+  )
+  return ', '.join([device, *versions])

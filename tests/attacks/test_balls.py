@@ -190,3 +190,34 @@ def test_unknown_names_list_the_choices():
     ValueError, match=r"start: got 'zero', choices are .*none"
   ):
     balls.random_start(keys(6), images, 0.1, 'linf', 'zero')
+
+
+# Rows of logits, their labels, and whether the prediction is right.
+PREDICTIONS = [
+  ([0.0, 2.0, 1.0], 1, True),
+  ([0.0, 2.0, 1.0], 2, False),
+  ([1.0, 1.0, 0.0], 0, True),  # tied: the first counts
+  ([1.0, 1.0, 0.0], 1, False),
+  ([0.0, 0.0, 0.0], 0, True),
+  ([np.nan, 1.0, 0.0], 0, False),  # where argmax is 0
+  ([0.0, 1.0, np.nan], 1, False),
+  ([0.0, np.inf, 0.0], 1, False),
+  ([0.0, 1.0, -np.inf], 1, False),
+]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('xp', [np, jnp])
+def test_is_right(xp, dtype):
+  logits, labels, right = zip(*PREDICTIONS, strict=True)
+  logits = xp.asarray(logits).astype(jnp.dtype(dtype))
+  answer = balls.is_right(logits, xp.asarray(labels))
+  assert isinstance(answer, np.ndarray if xp is np else jax.Array)
+  assert answer.dtype == bool
+  np.testing.assert_array_equal(answer, right)
+
+
+def test_is_right_can_be_traced():
+  logits, labels, right = zip(*PREDICTIONS, strict=True)
+  answer = jax.jit(balls.is_right)(jnp.asarray(logits), jnp.asarray(labels))
+  np.testing.assert_array_equal(answer, right)

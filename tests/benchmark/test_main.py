@@ -7,7 +7,7 @@ import pytest
 
 from dhat_jax.benchmark import __main__ as command
 from dhat_jax.benchmark import scaling, training
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 CONFIG = '--config=configs/digits.py'
 SMALL = ('--config.main_head.attack.steps=1', '--repeats=2')

@@ -18,7 +18,7 @@ from dhat_jax.evaluation.plan import Plan
 from dhat_jax.evaluation.results import evaluate
 from dhat_jax.from_config import evaluation as from_config
 from dhat_jax.models.dual_head import DualHeadNet
-from tests import tiny_run
+from tests.helpers import tiny_run
 from tests.helpers import tiny
 
 IMAGES = 42

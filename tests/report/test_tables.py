@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from dhat_jax.report import read, tables
@@ -34,9 +36,8 @@ def test_seeds_share_a_row(tmp_path, run):
   table = tables.comparison([run, other, second])
   assert table.header[:3] == ['run', 'output', 'seeds']
   assert len(table.rows) == 8
-  assert table.rows[0] == [
-    *('one, two', 'main', '2', '74.0 ± 1.4', '49.0 ± 1.4', '24.0 ± 1.4')
-  ]
+  accuracies = ['74.0 ± 1.4', '49.0 ± 1.4', '24.0 ± 1.4']
+  assert table.rows[0] == ['one, two', 'main', '2', *accuracies]
   assert table.rows[4] == ['other', 'main', '1', '75.0', '50.0', '25.0']
   # Evaluated again with another epsilon: another row.
   second.results['config'] = {**second.config, 'evaluation': {'epsilon': 1.0}}
@@ -44,19 +45,35 @@ def test_seeds_share_a_row(tmp_path, run):
 
 
 def test_formats():
-  table = Table(['a_b', 'x'], [['50 % & |', '1.0 ± 0.5'], ['c', '']])
-  assert tables.to_csv(table) == 'a_b,x\n50 % & |,1.0 ± 0.5\nc,\n'
-  assert tables.to_markdown(table) == (
-    '| a_b | x |\n| --- | ---: |\n| 50 % & \\| | 1.0 ± 0.5 |\n| c |  |\n'
-  )
-  assert tables.to_latex(table) == (
-    '\\begin{tabular}{lr}\n\\toprule\na\\_b & x \\\\\n\\midrule\n'
-    '50 \\% \\& | & 1.0 $\\pm$ 0.5 \\\\\nc &  \\\\\n'
+  table = Table(['a_b', 'x'], [['50 % & | <', '1.0 ± 0.5'], ['c', '']])
+  assert tables.to_csv(table) == 'a_b,x\n50 % & | <,1.0 ± 0.5\nc,\n'
+  markdown = tables.to_markdown(table)
+  assert [line.split() for line in markdown.splitlines()] == [
+    ['|', 'a_b', '|', 'x', '|'],
+    [markdown.splitlines()[1]],
+    ['|', '50', '%', '&', '\\|', '&lt;', '|', '1.0', '±', '0.5', '|'],
+    ['|', 'c', '|', '|'],
+  ]
+  assert re.fullmatch(r'\|:-+\|-+:\|', markdown.splitlines()[1])
+  assert re.sub(' +', ' ', tables.to_latex(table)) == (
+    '\\begin{tabular}{lr}\n\\toprule\n a\\_b & x \\\\\n\\midrule\n'
+    ' 50 \\% \\& | \\ensuremath{<} & 1.0 $\\pm$ 0.5 \\\\\n c & \\\\\n'
     '\\bottomrule\n\\end{tabular}\n'
   )
 
 
+def test_cells_stay_as_they_are():
+  """No format takes text for a number, or a number for another."""
+  cells = ['1e3', '007', '96.0', '-', '+0.0', '1_000']
+  table = Table(['name', 'x'], [['a', cell] for cell in cells])
+  for format_table in (tables.to_csv, tables.to_markdown):
+    assert all(cell in format_table(table) for cell in cells)
+  latex = tables.to_latex(table)
+  assert all(cell.replace('_', r'\_') in latex for cell in cells)
+
+
 def test_latex_commands_are_escaped():
-  assert tables.latex_text(r'\a{b}~^$#') == (
-    r'\textbackslash{}a\{b\}\textasciitilde{}\textasciicircum{}\$\#'
+  table = Table(['x'], [[r'\a{b}~^$#']])
+  assert r'\textbackslash{}a\{b\}\textasciitilde{}\^{}\$\#' in tables.to_latex(
+    table
   )

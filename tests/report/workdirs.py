@@ -14,7 +14,7 @@ ACCURACY = {
 }
 
 
-def results(seed=0, shift=0.0):
+def results_of(seed=0, shift=0.0):
   """results.json; `shift` is added to every accuracy."""
   outputs = tuple(ACCURACY)
   return {
@@ -70,12 +70,36 @@ def results(seed=0, shift=0.0):
   }
 
 
+def with_third():
+  """results.json of version 2, with an output and an attack of a user's own."""
+  content = results_of()
+  content |= {
+    'schema_version': 2,
+    'kind': 'run',
+    'outputs': [
+      {'name': 'main', 'label': 'main head', 'stage': 'main_head'},
+      {'name': 'second', 'label': 'second head', 'stage': 'second_head'},
+      {'name': 'third', 'label': 'third & last', 'stage': 'third_head'},
+      {'name': 'mean', 'label': 'mean of the heads', 'stage': None},
+      {'name': 'aggregated', 'label': 'aggregated one', 'stage': 'aggregator'},
+    ],
+  }
+  for rows in content.values():
+    if isinstance(rows, dict) and 'aggregated' in rows:
+      rows['third'] = rows['aggregated']
+  content['accuracy'] = {
+    name: {**row, 'my_attack': 0.125}
+    for name, row in content['accuracy'].items()
+  }
+  return content
+
+
 def records():
   """metrics.jsonl of two stages."""
-  found = []
+  lines = []
   for stage in ('main_head', 'aggregator'):
     for step in (1, 2, 3):
-      found.append(
+      lines.append(
         {
           'stage': stage,
           'step': step,
@@ -86,8 +110,8 @@ def records():
           'train/images_per_second': 100.0 * step,
         }
       )
-    found[-3]['train/compile_seconds'] = 4.0
-    found.append(
+    lines[-3]['train/compile_seconds'] = 4.0
+    lines.append(
       {
         'stage': stage,
         'step': 3,
@@ -95,28 +119,38 @@ def records():
         'validation/robust_accuracy': 0.4,
       }
     )
-  return found
+  return lines
 
 
-def make(directory, seed=0, shift=0.0):
-  """Writes a whole workdir; returns its path as text."""
+def make(directory, seed=0, shift=0.0, results=None):
+  """Writes a whole workdir; returns its path as text.
+
+  Args:
+    directory: its path.
+    seed: of the run.
+    shift: added to every accuracy.
+    results: results.json; default: `results_of` with the shift.
+  """
   directory.mkdir(parents=True, exist_ok=True)
+  if results is None:
+    results = results_of(seed, shift)
 
   def write(name, value):
     (directory / name).write_text(json.dumps(value))
 
-  write('results.json', results(seed, shift))
+  write('results.json', results)
   write('config.json', {'seed': seed, 'model': {'backbone': 'wrn10_1'}})
   write('environment.json', {'versions': {'jax': '1.2'}, 'git_commit': 'abc'})
   lines = [json.dumps(record) + '\n' for record in records()]
   (directory / 'metrics.jsonl').write_text(''.join(lines))
   rng = np.random.default_rng(0)
   clean = rng.uniform(size=(2, 6, 6, 3)).astype(np.float16)
+  folder = directory / 'evaluation' / 'aggregated'
+  folder.mkdir(parents=True, exist_ok=True)
+  predictions = {
+    f'{output}_predictions': np.array([0, 1, 1, 0])
+    for output in results['accuracy']
+  }
   for attack, images in (('clean', clean), ('pgd_2', clean + np.float16(0.02))):
-    folder = directory / 'evaluation' / 'aggregated'
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions = {
-      f'{output}_predictions': np.array([0, 1, 1, 0]) for output in ACCURACY
-    }
     np.savez(folder / f'{attack}.npz', examples=images, **predictions)
   return str(directory)

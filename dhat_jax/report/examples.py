@@ -1,0 +1,93 @@
+"""The figure of attacked images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dhat_jax.report.plots import WIDTH_INCHES, new_figure
+from dhat_jax.report.read import Run
+
+_MAX_FACTOR = 10  # by which the changes of an attack are enlarged
+
+
+def shown_attack(run: Run) -> str | None:
+  """Returns the strongest attack on the final output that kept images."""
+  if not run.outputs:
+    return None
+  output = run.final_output.name
+  accuracies = {
+    attack: accuracy
+    for attack, accuracy in run.results['accuracy'][output].items()
+    if attack != 'clean' and _has_images(run, attack)
+  }
+  if not accuracies or not _has_images(run, 'clean'):
+    return None
+  return min(accuracies, key=accuracies.get)
+
+
+def _has_images(run: Run, attack: str) -> bool:
+  return len(run.arrays(run.final_output.name, attack).get('examples', ())) > 0
+
+
+def examples(run: Run) -> Figure | None:
+  """Clean image, change and attacked image, with predictions."""
+  attack = shown_attack(run)
+  if attack is None or 'examples' not in run.results:
+    return None
+  clean = run.arrays(run.final_output.name, 'clean')
+  attacked = run.arrays(run.final_output.name, attack)
+  places = run.results['examples']['places']
+  labels = run.results['examples']['labels']
+  # As large as can be shown around gray.
+  factor = max(1, min(_MAX_FACTOR, int(0.5 / run.results['epsilon'])))
+  before, after = (
+    arrays['examples'].astype(float) for arrays in (clean, attacked)
+  )  # [n, H, W, C]
+  rows = {
+    'clean': before,
+    f'change x {factor}': 0.5 + factor * (after - before),
+    'attacked': after,
+  }
+  figure, grid = new_figure(3, len(places), width=WIDTH_INCHES, height=3.8)
+  for axes, (title, images) in zip(grid, rows.items(), strict=True):
+    _show_row(axes, title, images)
+  for axes, label in zip(grid[0], labels, strict=True):
+    axes.set_title(run.class_names[label], fontsize=8)
+  for axes, arrays in ((grid[0], clean), (grid[2], attacked)):
+    for cell, place, label in zip(axes, places, labels, strict=True):
+      cell.set_xlabel(_predictions(run, arrays, place, label), fontsize=7)
+  return figure
+
+
+def _show_row(axes: np.ndarray, title: str, images: np.ndarray) -> None:
+  for cell, image in zip(axes, images.clip(0, 1), strict=True):
+    cell.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, 'gray')
+    cell.set(xticks=[], yticks=[])
+  axes[0].set_ylabel(title)
+
+
+def _predictions(
+  run: Run, arrays: dict[str, np.ndarray], place: int, label: int
+) -> str:
+  """Returns what each trained output predicts for an image, a line each."""
+  names = [output.name for output in run.outputs if output.trained]
+  lines = []
+  for name, short in zip(names, shortened(names), strict=True):
+    prediction = arrays[f'{name}_predictions'][place]
+    mark = '' if prediction == label else ' \N{BALLOT X}'
+    lines.append(f'{short}: {run.class_names[prediction]}{mark}')
+  return '\n'.join(lines)
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+  """Returns as many first letters of each name as tell it from the others."""
+
+  def short(name: str) -> str:
+    others = [other for other in names if other != name]
+    for end in range(1, len(name)):
+      if not any(other.startswith(name[:end]) for other in others):
+        return name[:end]
+    return name
+
+  return [short(name) for name in names]

@@ -1,0 +1,143 @@
+"""Writes the tables of README.md and docs/*.md from docs/results/*.json.
+
+    python docs/tools/tables.py            write them
+    python docs/tools/tables.py --check    exit with 1 if they are out of date
+
+A marker `<!-- table: NAME -->` is a document of `dhat_jax.runtime.documents`;
+`NAME__VIEW` asks for a view of an experiment's: `accuracies`, `differences` or
+`summary`.
+"""
+
+import importlib
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dhat_jax.runtime import documents, provenance  # noqa: E402
+
+DOCS = ROOT / 'docs'
+PAGES = [ROOT / 'README.md', *sorted(DOCS.glob('*.md'))]
+PATTERN = re.compile(r'<!-- table: (\w+) -->\n.*?<!-- end -->', re.DOTALL)
+# Commands of older documents, and how they are given today.
+RENAMED = {'python launch/survival.py': 'python -m tests.survival.campaign'}
+
+
+def accuracy_rows(
+  accuracy: Mapping[str, Mapping[str, float]],
+  label: str,
+  attacks: Sequence[str],
+) -> Iterator[tuple[str, ...]]:
+  """Yields a network's rows: accuracies in percent, empty if not measured."""
+  for output, by_attack in accuracy.items():
+    yield (
+      label,
+      output,
+      *(
+        f'{100 * by_attack[attack]:.1f}' if attack in by_attack else ''
+        for attack in attacks
+      ),
+    )
+
+
+def run_table(document: Mapping[str, Any], view: str) -> list[str]:
+  """Returns the table of a run's results, with its caption."""
+  del view
+  results = document.get('results', document)
+  machine = document['machine']
+  if isinstance(machine, str):  # of version 1
+    machine = {'device': machine, 'versions': results['versions']}
+  accuracy, natural = results['accuracy'], results.get('natural')
+  attacks = list(dict.fromkeys(a for row in accuracy.values() for a in row))
+  rows = list(accuracy_rows(accuracy, 'adversarially', attacks))
+  seconds = sum(results['seconds'].values())
+  if natural is not None:
+    label = 'on clean images only'
+    rows += accuracy_rows(natural['accuracy'], label, attacks)
+    seconds += sum(natural['seconds'].values())
+  headers = 'trained', 'output', *attacks
+  return [
+    documents.markdown_table(headers, rows, left=2),
+    '',
+    f'Accuracy in % on the {results["n_test"]:,} test images of '
+    f'{document.get("data_name", results["dataset"])}; epsilon '
+    f'{results["epsilon"]:.4g} ({255 * results["epsilon"]:.3g}/255); seed '
+    f'{results["seed"]}; {seconds:.0f} s on {provenance.describe(machine)}. '
+    f'{document.get("note", "")}'.rstrip(),
+  ]
+
+
+def benchmark_table(document: Mapping[str, Any], view: str) -> list[str]:
+  """Returns the table of what `dhat_jax.benchmark` measured, with caption."""
+  del view
+  module = importlib.import_module(f'dhat_jax.benchmark.{document["what"]}')
+  machine = provenance.describe(
+    document['machine'], packages=('jax', 'torch', 'pyautoattack')
+  )
+  caption = f'Measured on {machine}'
+  if 'repeats' in document:
+    caption += f'; medians of {document["repeats"]}'
+  return [module.table(document), '', f'{caption}.']
+
+
+def experiment_table(document: Mapping[str, Any], view: str) -> list[str]:
+  """Returns a view of an experiment."""
+  if 'table' in document:  # stored with what it was made of
+    return document['table']
+  return importlib.import_module('experiments.tables').table(document, view)
+
+
+def survival_table(document: Mapping[str, Any], view: str) -> list[str]:
+  """Returns the table of a campaign of interruptions."""
+  del view
+  return importlib.import_module('tests.survival.table').lines(document)
+
+
+TABLES = {
+  'run': run_table,
+  'benchmark': benchmark_table,
+  'experiment': experiment_table,
+  'survival': survival_table,
+}
+
+
+def table(marker: str) -> str:
+  """Returns a marker's document as a Markdown table, caption and command."""
+  name, _, view = marker.partition('__')
+  path = DOCS / 'results' / f'{name}.json'
+  if not path.exists():
+    return ''
+  document = documents.read(str(path))
+  lines = TABLES[document['kind']](document, view)
+  command = document['command']
+  for old, new in RENAMED.items():
+    command = command.replace(old, new)
+  return '\n'.join([*lines, '', '```sh', command, '```']) + '\n'
+
+
+def generate(text: str) -> str:
+  """Returns a page's text with every table made anew."""
+  return PATTERN.sub(
+    lambda match: f'<!-- table: {match[1]} -->\n{table(match[1])}<!-- end -->',
+    text,
+  )
+
+
+def main() -> None:
+  """Writes or checks the tables."""
+  old = {page: page.read_text() for page in PAGES}
+  new = {page: generate(text) for page, text in old.items()}
+  changed = [page for page in PAGES if new[page] != old[page]]
+  if '--check' in sys.argv:
+    names = [page.name for page in changed]
+    sys.exit(f'{names}: tables out of date' if names else 0)
+  for page in changed:
+    page.write_text(new[page])
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,154 @@
+"""A killed run of AutoAttack goes on where it stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from tests.attacks import linear
+
+
+class _KilledError(Exception):
+  pass
+
+
+def _kill_after(batches):
+  seen = []
+
+  def progress(event):
+    seen.append(event)
+    if len(seen) == batches:
+      raise _KilledError
+
+  return progress
+
+
+def _assert_same(result, expected):
+  """All that is known per image is the same."""
+  for name, array in expected.arrays().items():
+    np.testing.assert_array_equal(result.arrays()[name], array)
+
+
+@pytest.mark.parametrize('batches', [2, 6])
+def test_resumed_run_gives_the_same_and_repeats_nothing(
+  standard, tmp_path, batches
+):
+  with pytest.raises(_KilledError):
+    linear.standard(state_dir=tmp_path, progress=_kill_after(batches))
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.glob('*-*.npz')}
+  assert len(before) == batches
+  logits_fn, traces = linear.counting()
+  again = linear.standard(logits_fn, state_dir=tmp_path)
+  _assert_same(again, standard)
+  for path, written in before.items():
+    assert path.stat().st_mtime_ns == written
+  # A finished run is read, not attacked: only the clean images are predicted.
+  logits_fn, final = linear.counting()
+  _assert_same(linear.standard(logits_fn, state_dir=tmp_path), standard)
+  assert len(final) == 1 < len(traces)
+  with np.load(tmp_path / 'result.npz') as stored:
+    for name, array in standard.arrays().items():
+      np.testing.assert_array_equal(stored[name], array)
+
+
+def test_pieces_without_predictions_are_predicted_again(standard, tmp_path):
+  linear.standard(state_dir=tmp_path)
+  pieces = sorted(tmp_path.glob('*-*.npz'))
+  for path in pieces:
+    with np.load(path) as stored:
+      arrays = dict(stored)
+    del arrays['predictions']
+    np.savez(path, **arrays)
+  logits_fn, traces = linear.counting()
+  _assert_same(linear.standard(logits_fn, state_dir=tmp_path), standard)
+  assert len(traces) == 1  # predicted, not attacked
+  for path in pieces:
+    with np.load(path) as stored:
+      assert stored['predictions'].shape == stored['robust'].shape
+
+
+def test_old_pieces_that_the_network_contradicts_are_attacked_again(tmp_path):
+  options = {'n_targets': 1, 'state_dir': tmp_path}
+  first = linear.attack('fab-t', **options)
+  (path,) = tmp_path.glob('fab-t-*.npz')
+  with np.load(path) as stored:
+    arrays = dict(stored)
+  del arrays['predictions']
+  assert len(arrays['rows']) > 0
+  # The clean images, which are predicted correctly.
+  images, _ = linear.problem()
+  arrays['points'] = images[arrays['indices'][arrays['rows']]]
+  np.savez(path, **arrays)
+  _assert_same(linear.attack('fab-t', **options), first)
+
+
+def test_interrupted_square_goes_on_from_its_best_points(tmp_path):
+  options = {'epsilon': 0.02, 'batch_size': 8, 'state_dir': tmp_path}
+  plain = linear.attack('square', epsilon=0.02, batch_size=8, n_queries=80)
+  with pytest.raises(_KilledError):
+    linear.attack('square', n_queries=80, progress=_kill_after(5), **options)
+  again = linear.attack('square', n_queries=80, **options)
+  np.testing.assert_array_equal(again.images_adv, plain.images_adv)
+  # Points of robust images are kept for the last piece alone.
+  with np.load(tmp_path / 'square-00-00000.npz') as piece:
+    assert not np.any(piece['robust'][piece['rows']])
+
+
+@pytest.mark.slow
+def test_kill_9_loses_nothing_that_was_finished(standard, tmp_path):
+  script = f"""
+    import os, signal
+    from tests import conftest
+    from tests.attacks import linear
+    seen = []
+    def progress(event):
+      seen.append(event)
+      if len(seen) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    linear.standard(state_dir={str(tmp_path)!r}, progress=progress)
+  """
+  ended = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(script)], cwd=os.getcwd()
+  )
+  assert ended.returncode == -signal.SIGKILL
+  assert len(list(tmp_path.glob('*-*.npz'))) == 4
+  _assert_same(linear.standard(state_dir=tmp_path), standard)
+
+
+@pytest.mark.parametrize(
+  'other',
+  [
+    {'epsilon': 0.031},
+    {'norm': 'l2'},
+    {'rng': jax.random.key(1)},
+    {'batch_size': 9},
+    {'n_iter': 6},
+  ],
+)
+def test_state_of_another_problem_is_refused(tmp_path, other):
+  linear.attack('fab-t', state_dir=tmp_path, n_targets=1, epsilon=8 / 255)
+  with pytest.raises(ValueError, match=next(iter(other))):
+    linear.attack(
+      'fab-t',
+      **{'state_dir': tmp_path, 'n_targets': 1, 'epsilon': 8 / 255, **other},
+    )
+
+
+def test_state_of_another_network_or_a_damaged_one_is_refused(tmp_path):
+  linear.attack('fab-t', state_dir=tmp_path, n_targets=1)
+  with pytest.raises(ValueError, match='clean_flags'):
+    linear.attack(
+      'fab-t',
+      logits_fn=lambda x: -linear.logits_of(x),
+      state_dir=tmp_path,
+      n_targets=1,
+    )
+  piece = next(tmp_path.glob('fab-t-*.npz'))
+  piece.write_bytes(piece.read_bytes()[:100])
+  with pytest.raises(ValueError, match='damaged'):
+    linear.attack('fab-t', state_dir=tmp_path, n_targets=1)

@@ -1,0 +1,82 @@
+"""README says what is true: its program runs, its tables are generated."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+from dhat_jax import build
+from dhat_jax.datasets import digits
+
+ROOT = str(pathlib.Path(__file__).parents[2])
+
+
+def readme():
+  with open(os.path.join(ROOT, 'README.md')) as file:
+    return file.read()
+
+
+def program(word):
+  """The one program in README that contains a word."""
+  programs = re.findall(r'```python\n(.*?)```', readme(), re.DOTALL)
+  (found,) = [text for text in programs if word in text]
+  return found
+
+
+def test_training_loop_runs_as_it_stands():
+  text = program('make_train_step')
+  assert len(text.strip().split('\n')) <= 30
+  train = digits.load().train
+  names = {'images': train.images[:256], 'labels': train.labels[:256]}
+  exec(text, names)
+  assert names['robust'].shape == (64,)
+  assert names['robust'].dtype == bool
+  assert int(names['state'].step) == 4
+  assert np.isfinite(float(names['metrics']['loss'][0]))
+
+
+def test_autoattack_runs_as_it_stands():
+  test = digits.load().test
+  images = np.float32(test.images[:40]) / 255
+  names = {'images': images, 'labels': test.labels[:40]}
+  exec(program('autoattack'), names)
+  result = names['result']
+  assert result.robust.shape == (40,)
+  attacks = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
+  assert list(result.flags) == ['clean', *attacks]
+  assert result.clean_accuracy > 0
+  assert result.robust_accuracy <= result.clean_accuracy
+
+
+def test_tables_are_generated():
+  subprocess.run(
+    [sys.executable, os.path.join(ROOT, 'docs/tools/tables.py'), '--check'],
+    check=True,
+  )
+
+
+def test_every_key_that_readme_names_exists():
+  from configs import cifar10
+
+  flags = re.findall(r'--config\.([\w.]+)=', readme())
+  assert flags
+  for flag in flags:
+    value = cifar10.get_config()
+    for key in flag.split('.'):
+      value = value[key]
+
+
+def test_names_in_the_choices_table_exist():
+  for name in ('wrn34_10', 'wrn28_10', 'wrn16_4', 'resnet18'):
+    assert f'`{name}`' in readme()
+    build.backbone(name)
+
+
+def test_figure_is_generated():
+  subprocess.run(
+    [sys.executable, os.path.join(ROOT, 'docs/tools/figure.py'), '--check'],
+    check=True,
+  )

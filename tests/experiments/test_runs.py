@@ -1,0 +1,245 @@
+"""The experiments: stages in common, equal terms, from end to end."""
+
+import json
+import os
+import types
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from dhat_jax import build
+from dhat_jax.training import loop
+from experiments import ablations, cifar10_jpeg, digits, runs, tables
+from experiments.runs import Entry, Run
+from tests.helpers import tiny_run
+from tests.helpers.tiny import flat
+
+
+def test_pack():
+  flags = np.random.default_rng(0).random(37) < 0.5
+  np.testing.assert_array_equal(runs.unpack(runs.pack(flags)), flags)
+  assert runs.pack(np.array([True, False, True])) == '3:a0'
+
+
+@pytest.mark.parametrize(
+  'entries',
+  [
+    # Of one workdir.
+    [
+      *(e for base in digits.BASES for e in digits.of_seed(base, 3)),
+      *ablations.of_seed(3),
+    ],
+    *(
+      cifar10_jpeg.of_seed(scale, 3, 'folder')
+      for scale in cifar10_jpeg.SCALES.values()
+    ),
+  ],
+)
+def test_every_run_builds_and_shares_rightly(entries):
+  configs = {}
+  for entry in entries:
+    config = entry.run.config
+    build.check(config)
+    assert config.seed == 3
+    text = config.to_json()
+    assert configs.setdefault(entry.run.name, text) == text
+    if entry.run.source is not None:
+      runs._same_beginning(entry.run)
+
+
+def wide_and_dual(entries):
+  by_variant = {entry.variant: entry for entry in entries}
+  return by_variant['single head, wide'], by_variant['DH-AT, pairwise']
+
+
+DIGITS = list(digits.of_seed('trades', 0))
+SMALL, LARGE = (
+  cifar10_jpeg.of_seed(cifar10_jpeg.SCALES[scale], 0, 'folder')
+  for scale in ('cpu', 'gpu')
+)
+
+
+@pytest.mark.parametrize(
+  ('entries', 'image_shape'),
+  [(DIGITS, digits.IMAGE_SHAPE), (SMALL, (32, 32, 3)), (LARGE, (32, 32, 3))],
+)
+def test_wide_head_is_as_large(entries, image_shape):
+  wide, dual = (
+    runs.parameters(entry.run.config, entry.output, image_shape)
+    for entry in wide_and_dual(entries)
+  )
+  assert wide == pytest.approx(dual, rel=0.01)
+
+
+@pytest.mark.parametrize(
+  ('entries', 'image_shape', 'num_train', 'share'),
+  [
+    (DIGITS, digits.IMAGE_SHAPE, digits.NUM_TRAIN, 1.035),
+    # The published lengths of stages 2 and 3 are longer, for one of stage 1.
+    (SMALL, (32, 32, 3), 10_000, 0.785),
+  ],
+)
+def test_what_training_the_wide_head_costs(
+  entries, image_shape, num_train, share
+):
+  wide, dual = (
+    runs.training_gmacs(e.run.config, e.output, image_shape, num_train)
+    for e in wide_and_dual(entries)
+  )
+  assert wide / dual == pytest.approx(share, rel=0.01)
+
+
+def test_joint_training_costs_as_much():
+  rows = {e.variant: e for e in ablations.of_seed(0) if e.group == 'training'}
+  costs = [
+    runs.training_gmacs(
+      e.run.config, e.output, digits.IMAGE_SHAPE, digits.NUM_TRAIN
+    )
+    for e in rows.values()
+  ]
+  assert costs[0] == pytest.approx(costs[1], rel=0.01)
+
+
+def test_stages_that_differ_are_not_shared():
+  dual = Run('dual', digits.config('trades', 0))
+  other = digits.changed(dual.config, second_head__loss__beta=1.0)
+  run = Run('other', other, dual, ('main_head', 'second_head'))
+  with pytest.raises(ValueError, match=r"second_head\.loss\.beta'] differ"):
+    runs._same_beginning(run)
+  runs._same_beginning(Run('other', other, dual, ('main_head',)))
+  drifting = digits.changed(dual.config, model__freeze_statistics=False)
+  runs._same_beginning(Run('other', drifting, dual, ('main_head',)))
+  with pytest.raises(ValueError, match='freeze_statistics'):
+    runs._same_beginning(
+      Run('other', drifting, dual, ('main_head', 'second_head'))
+    )
+
+
+def test_subset_links_the_first_images(tmp_path):
+  for split in ('train', 'test'):
+    for label in ('cat', 'dog'):
+      folder = tmp_path / 'all' / split / label
+      folder.mkdir(parents=True)
+      for index in range(4):
+        (folder / f'{index}.png').write_text(f'{label}{index}')
+  images = str(tmp_path / 'all')
+  for _ in range(2):  # again: the same
+    folder = cifar10_jpeg.subset(images, str(tmp_path), {'train': 3, 'test': 0})
+    for split, count in (('train', 3), ('test', 4)):
+      names = sorted(os.listdir(os.path.join(folder, split, 'dog')))
+      assert names == [f'{index}.png' for index in range(count)]
+  with open(os.path.join(folder, 'train', 'dog', '2.png')) as file:
+    assert file.read() == 'dog2'
+  assert cifar10_jpeg.subset(images, 'x', {'train': 0, 'test': 0}) == images
+  with pytest.raises(ValueError, match='--data_dir: got nowhere, expected'):
+    cifar10_jpeg.subset('nowhere', str(tmp_path), {'train': 3, 'test': 0})
+
+
+def tiny_entries(seed):
+  """A run, and one that takes over its first two stages."""
+  values = {
+    'seed': seed,
+    'evaluation.attacks': ('clean', 'pgd_2'),
+    'evaluation.audit': True,
+    'evaluation.audit_steps': 2,
+    'evaluation.audit_queries': 0,
+    'evaluation.batch_size': 360,
+    'checkpoint.every_steps': 100,
+    'dataset.validation_size': 0,
+    **{f'{stage}.keep': 'last' for stage in build.ROLES},
+  }
+  dual = Run(f'dual_{seed}', tiny_run.get_config(**values))
+  classwise = digits.changed(dual.config, model__aggregator='classwise')
+  classwise = Run(
+    f'classwise_{seed}', classwise, dual, ('main_head', 'second_head')
+  )
+  return [
+    Entry('trades', 'single head', seed, dual, 'main'),
+    Entry('trades', 'DH-AT, classwise', seed, classwise, 'aggregated'),
+  ]
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+  """Runs the tiny experiment on some seeds; returns its JSON."""
+  monkeypatch.setattr(runs.parallel, 'initialize', lambda: None)
+  tiny_run.use_tiny_backbone(monkeypatch)
+
+  def make(*seeds):
+    options = types.SimpleNamespace(
+      seeds=seeds,
+      workdir=str(tmp_path / 'runs'),
+      json=str(tmp_path / 'results' / 'tiny.json'),
+    )
+    runs.main(
+      [entry for seed in (0, 1) for entry in tiny_entries(seed)],
+      options,
+      image_shape=(8, 8, 1),
+      num_train=1437,
+      caption={'experiment': 'tiny', 'data': 'digits'},
+    )
+    with open(options.json) as file:
+      return json.load(file)
+
+  return make
+
+
+def test_experiment_from_end_to_end(made, tmp_path, monkeypatch):
+  found = made(0)
+  assert found['missing'] == 2
+  assert [row['variant'] for row in found['rows']] == [
+    'single head',
+    'DH-AT, classwise',
+  ]
+  single, dual = found['rows']
+  assert single['training_gmacs'] < dual['training_gmacs']
+  assert single['parameters'] < dual['parameters']
+  assert single['red_flags'] is None
+  assert isinstance(dual['red_flags'], list)
+  assert dual['worst_case'] <= min(dual['accuracy'].values())
+  for row in found['rows']:
+    for attack, accuracy in row['accuracy'].items():
+      right = runs.unpack(row['images'][attack])
+      assert right.mean() == pytest.approx(accuracy)
+      assert len(right) == row['n_test'] == 360
+  # What was taken over is what the source trained, bit for bit.
+  workdirs = tmp_path / 'runs'
+  checkpoints = [
+    flat_checkpoint(workdirs / name, 'second_head')
+    for name in ('dual_0', 'classwise_0')
+  ]
+  assert checkpoints[0].keys() == checkpoints[1].keys()
+  for name, array in checkpoints[0].items():
+    np.testing.assert_array_equal(array, checkpoints[1][name])
+  # What is there is not made again.
+  path = workdirs / 'dual_0' / 'results.json'
+  before = path.stat().st_mtime_ns
+  assert made(0)['rows'] == found['rows']
+  assert path.stat().st_mtime_ns == before
+  for view in ('accuracies', 'differences'):
+    assert len(tables.table(found, view)) > 4
+
+
+def test_a_copy_cut_short_does_not_count(tmp_path):
+  dual, classwise = (entry.run for entry in tiny_entries(0))
+  stages = tmp_path / dual.name / 'checkpoints'
+  for stage in classwise.shared:
+    (stages / stage / '10').mkdir(parents=True)
+    (stages / stage / '10' / 'array').write_text(stage)
+  copies = tmp_path / classwise.name / 'checkpoints'
+  (copies / 'main_head.half' / '9').mkdir(parents=True)
+  for _ in range(2):  # again: nothing to do
+    runs._take_over(classwise, str(tmp_path))
+    assert sorted(os.listdir(copies)) == ['main_head', 'second_head']
+    for stage in classwise.shared:
+      assert os.listdir(copies / stage) == ['10']
+      assert (copies / stage / '10' / 'array').read_text() == stage
+
+
+def flat_checkpoint(workdir, stage):
+  """Returns {name: array} of the newest checkpoint."""
+  folder = loop.checkpoint_folder(str(workdir), stage)
+  newest = max(int(name) for name in os.listdir(folder) if name.isdigit())
+  with ocp.PyTreeCheckpointer() as reader:
+    return flat(reader.restore(os.path.join(folder, str(newest), 'state')))

@@ -1,0 +1,119 @@
+"""The experiments' Markdown tables, from made-up rows."""
+
+import numpy as np
+
+from experiments import runs, tables
+
+
+def row(variant, seed, clean, robust, *, output='main', flags=None):
+  images = np.arange(10) < robust / 10
+  return {
+    'group': 'trades',
+    'variant': variant,
+    'seed': seed,
+    'output': output,
+    'accuracy': {'clean': clean / 100, 'autoattack(images=5)': robust / 100},
+    'worst_case': robust / 100,
+    'images': {
+      'clean': runs.pack(np.arange(10) < clean / 10),
+      'autoattack(images=5)': runs.pack(images),
+    },
+    'red_flags': flags,
+    'parameters': 1234,
+    'training_gmacs': 10.0 if variant == 'single head' else 25.0,
+    'n_test': 10,
+    'epsilon': 0.2,
+  }
+
+
+def record(rows):
+  return {
+    'data': 'some images',
+    'missing': 2,
+    'machine': {
+      'device': 'cpu',
+      'cores': 2,
+      'processor': 'a CPU',
+      'versions': {'jax': '1.2'},
+    },
+    'rows': rows,
+  }
+
+
+def cells(table):
+  """The cells of a Markdown table, without the line below its headers."""
+  headers, _, *rows = (
+    [cell.strip() for cell in line[1:-1].split('|')]
+    for line in table.split('\n')
+  )
+  return [headers, *rows]
+
+
+TWO_SEEDS = [
+  row('single head', 0, 90, 50),
+  row('DH-AT, pairwise', 0, 91, 53, flags=['square']),
+  row('DH-AT, pairwise', 1, 93, 52, flags=[]),
+  row('single head', 1, 92, 50),
+]
+
+
+def test_accuracies_of_two_seeds():
+  document = record(TWO_SEEDS)
+  lines = tables.table(document, 'accuracies')
+  headers, single, dual = cells(lines[0])
+  assert headers[5] == 'AutoAttack (short)'
+  deviation = '1.4'  # of two values that differ by 2: sqrt(2)
+  assert single == [
+    'trades',
+    'single head',
+    '1,234',
+    '1.00',
+    f'91.0 ± {deviation}',
+    '50.0 ± 0.0',
+    '50.0 ± 0.0',
+    '',
+    '2',
+  ]
+  assert dual[3] == '2.50'
+  assert dual[-3:] == ['52.5 ± 0.7', '1 of 2', '2']
+  assert '2 rows are not made yet' in lines[-1]
+  assert '`autoattack(images=5)`' in lines[-1]
+
+
+def test_differences_of_two_seeds():
+  document = record(TWO_SEEDS)
+  lines = tables.table(document, 'differences')
+  # Clean: twice 1. Robust: 3 and 2; t of 1 degree of freedom 12.7062.
+  reach = 12.7062 * 0.5
+  robust = f'+2.5 [{2.5 - reach:+.1f}, {2.5 + reach:+.1f}]'
+  assert cells(lines[0])[1:] == [
+    [
+      'trades',
+      'DH-AT, pairwise − single head',
+      '**+1.0 [+1.0, +1.0]**',
+      robust,
+      robust,
+    ]
+  ]
+  assert 'as 1 of 3 do (by chance alone about 0 would)' in lines[-1]
+  assert tables.table(document, 'summary') == lines
+
+
+def test_table_of_one_seed_compares_images():
+  lines = tables.table(
+    record([row('single head', 0, 90, 50), row('DH-AT, mean', 0, 90, 60)]),
+    'differences',
+  )
+  reach = 100 * 1.95996 * 0.3 / np.sqrt(10)
+  assert cells(lines[0])[1:] == [
+    [
+      'trades',
+      'DH-AT, mean − single head',
+      '+0.0 [+0.0, +0.0]',
+      f'+10.0 [{10 - reach:+.1f}, {10 + reach:+.1f}]',
+      '+10.0',
+    ]
+  ]
+  assert 'nothing is known of other seeds' in lines[-1]
+  # The worst case is not known by image.
+  assert 'as 0 of 2 do' in lines[-1]

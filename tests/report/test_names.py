@@ -1,0 +1,100 @@
+"""Outputs, attacks and names that this project does not know."""
+
+import json
+
+from dhat_jax.report import examples, plots, read
+from tests.report import workdirs
+from tests.report.pages import check, page_of
+
+TAG = '<script>alert(1)</script>'
+
+
+def test_outputs_and_attacks_of_a_users_own(tmp_path):
+  directory = workdirs.make(tmp_path / 'one', results=workdirs.with_third())
+  run = read.load(directory)
+  assert not run.problems
+  names = ['main', 'second', 'third', 'mean', 'aggregated']
+  assert [output.name for output in run.outputs] == names
+  assert [o.name for o in run.outputs if not o.trained] == ['mean']
+  text = page_of(directory)
+  assert len(check(text).images) == 7
+  assert 'This cannot be shown' not in text
+  assert '<td>third &amp; last</td>' in text
+  assert '<th class="number">my_attack</th>' in text
+  assert (
+    'The aggregated one output is right on 100.0 % of the clean images and on '
+    '12.5 % under my_attack, its worst attack. The main head output is' in text
+  )
+  table = (tmp_path / 'one/report/one_accuracy.csv').read_text()
+  assert 'third & last,100.0 (+25.0),25.0 (-25.0),12.5 (+0.0),25.0' in table
+
+
+def test_every_output_has_a_line_of_its_own(tmp_path):
+  run = read.load(workdirs.make(tmp_path, results=workdirs.with_third()))
+  (axes,) = plots.sweep(run).axes
+  lines = axes.lines[: len(run.outputs)]
+  assert [line.get_label() for line in lines] == [
+    output.label for output in run.outputs
+  ]
+  styles = {(line.get_color(), line.get_marker()) for line in lines}
+  assert len(styles) == len(run.outputs)
+
+
+def test_trained_outputs_stand_below_the_images(tmp_path):
+  run = read.load(workdirs.make(tmp_path, results=workdirs.with_third()))
+  figure = examples.examples(run)
+  assert figure.axes[0].get_xlabel().splitlines() == [
+    f'{short}: cat' for short in ('m', 's', 't', 'a')
+  ]
+
+
+def test_names_are_as_short_as_they_differ():
+  assert examples.shortened(['main', 'second']) == ['m', 's']
+  assert examples.shortened(['a', 'ab', 'abc', 'b']) == ['a', 'ab', 'abc', 'b']
+  assert examples.shortened(['third', 'theta']) == ['thi', 'the']
+
+
+def test_names_are_no_html(tmp_path):
+  results = workdirs.results_of()
+  results['outputs'] = [
+    {'name': name, 'label': name + TAG} for name in workdirs.ACCURACY
+  ]
+  results['accuracy'] = {
+    name: {f'{attack}{TAG}': share for attack, share in row.items()}
+    for name, row in results['accuracy'].items()
+  }
+  for name in ('main', 'aggregated'):
+    results['confusion'][name]['attack'] = TAG
+  results['audit'] |= {
+    'attack': TAG,
+    'flags': [{'name': TAG, 'sentence': TAG}],
+    'attacks': {TAG: {'accuracy': 0.5, 'missed': 2}},
+  }
+  agreement = results['heads']['agreement']
+  agreement['clean'] = {TAG: agreement['clean']['both']}
+  results['seconds'] = {TAG: 1.0}
+  folders = [tmp_path / f'{letter}<script>' for letter in 'ab']
+  for folder in folders:
+    workdirs.make(folder, results=results)
+    (folder / 'config.json').write_text(json.dumps({TAG: TAG}))
+    (folder / 'environment.json').write_text(TAG)
+    (folder / 'metrics.jsonl').write_text(f'["{TAG}"]\n')
+  text = page_of(*folders)
+  check(text)
+  assert '<script>' not in text
+  assert text.count('&lt;script&gt;') > 50
+  assert 'This cannot be shown' not in text
+  for path in (folders[0] / 'report').glob('*.md'):
+    assert '<script>' not in path.read_text()
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+  results = workdirs.results_of()
+  rows = results['per_class']['aggregated']
+  results['per_class']['aggregated'] = {
+    '$\\frac$': rows['cat'],
+    'dog': rows['cat'],
+  }
+  run = read.load(workdirs.make(tmp_path, results=results))
+  for draw in (plots.per_class, plots.confusion, examples.examples):
+    assert plots.png(draw, run)
