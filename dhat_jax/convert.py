@@ -143,17 +143,16 @@ def _trained_state(
 
 def _parse(argv: list[str]) -> flags.FlagValues:
   """Parses the flags, in a set of their own beside other commands'."""
-  values = cli.new_flags(argv)
+  values = cli.new_flags(__doc__, takes_config=True)
   for name, text in (
     ('workdir', 'Folder of the run.'),
     ('from_torch', 'State dict to make the workdir of.'),
     ('to_torch', 'File to write the state dict of the workdir to.'),
   ):
-    flags.DEFINE_string(name, None, text, flag_values=values)
+    cli.define_path(values, name, text)
   cli.parse(values, argv)
-  for name in ('config', 'workdir'):
-    if values[name].value is None:
-      raise ValueError(f'--{name}: got nothing, expected it to be given')
+  if values.workdir is None:
+    raise ValueError('--workdir: got nothing, expected it to be given')
   if (values.from_torch is None) == (values.to_torch is None):
     raise ValueError('give one of --from_torch and --to_torch')
   return values
@@ -161,9 +160,6 @@ def _parse(argv: list[str]) -> flags.FlagValues:
 
 def main(argv: list[str]) -> None:
   """Converts what the flags name; argv[0] is the program."""
-  if '--help' in argv:
-    print(__doc__)
-    return
   with cli.mistakes_in_one_line(pickle.UnpicklingError):
     _convert(_parse(argv))
 

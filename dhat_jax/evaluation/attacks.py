@@ -80,16 +80,27 @@ def make(name: str, *, where: str = '', **shared: Any) -> EvaluationAttack:
   Raises:
     ValueError: no such name, or a value that the attack cannot do with.
   """
-  attack = EVALUATION_ATTACKS.make(name, where=where, **shared)
+  factory, _ = EVALUATION_ATTACKS.find(name, where)
+  return _made(name, factory, tuple(sorted(shared.items())))
+
+
+@functools.cache
+def _made(
+  name: str, factory: Callable, shared: tuple[tuple[str, Any], ...]
+) -> EvaluationAttack:
+  """Makes an attack once, so that whoever asks again has it compiled."""
+  attack = EVALUATION_ATTACKS.make(name, **dict(shared))
   made_of = attack.made_of
   if made_of is None:
-    made_of = _made_of(name, shared)
+    made_of = _made_of(name, factory, dict(shared))
   return dataclasses.replace(attack, title=name, made_of=made_of)
 
 
-def _made_of(name: str, shared: Mapping[str, Any]) -> dict[str, Any]:
+def _made_of(
+  name: str, factory: Callable, shared: Mapping[str, Any]
+) -> dict[str, Any]:
   """Returns what a user's attack depends on: its arguments and its file."""
-  factory, numbers = EVALUATION_ATTACKS.find(name)
+  _, numbers = EVALUATION_ATTACKS.find(name)
   taken = inspect.signature(factory).parameters
   return {
     **{key: value for key, value in shared.items() if key in taken},

@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dhat_jax.evaluation.step import make_eval_step
 
 from dhat_jax.attacks import pgd
+from dhat_jax.evaluation.step import make_eval_step
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.runtime import devices
 from tests.helpers.tiny import TinyBackbone, random_variables

@@ -18,8 +18,7 @@ from dhat_jax.evaluation.plan import Plan
 from dhat_jax.evaluation.results import evaluate
 from dhat_jax.from_config import evaluation as from_config
 from dhat_jax.models.dual_head import DualHeadNet
-from tests.helpers import tiny_run
-from tests.helpers import tiny
+from tests.helpers import tiny, tiny_run
 
 IMAGES = 42
 NAMES = tuple('0123456789')

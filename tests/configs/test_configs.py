@@ -1,6 +1,7 @@
 """Every config x variant x stage builds, is plain data, and is all read."""
 
 import ast
+import collections
 import importlib
 import json
 import pathlib
@@ -12,7 +13,7 @@ import pytest
 
 from configs import recipes
 from dhat_jax import build
-from dhat_jax.runtime import workdir
+from dhat_jax.runtime import config_file, workdir
 from dhat_jax.training.stages import ROLES
 
 SOURCES = pathlib.Path(build.__file__).parent
@@ -69,6 +70,52 @@ def test_default_variants():
   module = importlib.import_module('configs.cifar10')
   assert module.get_config().name == 'cifar10'
   assert get_config('svhn', 'sat_resnet18').name == 'svhn_sat_resnet18'
+
+
+def shared_parts(config):
+  """Counts ConfigDicts and references that several places of a config have."""
+  counts = collections.Counter()
+
+  def visit(node):
+    for value in node.values(preserve_field_references=True):
+      if isinstance(value, ml_collections.ConfigDict):
+        visit(value)
+      if isinstance(
+        value, ml_collections.ConfigDict | ml_collections.FieldReference
+      ):
+        counts[id(value)] += 1
+
+  visit(config)
+  assert len(counts) > 20
+  return sum(count > 1 for count in counts.values())
+
+
+@pytest.mark.parametrize(('name', 'variant'), CONFIGS)
+def test_no_part_is_shared(name, variant):
+  """What is set in one stage changes no other."""
+  assert shared_parts(get_config(name, variant)) == 0
+  path = f'configs/{name}.py:{variant}'
+  assert shared_parts(config_file.read(path)) == 0
+
+
+def test_configs_import_only_each_other():
+  folder = pathlib.Path(recipes.__file__).parent
+  for path in folder.glob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ImportFrom):
+        assert node.module in ('ml_collections', 'dhat_jax.configs'), path
+      elif isinstance(node, ast.Import):
+        assert {a.name for a in node.names} <= {'copy', 're'}, path
+
+
+def test_every_config_is_listed():
+  names = [f'configs/{name}.py' for name in dict(CONFIGS)]
+  assert config_file.list_installed() == sorted(names)
+
+
+def test_importable_as_part_of_the_package():
+  installed = importlib.import_module('dhat_jax.configs.digits').get_config()
+  assert installed.to_dict() == get_config('digits', 'trades_wrn10_1').to_dict()
 
 
 @pytest.mark.parametrize('variant', ['trades', 'trades_vgg', 'fgsm_resnet18'])
