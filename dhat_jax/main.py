@@ -115,24 +115,25 @@ def run(config: Any, workdir: str, mode: str, **start_up) -> None:
     config: the run's config.
     workdir: its folder.
     mode: 'train' or 'evaluate'.
-    **start_up: as `devices.initialize` takes them.
+    **start_up: as `processes.initialize` takes them.
   """
   # Not before the flags are known to be good: JAX takes a second to import.
   import jax
 
-  from dhat_jax.runtime import devices, files
-  from dhat_jax.training import loop, metrics
+  from dhat_jax.run import train_and_evaluate
+  from dhat_jax.runtime import files, preemption, processes
+  from dhat_jax.training import metrics
 
   fail = cli.fail
   try:
-    devices.initialize(**start_up)
-    if devices.process_count() > 1:
+    processes.initialize(**start_up)
+    if processes.process_count() > 1:
       fail = _fail_at_once
-    _log_to_console(logging.INFO if devices.is_first() else logging.WARNING)
-    loop.train_and_evaluate(config, workdir, mode=mode)
-    if devices.is_first():
+    _log_to_console(logging.INFO if processes.is_first() else logging.WARNING)
+    train_and_evaluate(config, workdir, mode=mode)
+    if processes.is_first():
       _report(workdir)
-  except loop.Preempted as stop:
+  except preemption.Preempted as stop:
     print(f'stopped at {stop}: saved; resume with the same command')
   except files.WriteError as error:
     _fail_at_once(error)

@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build
-from dhat_jax.from_config.values import as_json
-from dhat_jax.runtime import devices, documents, files, workdir
+from dhat_jax import from_config
+from dhat_jax.models.outputs import OUTPUTS
+from dhat_jax.run import check_workdir, prepare_workdir, train_and_evaluate
+from dhat_jax.runtime import documents, files, processes, workdir
 from dhat_jax.training import cost as flops
-from dhat_jax.training import loop
+from dhat_jax.training.loop import checkpoint_folder
+from experiments import packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Entry:
 def _same_beginning(run: Run) -> None:
   """Raises ValueError if a run cannot take over its source's stages."""
   ours, theirs = (
-    workdir.flat(as_json(config)) for config in (run.config, run.source.config)
+    workdir.flat(from_config.as_json(config))
+    for config in (run.config, run.source.config)
   )
   decides = ('dataset.', 'seed', *(f'{stage}.' for stage in run.shared))
   decides += ('model.backbone', 'model.attach')
@@ -89,7 +92,7 @@ def _take_over(run: Run, root: str) -> None:
   _same_beginning(run)
   for stage in run.shared:
     source, target = (
-      loop.checkpoint_folder(os.path.join(root, name), stage)
+      checkpoint_folder(os.path.join(root, name), stage)
       for name in (run.source.name, run.name)
     )
     if not os.path.exists(target):
@@ -104,12 +107,11 @@ def perform(run: Run, root: str) -> dict[str, Any]:
   if run.source is not None:
     perform(run.source, root)
   directory = os.path.join(root, run.name)
-  build.check(run.config)
-  workdir.check(directory, as_json(run.config))
-  workdir.prepare(directory, as_json(run.config))
+  from_config.check(run.config)
+  prepare_workdir(run.config, directory)
   if run.source is not None:
     _take_over(run, root)
-  return loop.train_and_evaluate(run.config, directory)
+  return train_and_evaluate(run.config, directory)
 
 
 def parameters(
@@ -118,19 +120,14 @@ def parameters(
   image_shape: tuple[int, int, int],
 ) -> int:
   """Returns how many parameters an output of a config's network needs."""
-  net = build.model(config)
+  net = from_config.make_network(config)
   images = jnp.zeros((1, *image_shape))
   params = jax.eval_shape(net.init, jax.random.key(0), images)['params']
-  unused = {
-    'main': ('second_head', 'aggregator'),
-    'second': ('main_head', 'aggregator'),
-    'mean': ('aggregator',),
-    'aggregated': (),
-  }[output]
+  used = OUTPUTS[output].parts
   return sum(
     leaf.size
     for part, tree in params.items()
-    if part not in unused
+    if part in used
     for leaf in jax.tree.leaves(tree)
   )
 
@@ -145,41 +142,33 @@ def training_gmacs(
 
   Args:
     config: of the run.
-    output: 'main', 'second', 'mean' or 'aggregated'.
+    output: a key of `OUTPUTS`; the stages that train a part of it count.
     image_shape: (H, W, C).
     num_train: number of training images.
   """
-  net = build.model(config, outputs=('main', 'second', 'aggregated'))
-  costs = flops.parts(net, image_shape)
-  until = {'main': 1, 'second': 2, 'mean': 2, 'aggregated': 3}[output]
+  costs = flops.parts(from_config.make_network(config), image_shape)
+  used = set(OUTPUTS[output].parts)
   total = 0
-  for name in config.stages[:until]:
-    stage = build.stage(config, name, num_train)
-    per_image = flops.needed(costs, name, stage.loss, config[name].attack.steps)
-    total += per_image * stage.num_steps * stage.batch_size
+  for name in config.stages:
+    stage = from_config.make_stage(config, name, num_train)
+    if used & set(stage.role.trains):
+      per_image = flops.needed(
+        costs, stage.role, stage.loss, stage.attack_steps
+      )
+      total += per_image * stage.num_steps * stage.batch_size
   return total / 1e9
 
 
-def pack(flags: np.ndarray) -> str:
-  """Returns booleans [N] as text: '<N>:<hex digits>'."""
-  return f'{len(flags)}:{np.packbits(flags).tobytes().hex()}'
-
-
-def unpack(text: str) -> np.ndarray:
-  """Returns what `pack` made a text of: bool [N]."""
-  count, _, digits = text.partition(':')
-  packed = np.frombuffer(bytes.fromhex(digits), np.uint8)
-  return np.unpackbits(packed, count=int(count)).astype(bool)
-
-
-def _robust(entry: Entry, root: str, results) -> dict[str, np.ndarray]:
+def _robust(
+  entry: Entry, root: str, results: dict[str, Any]
+) -> dict[str, np.ndarray]:
   """Returns {attack: which test images an output still gets right}."""
   folder = os.path.join(root, entry.run.name, 'evaluation', entry.output)
-  found = {}
+  robust = {}
   for attack in results['accuracy'][entry.output]:
-    with np.load(os.path.join(folder, f'{attack}.npz')) as part:
-      found[attack] = part['robust']
-  return found
+    with np.load(os.path.join(folder, f'{attack}.npz')) as record:
+      robust[attack] = record['robust']
+  return robust
 
 
 def cost(
@@ -198,8 +187,8 @@ def record(entry: Entry, root: str) -> dict[str, Any] | None:
   path = os.path.join(root, entry.run.name, 'results.json')
   if not os.path.exists(path):
     return None
-  results = files.read_json(path)
-  workdir.check(os.path.join(root, entry.run.name), as_json(entry.run.config))
+  results = documents.read(path)
+  check_workdir(entry.run.config, os.path.join(root, entry.run.name))
   worst = results['worst_case'][entry.output]
   audited = entry.output == 'aggregated' and 'audit' in results
   environment = files.read_json(
@@ -213,7 +202,7 @@ def record(entry: Entry, root: str) -> dict[str, Any] | None:
     'output': entry.output,
     'accuracy': results['accuracy'][entry.output],
     'images': {
-      attack: pack(robust)
+      attack: packing.pack(robust)
       for attack, robust in _robust(entry, root, results).items()
     },
     # Of the aggregated output also under the attacks of the audit.
@@ -258,12 +247,12 @@ def flags(document: str) -> argparse.ArgumentParser:
 
 def _shown(arguments: list[str]) -> list[str]:
   """Returns the arguments without what is this machine's own."""
-  kept = [a for a in arguments if not a.startswith(('--workdir=', '--json='))]
   return [
     f'--data_dir={os.path.basename(argument)}'
     if argument.startswith('--data_dir=')
     else argument
-    for argument in kept
+    for argument in arguments
+    if not argument.startswith(('--workdir=', '--json='))
   ]
 
 
@@ -284,14 +273,14 @@ def main(
     num_train: number of images that train.
     caption: what else the JSON says: `experiment`, `data`, `setting`, ...
   """
-  devices.initialize()
+  processes.initialize()
   wanted = [entry for entry in entries if entry.seed in options.seeds]
-  made = list({entry.run.name: entry.run for entry in wanted}.values())
-  for run in made:
-    build.check(run.config)
-    workdir.check(os.path.join(options.workdir, run.name), as_json(run.config))
-  for index, run in enumerate(made, 1):
-    print(f'--- run {index} of {len(made)}: {run.name}', flush=True)
+  runs = list({entry.run.name: entry.run for entry in wanted}.values())
+  for run in runs:
+    from_config.check(run.config)
+    check_workdir(run.config, os.path.join(options.workdir, run.name))
+  for index, run in enumerate(runs, 1):
+    print(f'--- run {index} of {len(runs)}: {run.name}', flush=True)
     perform(run, options.workdir)
     # Else the compiled programs of many runs fill the process's memory maps.
     jax.clear_caches()

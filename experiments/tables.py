@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dhat_jax.runtime import documents, provenance
-from experiments import runs, statistics
+from experiments import packing, statistics
 
 # What is compared with what, in the table of differences.
 CONTRASTS = (
@@ -85,7 +85,7 @@ def _interval(
       *([_of(row, attack) for row in of] for of in (rows, baseline))
     )
   interval = statistics.over_images(
-    *(runs.unpack(of[0]['images'][attack]) for of in (rows, baseline))
+    *(packing.unpack(of[0]['images'][attack]) for of in (rows, baseline))
   )
   return tuple(100 * value for value in interval)
 

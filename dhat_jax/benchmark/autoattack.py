@@ -6,7 +6,7 @@ apart: it is what the first call takes longer than the others.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import ml_collections
 
 from dhat_jax.attacks.autoattack import passes
 from dhat_jax.benchmark import autoattack_sides, timing
-from dhat_jax.benchmark.autoattack_sides import STANDARD
+from dhat_jax.benchmark.autoattack_sides import STANDARD, Problem
 from dhat_jax.pytorch import jax_module
 from dhat_jax.runtime import documents, provenance
 
@@ -28,7 +28,9 @@ _COSTS = {
 }
 
 
-def _time_network(problem, torch_net, size, repeats) -> dict[str, Any]:
+def _time_network(
+  problem: Problem, torch_net: Any, size: int, repeats: int
+) -> dict[str, Any]:
   """Times forward and gradient of one batch on both sides, in seconds."""
   images = jnp.asarray(problem.images[:size])
   forward = jax.jit(lambda variables, x: problem.net.apply(variables, x))
@@ -57,26 +59,36 @@ def _time_network(problem, torch_net, size, repeats) -> dict[str, Any]:
     repeats=repeats,
     calls=20,
   )
-  found = {'forward': {}, 'gradient': {}}
+  summaries = {'forward': {}, 'gradient': {}}
   for name, values in times.items():
     what, _, side = name.partition('/')
-    found[what][side] = timing.summary(values)
-  return found
+    summaries[what][side] = timing.summary(values)
+  return summaries
 
 
-def _network_seconds(name, budget, batches, network) -> float:
+def _network_seconds(
+  name: str, budget: passes.Budget, batches: int, network: Mapping[str, Any]
+) -> float:
   """Estimates what of an attack's time its network takes on our side."""
-  passes = len(budget.passes(name))
+  num_passes = len(budget.passes(name))
   length = budget.n_queries if name == 'square' else budget.n_iter
   gradients, forwards = (count * length for count in _COSTS[name])
   # Square's passes are pieces of one run, in each of which all batches run.
   per_batch = gradients * network['gradient']['ours']['median']
   per_batch += forwards * network['forward']['ours']['median']
-  return per_batch * batches / (passes if name == 'square' else 1)
+  return per_batch * batches / (num_passes if name == 'square' else 1)
 
 
-def _compare(name, attacks, problem, torch_net, budget, size, repeats):
-  """Times one attack, or all in sequence, on both sides."""
+def _compare(
+  name: str,
+  attacks: Sequence[str],
+  problem: Problem,
+  torch_net: Any,
+  budget: passes.Budget,
+  size: int,
+  repeats: int,
+) -> dict[str, Any]:
+  """Times one attack, or all in sequence, on both sides; returns a row."""
   ours = autoattack_sides.Ours(problem, attacks, budget, size)
   theirs = autoattack_sides.Theirs(problem, torch_net, attacks, budget)
   robust = {}
@@ -93,14 +105,14 @@ def _compare(name, attacks, problem, torch_net, budget, size, repeats):
     repeats=repeats,
     warmup=0,  # ours just ran, and PyTorch has nothing to compile
   )
-  found = {side: timing.summary(values) for side, values in times.items()}
-  seconds = found['ours']['median']
+  summaries = {side: timing.summary(values) for side, values in times.items()}
+  seconds = summaries['ours']['median']
   return {
     'attack': name,
-    **found,
+    **summaries,
     'compile_seconds': first - seconds,
-    'ratio': found['theirs']['median'] / seconds,
-    'ratio_with_compilation': found['theirs']['median'] / first,
+    'ratio': summaries['theirs']['median'] / seconds,
+    'ratio_with_compilation': summaries['theirs']['median'] / first,
     'robust': {side: int(flags.sum()) for side, flags in robust.items()},
     'flags_that_differ': int((robust['ours'] != robust['theirs']).sum()),
     'batches': ours.batches,

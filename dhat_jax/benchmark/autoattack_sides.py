@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, convert
+from dhat_jax import convert, from_config, run
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import autoattack, checks, passes
-from dhat_jax.benchmark import training
 from dhat_jax.from_config.values import choose
 from dhat_jax.pytorch import jax_module
 
@@ -67,29 +66,34 @@ def make_problem(
   Raises:
     ValueError: a workdir that is not trained, or of another config.
   """
-  net = build.model(config)
   norm = choose('config.evaluation.norm', config.evaluation.norm, balls.NORMS)
   if directory is not None:
-    test = build.dataset(config).test
+    run.check_workdir(config, directory, may_differ=('evaluation.',))
+    trained = run.load_run(directory)
+    test = from_config.load_dataset(config).test
     return Problem(
-      net,
-      convert.from_torch(convert.export_workdir(config, directory), net),
-      test.images[:count].astype(np.float32) / 255,
-      test.labels[:count],
-      build.epsilon(config.evaluation),
-      norm,
-      'a trained run and its test images',
+      net=trained.net,
+      variables=trained.variables,
+      images=test.images[:count].astype(np.float32) / 255,
+      labels=test.labels[:count],
+      epsilon=from_config.in_unit(config.evaluation, 'epsilon'),
+      norm=norm,
+      source='a trained run and its test images',
     )
-  shape = (count, *training.image_shape(config))
+  net = from_config.make_network(config)
+  shape = (count, *from_config.image_shape(config))
   images = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
   variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape[1:])))
-  problem = Problem(
-    *(net, variables, images, None, TINY_EPSILON, norm),
-    'random weights and images, labelled as predicted',
+  logits = jax.jit(net.apply)(variables, images).select(net.outputs[-1])
+  return Problem(
+    net=net,
+    variables=variables,
+    images=images,
+    labels=np.asarray(logits.argmax(axis=1), np.int32),
+    epsilon=TINY_EPSILON,
+    norm=norm,
+    source='random weights and images, labelled as predicted',
   )
-  logits = jax.jit(problem.logits_fn)(images)
-  labels = np.asarray(logits.argmax(axis=1), np.int32)
-  return dataclasses.replace(problem, labels=labels)
 
 
 class _KeepCompiled:
@@ -113,7 +117,13 @@ class _KeepCompiled:
 class Ours:
   """This project's side."""
 
-  def __init__(self, problem, attacks, budget, batch_size):
+  def __init__(
+    self,
+    problem: Problem,
+    attacks: Sequence[str],
+    budget: passes.Budget,
+    batch_size: int,
+  ):
     self._map_fn = _KeepCompiled()
     self._call = functools.partial(
       autoattack,
@@ -148,7 +158,13 @@ class Ours:
 class Theirs:
   """pyautoattack on the same network in PyTorch."""
 
-  def __init__(self, problem, torch_net, attacks, budget):
+  def __init__(
+    self,
+    problem: Problem,
+    torch_net: Any,
+    attacks: Sequence[str],
+    budget: passes.Budget,
+  ):
     self._images = to_torch(problem.images)
     self._labels = jax_module.import_torch().tensor(problem.labels).long()
     self._net = torch_net

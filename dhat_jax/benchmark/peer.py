@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build, convert
+from dhat_jax import convert, from_config
 from dhat_jax.attacks import balls
 from dhat_jax.benchmark import timing, training
 from dhat_jax.pytorch import jax_module
-from dhat_jax.runtime import devices, documents, provenance
+from dhat_jax.runtime import devices, documents, provenance, streams
 
 OURS = 'ours'
 # How far the losses of one step may be apart. Where a gradient is nearly 0 its
@@ -37,8 +37,8 @@ def recipe(config: ml_collections.ConfigDict, stage: str) -> Any:
     )
   return torch_steps.Recipe(
     beta=spec.loss.beta,
-    epsilon=build.epsilon(spec.attack),
-    step_size=build.in_unit(spec.attack, 'step_size'),
+    epsilon=from_config.in_unit(spec.attack, 'epsilon'),
+    step_size=from_config.in_unit(spec.attack, 'step_size'),
     steps=spec.attack.steps,
     learning_rate=spec.schedule.learning_rate,
     momentum=spec.optimizer.momentum,
@@ -59,12 +59,14 @@ def attack_start(
   state = devices.to_host(trainer.state)
   rng = jax.random.fold_in(state.rng, state.step)
   rngs = devices.example_rngs(rng, len(images), None)
-  rngs = jax.vmap(lambda key: jax.random.fold_in(key, 1))(rngs)
-  return np.asarray(
-    balls.random_start(
-      *(rngs, jnp.asarray(images), build.epsilon(spec), spec.norm, spec.start)
-    )
+  start = balls.random_start(
+    streams.fold_in_each(rngs, 'step/attack'),
+    jnp.asarray(images),
+    from_config.in_unit(spec, 'epsilon'),
+    spec.norm,
+    spec.start,
   )
+  return np.asarray(start)
 
 
 def compare(
@@ -93,16 +95,16 @@ def compare(
   from dhat_jax.benchmark import torch_steps
 
   config = copy.deepcopy(config)
-  config.dataset.crop_padding, config.dataset.flip = 0, False
+  config.dataset.update(crop_padding=0, flip=False, augmentations=())
   numbers = recipe(config, name)
   trainer = training.make_trainer(config, name, batch_size)
   variables = devices.to_host(trainer.state).variables()
   state_dict = convert.to_torch(
-    {k: jax.tree.map(np.asarray, v) for k, v in variables.items()}, trainer.net
+    {k: jax.tree.map(np.asarray, v) for k, v in variables.items()}, trainer.stage.net
   )
   images = devices.unshard(trainer.batch['images']).astype(np.float32) / 255
   labels = devices.unshard(trainer.batch['labels'])
-  arguments = trainer.net, state_dict, numbers, name
+  arguments = trainer.stage.net, state_dict, numbers, name
   peers = {
     'published': torch_steps.Published(*arguments),
     'optimised': torch_steps.Optimised(*arguments),
@@ -122,19 +124,20 @@ def compare(
       f'{name}: the sides do not compute the same loss: got {losses}'
     )
   times = timing.alternate({OURS: trainer, **peers}, repeats=repeats)
-  found = {key: timing.summary(values) for key, values in times.items()}
+  summaries = {key: timing.summary(values) for key, values in times.items()}
   return {
     'stage': name,
     'batch_size': batch_size,
     'attack_steps': numbers.steps,
     'losses': losses,
     'compile_seconds': trainer.compile_seconds,
-    'times': found,
+    'times': summaries,
     'images_per_second': {
-      key: batch_size / value['median'] for key, value in found.items()
+      key: batch_size / value['median'] for key, value in summaries.items()
     },
     'ratios': {
-      key: found[key]['median'] / found[OURS]['median'] for key in peers
+      key: summaries[key]['median'] / summaries[OURS]['median']
+      for key in peers
     },
   }
 

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from dhat_jax.benchmark import training
-from dhat_jax.datasets import batches as input_pipeline
+from dhat_jax.datasets import batches
 from dhat_jax.runtime import devices, documents
 
 # Images of the data set that is made up; all in memory, as in a run.
@@ -34,14 +34,12 @@ def measure(
   """
   trainer = training.make_trainer(config, stage, batch_size)
   trainer()
-  batches = input_pipeline.train_batches(
-    training.random_split(config, IMAGES),
-    batch_size=batch_size,
-    seed=0,
-    start_step=0,
-    num_steps=num_steps,
+  source = batches.ShuffledSplit(
+    training.random_split(config, IMAGES), batch_size=batch_size, seed=0
   )
-  sharded = input_pipeline.prefetch(devices.shard(b) for b in batches)
+  sharded = batches.prefetch(
+    devices.shard(source.batch(step)) for step in range(num_steps)
+  )
   waited = 0.0
   started = time.perf_counter()
   for _ in range(num_steps):

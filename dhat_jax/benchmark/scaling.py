@@ -4,7 +4,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,11 +35,15 @@ def _changed(
   return config
 
 
-def _axes(config, stage, batch_size):
+def _axes(
+  config: ml_collections.ConfigDict, stage: str, batch_size: int
+) -> Iterator[tuple[str, dict[Any, training.Problem]]]:
   """Yields (axis, {value: problem}) for all that one process can measure."""
 
-  def problem(changed, stage=stage, size=batch_size):
-    return training.Problem(changed, stage, size)
+  def problem(
+    config: ml_collections.ConfigDict, stage: str = stage, size: int = batch_size
+  ) -> training.Problem:
+    return training.Problem(config, stage, size)
 
   yield 'batch_size', {size: problem(config, size=size) for size in BATCH_SIZES}
   yield (
@@ -71,12 +75,19 @@ def _axes(config, stage, batch_size):
   )
 
 
-def _on_devices(config, stage, batch_size, devices, repeats):
+def _on_devices(
+  config: ml_collections.ConfigDict,
+  stage: str,
+  batch_size: int,
+  *,
+  devices: int,
+  repeats: int,
+) -> dict[str, Any]:
   """Measures in a process of its own, which has that many CPU devices."""
   code = (
     'import json, sys\n'
-    'from dhat_jax.runtime import devices\n'
-    f'devices.initialize(cpu_devices={devices})\n'
+    'from dhat_jax.runtime import processes\n'
+    f'processes.initialize(cpu_devices={devices})\n'
     'import ml_collections\n'
     'from dhat_jax.benchmark import training\n'
     'config, stage, size, repeats = json.load(sys.stdin)\n'
@@ -96,7 +107,9 @@ def _on_devices(config, stage, batch_size, devices, repeats):
   return json.loads(process.stdout.splitlines()[-1])
 
 
-def _autoattack(config) -> dict[int, dict[str, float]]:
+def _autoattack(
+  config: ml_collections.ConfigDict,
+) -> dict[int, dict[str, float]]:
   """Times AutoAttack on images of which none breaks: {count: row}."""
   attacks = {}
   for count in IMAGES:
@@ -144,7 +157,9 @@ def run(
     jax.clear_caches()
   if jax.default_backend() == 'cpu':
     for devices in DEVICES:
-      row = _on_devices(config, stage, batch_size, devices, repeats)
+      row = _on_devices(
+        config, stage, batch_size, devices=devices, repeats=repeats
+      )
       # That process may have read the cache instead of compiling.
       del row['compile_seconds'], row['trace_seconds']
       keep('devices', devices, row)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import build
+from dhat_jax import from_config
 from dhat_jax.benchmark import timing
 from dhat_jax.datasets.base import Split
 from dhat_jax.runtime import devices, documents
@@ -24,16 +24,12 @@ from dhat_jax.training.state import TrainState, create_train_state
 _PEAK_SIZES = {'cpu': 2048, 'gpu': 8192, 'tpu': 8192}
 
 
-def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
-  """Returns the shape of a config's images, without loading them."""
-  return (8, 8, 1) if config.dataset.name == 'digits' else (32, 32, 3)
-
-
 def random_split(config: ml_collections.ConfigDict, count: int) -> Split:
   """Returns random images with labels: what they show costs no time."""
   rng = np.random.default_rng(0)
+  shape = count, *from_config.image_shape(config)
   return Split(
-    rng.integers(256, size=(count, *image_shape(config)), dtype=np.uint8),
+    rng.integers(256, size=shape, dtype=np.uint8),
     rng.integers(config.dataset.num_classes, size=count, dtype=np.int32),
   )
 
@@ -55,7 +51,7 @@ class Trainer:
 
   Attributes:
     stage: what is trained.
-    net: the network.
+    image_shape: (H, W, C).
     state: the current state, one copy per device.
     batch: the batch that it is trained on, split over the devices.
     mapped: the compiled step.
@@ -64,7 +60,7 @@ class Trainer:
   """
 
   stage: Stage
-  net: Any
+  image_shape: tuple[int, int, int]
   state: TrainState
   batch: Mapping[str, jax.Array]
   mapped: Callable
@@ -77,30 +73,27 @@ class Trainer:
     return jax.block_until_ready(sums)
 
 
-def make_state(
-  config: ml_collections.ConfigDict, stage: Stage, variables: Any = None
-) -> TrainState:
-  """Returns a stage's state at step 0, from random weights by default."""
+def make_state(stage: Stage, image_shape: tuple[int, int, int]) -> TrainState:
+  """Returns a stage's state at step 0, from random weights."""
   return create_train_state(
-    net=build.model(config, outputs=stage.role.outputs),
+    net=stage.net,
     tx=stage.tx,
     trains=stage.role.trains,
-    rng=jax.random.key(config.seed),
-    image_shape=image_shape(config),
-    variables=variables,
-    ema=stage.ema_decay > 0,
+    rng=stage.rng,
+    image_shape=image_shape,
+    ema=stage.ema,
   )
 
 
 def make_stage(
   config: ml_collections.ConfigDict, name: str, batch_size: int
-) -> tuple[ml_collections.ConfigDict, Stage]:
-  """Returns (the config with that batch size, its stage)."""
+) -> Stage:
+  """Returns a stage of a config, with another batch size."""
   config = copy.deepcopy(config)
   config[name].batch_size = batch_size
   devices.check_batch_size('--batch_size', batch_size)
   # A training set of a few batches: schedules do not matter here.
-  return config, build.stage(config, name, 50 * batch_size)
+  return from_config.make_stage(config, name, 50 * batch_size)
 
 
 def make_trainer(
@@ -116,18 +109,22 @@ def make_trainer(
   Raises:
     ValueError: bad config, or a batch that does not divide over the devices.
   """
-  config, stage = make_stage(config, name, batch_size)
-  net = build.stage_model(config, stage)
-  state = devices.replicate(make_state(config, stage))
+  stage = make_stage(config, name, batch_size)
+  image_shape = from_config.image_shape(config)
+  state = devices.replicate(make_state(stage, image_shape))
   batch = random_batch(config, batch_size)
-  step = devices.mapped_train_step(build.train_step(config, stage, net))
+  step = devices.pmap_train_step(stage.step)
   started = time.perf_counter()
   lowered = step.lower(state, batch)
   traced = time.perf_counter()
   compiled = lowered.compile()
   ended = time.perf_counter()
   return Trainer(
-    *(stage, net, state, batch, compiled),
+    stage=stage,
+    image_shape=image_shape,
+    state=state,
+    batch=batch,
+    mapped=compiled,
     compile_seconds=ended - traced,
     trace_seconds=traced - started,
   )
@@ -144,11 +141,11 @@ def _matrix_product(dtype: str) -> tuple[Callable[[], Any], float]:
 
 def memory(trainer: Trainer) -> dict[str, int]:
   """Returns what a step holds per device, in bytes, as far as XLA tells."""
-  found = trainer.mapped.memory_analysis()
+  analysis = trainer.mapped.memory_analysis()
   sizes = {
-    'arguments': found.argument_size_in_bytes,
-    'temporaries': found.temp_size_in_bytes,
-    'donated': found.alias_size_in_bytes,
+    'arguments': analysis.argument_size_in_bytes,
+    'temporaries': analysis.temp_size_in_bytes,
+    'donated': analysis.alias_size_in_bytes,
   }
   statistics = jax.local_devices()[0].memory_stats() or {}
   if 'peak_bytes_in_use' in statistics:
@@ -202,17 +199,28 @@ def measure(
   return rows
 
 
-def _row(problem, trainer, times, peak) -> dict[str, Any]:
-  config, name = problem.config, problem.stage
-  attack_steps = config[name].attack.steps
-  costs = cost.parts(trainer.net, image_shape(config))
-  operations = 2 * cost.needed(costs, name, trainer.stage.loss, attack_steps)
+def _row(
+  problem: Problem, trainer: Trainer, times: dict[str, Any], peak: float
+) -> dict[str, Any]:
+  """Returns the row of a problem.
+
+  Args:
+    problem: what was measured.
+    trainer: its step.
+    times: `timing.summary` of the steps.
+    peak: floating point operations per second that are possible.
+  """
+  stage = trainer.stage
+  costs = cost.parts(stage.net, trainer.image_shape)
+  operations = 2 * cost.needed(
+    costs, stage.role, stage.loss, stage.attack_steps
+  )
   rate = problem.batch_size / times['median']
   return {
-    'stage': name,
+    'stage': stage.name,
     'batch_size': problem.batch_size,
-    'dtype': config.model.dtype,
-    'attack_steps': attack_steps,
+    'dtype': problem.config.model.dtype,
+    'attack_steps': stage.attack_steps,
     'devices': jax.device_count(),
     'step_seconds': times['median'],
     'images_per_second': rate,
@@ -243,9 +251,11 @@ def run(
   """
   problems = []
   for dtype in dtypes:
-    own = copy.deepcopy(config)
-    own.model.dtype = dtype
-    problems += [Problem(own, s, size) for s in stages for size in batch_sizes]
+    typed = copy.deepcopy(config)
+    typed.model.dtype = dtype
+    problems += [
+      Problem(typed, stage, size) for stage in stages for size in batch_sizes
+    ]
   rows = measure(problems, repeats=repeats)
   for row in rows:
     report(

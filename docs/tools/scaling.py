@@ -17,7 +17,7 @@ import jax
 DOCS = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(DOCS.parent))
 from configs import cifar10  # noqa: E402
-from dhat_jax import build  # noqa: E402
+from dhat_jax import from_config  # noqa: E402
 from dhat_jax.benchmark import training  # noqa: E402
 from dhat_jax.runtime import documents  # noqa: E402
 from dhat_jax.training import cost  # noqa: E402
@@ -104,8 +104,9 @@ def get_config(backbone='wrn34_10'):
 
 def stage_cost(config, name):
   """Counts a stage of a config."""
-  _, stage = training.make_stage(config, name, 128)
-  state = jax.eval_shape(lambda: training.make_state(config, stage))
+  stage = training.make_stage(config, name, 128)
+  image_shape = from_config.image_shape(config)
+  state = jax.eval_shape(lambda: training.make_state(stage, image_shape))
   parts = [part for part in stage.role.trains if part in state.batch_stats]
   statistics = jax.tree.leaves({p: state.batch_stats[p] for p in parts})
   trained = {part: state.params[part] for part in stage.role.trains}

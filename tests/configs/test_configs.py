@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
+import dhat_jax
 from configs import recipes
-from dhat_jax import build
+from dhat_jax.from_config import training
+from dhat_jax.from_config.check import check
 from dhat_jax.runtime import config_file, workdir
-from dhat_jax.training.stages import ROLES
+from dhat_jax.training.stages import roles
 
-SOURCES = pathlib.Path(build.__file__).parent
+SOURCES = pathlib.Path(dhat_jax.__file__).parent
 VARIANTS = [
   f'{base}_{backbone}'
   for base in recipes.BASES
@@ -48,13 +50,13 @@ def get_config(name, variant):
 @pytest.mark.parametrize(('name', 'variant'), CONFIGS)
 def test_builds_every_stage(name, variant):
   config = get_config(name, variant)
-  build.check(config)
+  check(config)
   assert config.name.startswith(name)
   for stage_name in config.stages:
-    stage = build.stage(config, stage_name, num_train=45_000)
-    assert stage.role is ROLES[stage_name]
+    stage = training.make_stage(config, stage_name, num_train=45_000)
+    assert stage.role == roles()[stage_name]
     assert stage.num_steps > 0
-    assert stage.attack is not None
+    assert stage.attack_steps == 10
 
 
 @pytest.mark.parametrize(('name', 'variant'), CONFIGS)
@@ -125,7 +127,7 @@ def test_unknown_variant_lists_choices(variant):
 
 
 def count(config, outputs):
-  net = build.model(config, outputs=outputs)
+  net = training.make_network(config, outputs=outputs)
   shapes = jax.eval_shape(
     net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
   )
@@ -160,7 +162,7 @@ def names_in_source():
       elif isinstance(node, ast.arg):
         names.add(node.arg)
       elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-        names.add(node.value)
+        names.update(node.value.split('.'))
   return names
 
 

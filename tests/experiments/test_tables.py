@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments import runs, tables
+from experiments import packing, tables
 
 
 def row(variant, seed, clean, robust, *, output='main', flags=None):
@@ -15,8 +15,8 @@ def row(variant, seed, clean, robust, *, output='main', flags=None):
     'accuracy': {'clean': clean / 100, 'autoattack(images=5)': robust / 100},
     'worst_case': robust / 100,
     'images': {
-      'clean': runs.pack(np.arange(10) < clean / 10),
-      'autoattack(images=5)': runs.pack(images),
+      'clean': packing.pack(np.arange(10) < clean / 10),
+      'autoattack(images=5)': packing.pack(images),
     },
     'red_flags': flags,
     'parameters': 1234,
@@ -117,3 +117,9 @@ def test_table_of_one_seed_compares_images():
   assert 'nothing is known of other seeds' in lines[-1]
   # The worst case is not known by image.
   assert 'as 0 of 2 do' in lines[-1]
+
+
+def test_pack():
+  flags = np.random.default_rng(0).random(37) < 0.5
+  np.testing.assert_array_equal(packing.unpack(packing.pack(flags)), flags)
+  assert packing.pack(np.array([True, False, True])) == '3:a0'
