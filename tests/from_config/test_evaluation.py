@@ -16,7 +16,7 @@ def net():
   [
     ('attacks', ('pgd',), r"attacks: got 'pgd', choices .*'pgd_<steps>'"),
     ('attacks', ('fab_t',), r"attacks: got 'fab_t'.*did you mean 'fab-t'"),
-    ('attacks', ('pgd_0',), 'got 0 steps'),
+    ('attacks', ('pgd_0',), 'attacks: .*got 0 steps'),
     ('attacks', (), r'attacks: got \(\), expected different names'),
     ('attacks', ('clean', 'clean'), 'expected different names'),
     ('epsilon', 8.0, r'epsilon: got 8.0, expected in \[0, 1\].*epsilon_255'),
@@ -48,8 +48,7 @@ def test_mistakes_name_their_key(net, path, value, message):
   )
   with pytest.raises(ValueError, match=message) as error:
     make(config, net)
-  if path != 'attacks' or value != ('pgd_0',):
-    assert str(error.value).startswith(f'config.evaluation.{path}: got')
+  assert str(error.value).startswith(f'config.evaluation.{path}: ')
 
 
 def test_validation_attacks():
