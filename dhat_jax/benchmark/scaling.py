@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from dhat_jax.attacks.autoattack import passes
+from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.benchmark import autoattack_sides, timing, training
 from dhat_jax.runtime import documents
 
@@ -22,7 +22,7 @@ AGGREGATORS = ('pairwise', 'classwise')
 DEVICES = (1, 2)
 IMAGES = (32, 64, 128, 256)
 # Of AutoAttack: small, for what grows with it is known.
-BUDGET = passes.Budget(n_iter=5, n_queries=40, n_targets=2)
+BUDGET = Budget(n_iter=5, n_queries=40, n_targets=2)
 IMAGES_AT_ONCE = 64
 
 

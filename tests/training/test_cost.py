@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from dhat_jax.configs import cifar10
 
 from dhat_jax import from_config, losses
+from dhat_jax.configs import cifar10
 from dhat_jax.training import cost
 from dhat_jax.training.stages import all_roles
 
