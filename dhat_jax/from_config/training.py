@@ -118,7 +118,7 @@ def make_training_attack(spec: ConfigDict, where: str) -> Any:
   )
 
 
-def _make_attack_scale(
+def make_attack_scale(
   spec: ConfigDict, where: str, steps_per_epoch: int
 ) -> optax.Schedule:
   """Returns step -> factor of epsilon and step size: their warm-up."""
@@ -215,7 +215,7 @@ def make_stage(config: ConfigDict, name: str, num_train: int) -> Stage:
       tx=tx,
       loss=loss,
       attack=attack if loss.uses_adversarial else None,
-      attack_scale=_make_attack_scale(
+      attack_scale=make_attack_scale(
         spec.attack, f'{where}.attack', steps_per_epoch
       ),
       trains=role.trains,
