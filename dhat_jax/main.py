@@ -108,13 +108,16 @@ def _log_to_console(level: int) -> None:
   logger.addHandler(logging.StreamHandler())
 
 
-def run(config: Any, workdir: str, mode: str, **start_up) -> None:
+def run(
+  config: Any, workdir: str, mode: str, *, report: bool = True, **start_up: Any
+) -> None:
   """Runs a config; what the user can mend ends in one clear message.
 
   Args:
     config: the run's config.
     workdir: its folder.
     mode: 'train' or 'evaluate'.
+    report: whether a report is written at the end.
     **start_up: as `processes.initialize` takes them.
   """
   # Not before the flags are known to be good: JAX takes a second to import.
@@ -131,7 +134,7 @@ def run(config: Any, workdir: str, mode: str, **start_up) -> None:
       fail = _fail_at_once
     _log_to_console(logging.INFO if processes.is_first() else logging.WARNING)
     train_and_evaluate(config, workdir, mode=mode)
-    if processes.is_first():
+    if report and processes.is_first():
       _report(workdir)
   except preemption.Preempted as stop:
     print(f'stopped at {stop}: saved; resume with the same command')

@@ -100,7 +100,8 @@ def compare(
   trainer = training.make_trainer(config, name, batch_size)
   variables = devices.to_host(trainer.state).variables()
   state_dict = convert.to_torch(
-    {k: jax.tree.map(np.asarray, v) for k, v in variables.items()}, trainer.stage.net
+    {k: jax.tree.map(np.asarray, v) for k, v in variables.items()},
+    trainer.stage.net,
   )
   images = devices.unshard(trainer.batch['images']).astype(np.float32) / 255
   labels = devices.unshard(trainer.batch['labels'])
@@ -136,8 +137,7 @@ def compare(
       key: batch_size / value['median'] for key, value in summaries.items()
     },
     'ratios': {
-      key: summaries[key]['median'] / summaries[OURS]['median']
-      for key in peers
+      key: summaries[key]['median'] / summaries[OURS]['median'] for key in peers
     },
   }
 

@@ -41,7 +41,9 @@ def _axes(
   """Yields (axis, {value: problem}) for all that one process can measure."""
 
   def problem(
-    config: ml_collections.ConfigDict, stage: str = stage, size: int = batch_size
+    config: ml_collections.ConfigDict,
+    stage: str = stage,
+    size: int = batch_size,
   ) -> training.Problem:
     return training.Problem(config, stage, size)
 
