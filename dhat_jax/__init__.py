@@ -16,9 +16,10 @@ _PUBLIC = {
   'make_evaluation_attack': 'attacks.pgd',
   'autoattack': 'attacks.autoattack',
   'create_train_state': 'training.state',
+  'load_run': 'run',
   'make_eval_step': 'evaluation.step',
   'make_train_step': 'training.step',
-  'train_and_evaluate': 'training.loop',
+  'train_and_evaluate': 'run',
 }
 
 __all__ = sorted(_PUBLIC)

@@ -25,105 +25,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.pytorch import jax_module, names
+from dhat_jax.pytorch import state_dicts
+from dhat_jax.pytorch.state_dicts import from_torch, to_torch
 from dhat_jax.runtime import cli
-
-
-def _as_numpy(value: Any) -> np.ndarray:
-  """Converts an array of any library, PyTorch's bfloat16 included."""
-  if hasattr(value, 'detach'):
-    value = value.detach().cpu()
-    value = value.float() if value.is_floating_point() else value
-  return np.asarray(value)
-
-
-def _strip_module(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-  """Removes the prefix that `DataParallel` adds to all keys."""
-  prefix = 'module.'
-  if state_dict and all(key.startswith(prefix) for key in state_dict):
-    return {key.removeprefix(prefix): v for key, v in state_dict.items()}
-  return dict(state_dict)
-
-
-def from_torch(
-  state_dict: Mapping[str, Any],
-  model: DualHeadNet,
-  *,
-  image_channels: int | None = None,
-) -> dict[str, Any]:
-  """Converts a PyTorch state dict; `dhat_jax.pytorch.names` has its keys.
-
-  A prefix `module.` on all keys and `num_batches_tracked` are accepted. So is
-  a second head that is stored as a whole network, if its trunk equals the
-  main head's, which is the one that feeds it; and, with a warning, the block
-  `sub_block1` that TRADES' code stores but never runs.
-
-  Args:
-    state_dict: {key: array} of NumPy, PyTorch or JAX.
-    model: the network: its backbone, attach point, aggregator, outputs and
-      number of classes say which keys are expected.
-    image_channels: of the images; None: as many as the first convolution of
-      the state dict has.
-
-  Returns:
-    {'params': ..., 'batch_stats': ...} for `model.apply`, float32 on the host.
-
-  Raises:
-    ValueError: keys are missing, surplus or misshapen; all are listed.
-  """
-  arrays = {k: _as_numpy(v) for k, v in _strip_module(state_dict).items()}
-  if image_channels is None:
-    first = arrays.get('conv1.weight', arrays.get('WRN1.conv1.weight'))
-    image_channels = first.shape[1] if np.ndim(first) == 4 else 3
-  entries = names.entries(model, image_channels)
-  names.check_state_dict(arrays, entries)
-  variables = {}
-  for key, entry in entries.items():
-    node = variables
-    for name in entry.path[:-1]:
-      node = node.setdefault(name, {})
-    node[entry.path[-1]] = np.array(
-      entry.layout.to_flax(arrays[key]), np.float32, order='C'
-    )
-  return variables
-
-
-def to_torch(
-  variables: Mapping[str, Any], model: DualHeadNet
-) -> dict[str, np.ndarray]:
-  """Converts Flax variables to a PyTorch state dict; inverts `from_torch`.
-
-  Args:
-    variables: {'params': ..., 'batch_stats': ...} of `model`.
-    model: the network.
-
-  Returns:
-    {key: float32 array}, and an int64 zero for each `num_batches_tracked`.
-
-  Raises:
-    ValueError: arrays are missing, surplus or misshapen; all are listed.
-  """
-  flat = {
-    tuple(part.key for part in path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))
-  }
-  first = flat.get(('params', 'trunk', 'conv', 'kernel'))
-  entries = names.entries(
-    model, np.shape(first)[2] if np.ndim(first) == 4 else 3
-  )
-  names.check_shapes(
-    {'/'.join(path): np.shape(leaf) for path, leaf in flat.items()},
-    {'/'.join(entry.path): entry.shape for entry in entries.values()},
-  )
-  state_dict = {
-    key: np.array(
-      entry.layout.to_torch(_as_numpy(flat[entry.path])), np.float32, order='C'
-    )
-    for key, entry in entries.items()
-  }
-  state_dict |= {key: np.zeros((), np.int64) for key in names.counters(entries)}
-  return dict(sorted(state_dict.items()))
 
 
 def import_workdir(
@@ -148,8 +52,9 @@ def import_workdir(
   Raises:
     ValueError: bad config, workdir or state dict.
   """
-  from dhat_jax import build, options
+  from dhat_jax import build
   from dhat_jax.datasets import batches as input_pipeline
+  from dhat_jax.from_config import values as options
   from dhat_jax.runtime import workdir
   from dhat_jax.training import loop
   from dhat_jax.training.checkpoint import Checkpoints
@@ -199,7 +104,8 @@ def export_workdir(config: Any, directory: str) -> dict[str, np.ndarray]:
   Raises:
     ValueError: the workdir is not trained, or of another config.
   """
-  from dhat_jax import build, options
+  from dhat_jax import build
+  from dhat_jax.from_config import values as options
   from dhat_jax.runtime import workdir
   from dhat_jax.training import loop
   from dhat_jax.training.checkpoint import Checkpoints
@@ -318,13 +224,13 @@ def main(argv: list[str]) -> None:
 def _convert(values: flags.FlagValues) -> None:
   config, directory = values.config, values.workdir
   if values.from_torch:
-    state_dict = jax_module.read_state_dict(values.from_torch)
+    state_dict = state_dicts.read_state_dict(values.from_torch)
     source = os.path.basename(values.from_torch)
     import_workdir(state_dict, config, directory, source=source)
     print(f'{directory}: ready for dhat_jax.main --mode=evaluate')
   else:
     state_dict = export_workdir(config, directory)
-    jax_module.write_state_dict(values.to_torch, state_dict)
+    state_dicts.write_state_dict(values.to_torch, state_dict)
     print(f'{values.to_torch}: {len(state_dict)} arrays')
 
 

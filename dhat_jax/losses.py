@@ -1,5 +1,8 @@
 """Training losses: logits [B, K] -> ([B], diagnostics); the caller averages.
 
+A user's config file adds its own with `@losses.register('name')` on a function
+of keyword-only settings that returns a `Loss`.
+
 Notation: z(x) logits on the clean image x, z(x') on the adversarial one,
 p = softmax z(x), q = softmax z(x'). Everything is computed through
 log-softmax.
@@ -14,9 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from dhat_jax import divergences
+from dhat_jax.attacks.balls import is_right
 from dhat_jax.models.outputs import Outputs
+from dhat_jax.registry import Registry
 
 Diagnostics = dict[str, chex.Array]
+
+LOSSES = Registry('loss')
+register = LOSSES.register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,10 @@ class Loss:
       (logits [B, K] -> [B]), what the attack maximises.
     per_example: (clean Outputs or None, adversarial Outputs or None, labels
       [B], output name) -> (loss [B], {name: [B]}).
+    objective_uses_clean: whether `make_objective` looks at the clean logits;
+      decides what a training step costs, not what it computes.
+    only_output: the one output that the loss can train; None for any.
+    teachers: outputs that the loss reads beside the trained one.
   """
 
   name: str
@@ -38,6 +50,9 @@ class Loss:
   uses_adversarial: bool
   make_objective: Callable
   per_example: Callable
+  objective_uses_clean: bool = False
+  only_output: str | None = None
+  teachers: tuple[str, ...] = ()
 
 
 def _cross_entropy_objective(clean_logits, labels):
@@ -53,8 +68,9 @@ def _kl_objective(clean_logits, labels):
   return lambda logits: divergences.kl_divergence(target, logits)
 
 
-def _is_correct(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  return (logits.argmax(axis=1) == labels).astype(jnp.float32)
+def _right(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Returns 1 where the prediction is right, else 0: float32 [B]."""
+  return is_right(logits, labels).astype(jnp.float32)
 
 
 def _accuracies(
@@ -63,19 +79,19 @@ def _accuracies(
   labels: chex.Array,
   output: str,
 ) -> Diagnostics:
-  found = {'clean_accuracy': clean, 'robust_accuracy': adversarial}
-  return {
-    name: _is_correct(outputs.select(output), labels)
-    for name, outputs in found.items()
-    if outputs is not None
-  }
+  accuracies = {}
+  if clean is not None:
+    accuracies['clean_accuracy'] = _right(clean.select(output), labels)
+  if adversarial is not None:
+    accuracies['robust_accuracy'] = _right(adversarial.select(output), labels)
+  return accuracies
 
 
 def _smoothed_cross_entropy(logits, labels, smoothing):
   """Cross entropy with the target (1 - s) one_hot + s / K."""
   uniform = -jax.nn.log_softmax(logits, axis=1).mean(axis=1)
-  own = divergences.cross_entropy(logits, labels)
-  return (1 - smoothing) * own + smoothing * uniform
+  one_hot = divergences.cross_entropy(logits, labels)
+  return (1 - smoothing) * one_hot + smoothing * uniform
 
 
 def _check_share(name: str, got: float) -> None:
@@ -99,7 +115,8 @@ def _one_minus(logits: chex.Array, classes: chex.Array) -> chex.Array:
   return jnp.exp(log_others - jax.nn.logsumexp(logits, axis=1))
 
 
-def natural(label_smoothing: float = 0.0) -> Loss:
+@register('natural')
+def natural(*, label_smoothing: float = 0.0) -> Loss:
   """Cross entropy on clean images: ordinary training.
 
   Args:
@@ -117,10 +134,17 @@ def natural(label_smoothing: float = 0.0) -> Loss:
     )
     return loss, _accuracies(clean, None, labels, output)
 
-  return Loss('natural', True, False, _cross_entropy_objective, per_example)
+  return Loss(
+    name='natural',
+    uses_clean=True,
+    uses_adversarial=False,
+    make_objective=_cross_entropy_objective,
+    per_example=per_example,
+  )
 
 
-def sat(label_smoothing: float = 0.0) -> Loss:
+@register('sat')
+def sat(*, label_smoothing: float = 0.0) -> Loss:
   """Standard adversarial training: CE(q, y) (Madry et al. 2018, eq. 2.1).
 
   Args:
@@ -138,10 +162,17 @@ def sat(label_smoothing: float = 0.0) -> Loss:
     )
     return loss, _accuracies(None, adversarial, labels, output)
 
-  return Loss('sat', False, True, _cross_entropy_objective, per_example)
+  return Loss(
+    name='sat',
+    uses_clean=False,
+    uses_adversarial=True,
+    make_objective=_cross_entropy_objective,
+    per_example=per_example,
+  )
 
 
-def trades(beta: float, label_smoothing: float = 0.0) -> Loss:
+@register('trades')
+def trades(*, beta: float, label_smoothing: float = 0.0) -> Loss:
   """TRADES: CE(p, y) + beta KL(p || q) (Zhang et al. 2019, eq. 5).
 
   The gradient flows through both p and q, as in the published code.
@@ -164,7 +195,14 @@ def trades(beta: float, label_smoothing: float = 0.0) -> Loss:
     diagnostics |= {'natural_loss': natural_loss, 'robust_loss': robust_loss}
     return natural_loss + beta * robust_loss, diagnostics
 
-  return Loss('trades', True, True, _kl_objective, per_example)
+  return Loss(
+    name='trades',
+    uses_clean=True,
+    uses_adversarial=True,
+    make_objective=_kl_objective,
+    per_example=per_example,
+    objective_uses_clean=True,
+  )
 
 
 def _boosted_cross_entropy(q, labels):
@@ -175,7 +213,8 @@ def _boosted_cross_entropy(q, labels):
   return divergences.cross_entropy(q, labels) - jnp.log(slack)
 
 
-def mart(beta: float) -> Loss:
+@register('mart')
+def mart(*, beta: float) -> Loss:
   """MART: BCE + beta KL(p || q) (1.0000001 - p_y) (Wang et al. 2020, eq. 11).
 
   BCE = CE(q, y) - log(1.0001 - max_{k != y} q_k + 1e-12), the constants being
@@ -201,7 +240,13 @@ def mart(beta: float) -> Loss:
     diagnostics |= {'boosted_loss': boosted_loss, 'robust_loss': robust_loss}
     return boosted_loss + beta * robust_loss, diagnostics
 
-  return Loss('mart', True, True, _cross_entropy_objective, per_example)
+  return Loss(
+    name='mart',
+    uses_clean=True,
+    uses_adversarial=True,
+    make_objective=_cross_entropy_objective,
+    per_example=per_example,
+  )
 
 
 def reverse_log_probabilities(
@@ -232,7 +277,9 @@ def _kl_from_log(log_target, logits):
   return jnp.sum(jnp.exp(log_target) * (log_target - log_r), axis=1)
 
 
+@register('reverse_smoothing')
 def reverse_smoothing(
+  *,
   clean_weight: float = 0.1,
   clean_factor: float = 0.9,
   correct_factor: float = 1.0,
@@ -274,8 +321,8 @@ def reverse_smoothing(
         'main head is its teacher'
       )
     main_clean, main_adv = jax.lax.stop_gradient((clean.main, adversarial.main))
-    right = _is_correct(main_clean, labels)
-    withstands = _is_correct(main_adv, labels) > 0
+    right = _right(main_clean, labels)
+    withstands = _right(main_adv, labels) > 0
     targets = jnp.where(
       withstands[:, None],
       reverse_log_probabilities(main_adv, labels, correct_factor),
@@ -289,13 +336,13 @@ def reverse_smoothing(
     diagnostics |= {'natural_loss': natural_loss, 'robust_loss': robust_loss}
     return robust_loss + clean_weight * natural_loss, diagnostics
 
-  return Loss('reverse_smoothing', True, True, _kl_objective, per_example)
-
-
-LOSSES = {
-  'natural': natural,
-  'sat': sat,
-  'trades': trades,
-  'mart': mart,
-  'reverse_smoothing': reverse_smoothing,
-}
+  return Loss(
+    name='reverse_smoothing',
+    uses_clean=True,
+    uses_adversarial=True,
+    make_objective=_kl_objective,
+    per_example=per_example,
+    objective_uses_clean=True,
+    only_output='second',
+    teachers=('main',),
+  )

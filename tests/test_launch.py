@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests import processes
+from tests.helpers import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAUNCH = ROOT / 'launch'

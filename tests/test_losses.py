@@ -74,18 +74,18 @@ def smoothed_in_float64(z, smoothing=0.2):
 CASES = {
   'natural': (losses.natural(), lambda clean, _: ce_in_float64(clean)),
   'sat': (losses.sat(), lambda _, adversarial: ce_in_float64(adversarial)),
-  'trades': (losses.trades(BETA), trades_in_float64),
-  'mart': (losses.mart(BETA), mart_in_float64),
+  'trades': (losses.trades(beta=BETA), trades_in_float64),
+  'mart': (losses.mart(beta=BETA), mart_in_float64),
   'smoothed_natural': (
     losses.natural(label_smoothing=0.2),
     lambda clean, _: smoothed_in_float64(clean),
   ),
   'smoothed_sat': (
-    losses.sat(0.2),
+    losses.sat(label_smoothing=0.2),
     lambda _, adversarial: smoothed_in_float64(adversarial),
   ),
   'smoothed_trades': (
-    losses.trades(BETA, label_smoothing=0.2),
+    losses.trades(beta=BETA, label_smoothing=0.2),
     lambda clean, adversarial: (
       trades_in_float64(clean, adversarial)
       - ce_in_float64(clean)
@@ -114,9 +114,7 @@ def compiled(loss, output='main'):
   @jax.jit
   def evaluate(pair, labels):
     def total(pair):
-      clean, adversarial = (
-        Outputs(**{'main': None, output: logits}) for logits in pair
-      )
+      clean, adversarial = (Outputs(**{output: logits}) for logits in pair)
       values, diagnostics = loss.per_example(
         clean if loss.uses_clean else None,
         adversarial if loss.uses_adversarial else None,
@@ -149,7 +147,9 @@ def test_trades_by_hand():
   # p = (3/4, 1/4), q = (1/2, 1/2), y = 0: -log .75 + 3 KL, with
   # KL = .75 log 1.5 + .25 log .5 = .1308120.
   pair = np.float32([[[np.log(3), 0]], [[0, 0]]])
-  values, diagnostics, _ = compiled(losses.trades(3.0))(pair, np.array([0]))
+  values, diagnostics, _ = compiled(losses.trades(beta=3.0))(
+    pair, np.array([0])
+  )
   np.testing.assert_allclose(values, [0.6801181], rtol=1e-5)
   np.testing.assert_allclose(
     diagnostics['natural_loss'], [0.2876821], rtol=1e-5
@@ -160,7 +160,7 @@ def test_trades_by_hand():
 def test_mart_by_hand_with_two_classes():
   # As above: -log .5 - log(1.0001 - .5) + 3 KL (1.0000001 - .75).
   pair = np.float32([[[np.log(3), 0]], [[0, 0]]])
-  values, diagnostics, _ = compiled(losses.mart(3.0))(pair, np.array([0]))
+  values, diagnostics, _ = compiled(losses.mart(beta=3.0))(pair, np.array([0]))
   np.testing.assert_allclose(values, [1.4842035], rtol=1e-5)
   np.testing.assert_allclose(
     diagnostics['boosted_loss'], [1.3860944], rtol=1e-5
@@ -187,7 +187,7 @@ def test_finite_at_opposite_certainties(name, labels):
 
 def test_mart_of_a_tie_between_rivals_is_finite():
   pair = np.zeros((2, 1, 3), np.float32)
-  values, _, gradients = compiled(losses.mart(1.0))(pair, np.array([0]))
+  values, _, gradients = compiled(losses.mart(beta=1.0))(pair, np.array([0]))
   np.testing.assert_allclose(
     values, [np.log(3) - np.log(1.0001 - 1 / 3)], rtol=1e-5
   )
@@ -214,7 +214,7 @@ def test_cross_entropy_objectives(name):
 
 
 @pytest.mark.parametrize(
-  'loss', [losses.trades(1.0), losses.reverse_smoothing()]
+  'loss', [losses.trades(beta=1.0), losses.reverse_smoothing()]
 )
 def test_kl_objectives_hold_the_clean_prediction_fixed(loss):
   clean, adversarial = logits_at(3.0)
@@ -379,12 +379,18 @@ def test_registry_names_its_losses():
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: losses.trades(-1.0), 'beta: got -1.0, expected a finite'),
-    (lambda: losses.mart(float('inf')), 'beta: got inf'),
-    (lambda: losses.trades(float('nan')), 'beta: got nan'),
-    (lambda: losses.sat(1.5), r'label_smoothing: got 1.5, expected in \[0, 1'),
-    (lambda: losses.natural(-0.1), 'label_smoothing: got -0.1'),
-    (lambda: losses.trades(1.0, label_smoothing=2), 'label_smoothing: got 2'),
+    (lambda: losses.trades(beta=-1.0), 'beta: got -1.0, expected a finite'),
+    (lambda: losses.mart(beta=float('inf')), 'beta: got inf'),
+    (lambda: losses.trades(beta=float('nan')), 'beta: got nan'),
+    (
+      lambda: losses.sat(label_smoothing=1.5),
+      r'label_smoothing: got 1.5, expected in \[0, 1',
+    ),
+    (lambda: losses.natural(label_smoothing=-0.1), 'label_smoothing: got -0.1'),
+    (
+      lambda: losses.trades(beta=1.0, label_smoothing=2),
+      'label_smoothing: got 2',
+    ),
     (lambda: losses.reverse_smoothing(clean_weight=-1), 'clean_weight: got -1'),
     (lambda: losses.reverse_smoothing(fooled_factor=-1), 'fooled_factor: got'),
   ],
@@ -427,7 +433,10 @@ def torch_mart(torch, clean, adversarial, labels):
 @pytest.mark.oracle
 @pytest.mark.parametrize(
   ('loss', 'published'),
-  [(losses.trades(BETA), torch_trades), (losses.mart(BETA), torch_mart)],
+  [
+    (losses.trades(beta=BETA), torch_trades),
+    (losses.mart(beta=BETA), torch_mart),
+  ],
 )
 def test_values_and_gradients_match_pytorch(loss, published):
   torch = pytest.importorskip('torch')

@@ -62,7 +62,7 @@ def test_runs_from_another_folder(tmp_path):
 
 COUNTING = """
 import collections, jax
-from tests import tiny_run
+from tests.helpers import tiny_run
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: counts.update([name]))
 tiny_run.main()

@@ -41,7 +41,6 @@ from absl import flags
 from dhat_jax.runtime import cli
 
 WHAT = ('training', 'pipeline', 'scaling', 'peer', 'autoattack')
-DTYPES = ('float32', 'bfloat16')
 INTEGERS = {
   'images': 256,
   'n_iter': 100,
@@ -72,9 +71,6 @@ def _parse(argv: list[str]) -> flags.FlagValues:
   for size in values.batch_size:
     if not size.isdigit() or int(size) < 1:
       raise ValueError(f'--batch_size: got {size!r}, expected integers >= 1')
-  for dtype in values.dtype:
-    if dtype not in DTYPES:
-      raise ValueError(f'--dtype: got {dtype!r}, choices are {DTYPES}')
   if values.what != 'training' and len(values.batch_size) > 1:
     raise ValueError(
       f'--batch_size: got {values.batch_size}, expected one for '
@@ -93,16 +89,20 @@ def _say(line: str) -> None:
 def _measure(
   values: flags.FlagValues, argv: list[str]
 ) -> tuple[dict[str, Any], str]:
-  """Returns (what was measured, its table)."""
+  """Returns (the document of what was measured, its table)."""
   # JAX reads its flags when it starts.
-  from dhat_jax import build
-  from dhat_jax.runtime import devices, documents
+  from dhat_jax.runtime import documents, processes
 
-  devices.initialize()
+  processes.initialize()
+  from dhat_jax import from_config
   from dhat_jax.benchmark import timing
+  from dhat_jax.from_config.values import choose
+  from dhat_jax.models.layers import DTYPES
 
   config = values.config
-  build.check(config)
+  from_config.check(config)
+  for dtype in values.dtype:
+    choose('--dtype', dtype, DTYPES)
   stages = (values.stage,) if values.stage else tuple(config.stages)
   sizes = tuple(int(size) for size in values.batch_size)
   options = {'repeats': values.repeats}
@@ -119,13 +119,13 @@ def _measure(
     options |= {'n_iter': values.n_iter, 'n_queries': values.n_queries}
   module = importlib.import_module(f'dhat_jax.benchmark.{values.what}')
   with timing.no_compilation_cache():
-    found = module.run(config, *arguments, **options, report=_say)
-  found = documents.document(
+    measured = module.run(config, *arguments, **options, report=_say)
+  document = documents.document(
     'benchmark',
-    {'what': values.what, 'config': config.name, **options, **found},
+    {'what': values.what, 'config': config.name, **options, **measured},
     command=shlex.join(['python', '-m', 'dhat_jax.benchmark', *argv[1:]]),
   )
-  return found, module.table(found)
+  return document, module.table(document)
 
 
 def main(argv: list[str]) -> None:
@@ -135,17 +135,17 @@ def main(argv: list[str]) -> None:
     return
   with cli.mistakes_in_one_line():
     values = _parse(argv)
-    found, table = _measure(values, argv)
+    document, table = _measure(values, argv)
   print(f'\n{table}')
   if values.out:
     from dhat_jax.runtime import documents
 
-    documents.write(values.out, found)
+    documents.write(values.out, document)
     print(f'\nwritten: {values.out}')
   if values.json:
-    rows = found['rows']
+    rows = document['rows']
     alone = values.what == 'training' and len(rows) == 1
-    print(json.dumps(rows[0] if alone else found))
+    print(json.dumps(rows[0] if alone else document))
 
 
 if __name__ == '__main__':

@@ -41,11 +41,16 @@ def _axes(
   """Yields (axis, {value: problem}) for all that one process can measure."""
 
   def problem(
-    config: ml_collections.ConfigDict, stage: str = stage, size: int = batch_size
+    config: ml_collections.ConfigDict,
+    stage: str = stage,
+    batch_size: int = batch_size,
   ) -> training.Problem:
-    return training.Problem(config, stage, size)
+    return training.Problem(config, stage, batch_size)
 
-  yield 'batch_size', {size: problem(config, size=size) for size in BATCH_SIZES}
+  yield (
+    'batch_size',
+    {size: problem(config, batch_size=size) for size in BATCH_SIZES},
+  )
   yield (
     'attack_steps',
     {

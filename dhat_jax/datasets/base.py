@@ -47,10 +47,14 @@ class Source:
     load: returns the data set; `dataset` is what it returned, checked.
     image_shape: (H, W, C); a function that finds it without reading all images,
       or returns None if it cannot; or None: known once the data is loaded.
+    make_batches: (training split, *, batch_size, seed, process_index,
+      process_count) -> `batches.BatchSource`; None: shuffled, every image once
+      an epoch.
   """
 
   load: Callable[[], Dataset]
   image_shape: ImageShape | Callable[[], ImageShape | None] | None = None
+  make_batches: Callable | None = None
 
   @functools.cached_property
   def dataset(self) -> Dataset:

@@ -275,7 +275,10 @@ class Recorder:
       again=path is not None and not os.path.exists(path),
     )
     labels = self._split.labels
-    record = Record.from_arrays(arrays, labels, target.scored)
+    try:
+      record = Record.from_arrays(arrays, labels, target.scored)
+    except ValueError as error:
+      raise ValueError(f'{name}.npz: {error}') from error
     expected = attack.num_images(len(labels))
     if len(record.robust) != expected:
       raise ValueError(
@@ -291,7 +294,14 @@ class Recorder:
     return os.path.join(folder, f'{attack}.npz')
 
   def _write_images(self, path: str | None, record: Record) -> None:
-    if path is None or not devices.is_first():
+    if path is None:
+      return
+    if record.images_adv is None:
+      raise ValueError(
+        f'{path}: got a record without images_adv, expected them where '
+        '`keep_images` is set'
+      )
+    if not devices.is_first():
       return
     arrays = {
       'images_adv': record.images_adv,

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import tabulate
 
@@ -16,7 +15,7 @@ from dhat_jax.evaluation.plan import Job, Plan, jobs
 from dhat_jax.evaluation.records import Record, Recorder, example_places
 from dhat_jax.evaluation.store import Store, digest
 from dhat_jax.models.outputs import OUTPUTS
-from dhat_jax.runtime import devices, workdir
+from dhat_jax.runtime import devices, provenance, streams
 from dhat_jax.runtime.progress import progress_bar
 
 Records = dict[tuple[str, str], Record]
@@ -86,7 +85,7 @@ def _identity(
       'net': repr(evaluator.net),
       'batch_size': evaluator.batch_size,
       'seed': seed,
-      'versions': workdir.versions(),
+      'versions': provenance.versions(),
     }
   )
 
@@ -108,7 +107,7 @@ def _records(
     recorder = Recorder(
       split,
       store,
-      rng=jax.random.key(seed),
+      rng=streams.key(seed),
       export=[a.name for a in plan.attacks] if plan.export_images else (),
       show=None if silent else bar.set_postfix_str,
     )

@@ -3,12 +3,12 @@
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.evaluator import Evaluator
+from dhat_jax.runtime import streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Validation:
     self, attack: EvaluationAttack, variables: Any, split: Split
   ) -> float:
     target = self.evaluator.target(variables, self.output)
-    rng = jax.random.key(self.seed)
+    rng = streams.key(self.seed)
     return float(attack.robust(target, split, rng).mean())
 
   def images(
@@ -66,6 +66,6 @@ class Validation:
     """
     first = Split(split.images[:count], split.labels[:count])
     target = self.evaluator.target(variables, self.output)
-    rng = jax.random.key(self.seed)
+    rng = streams.key(self.seed)
     clean = np.asarray(first.images, np.float32) / 255
     return clean, self.attack.images_adv(target, first, rng)

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
@@ -19,9 +18,9 @@ from dhat_jax.from_config.values import (
   in_unit,
   lengths_255,
 )
+from dhat_jax.models.layers import DTYPES
 from dhat_jax.models.outputs import OUTPUTS
 
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 # A radius from which on nothing may stay robust, in radii of the evaluation.
 LARGEST = 4
 _WHERE = 'config.evaluation'

@@ -1,14 +1,11 @@
 """Small readers of config values, each with one clear error."""
 
+import copy
 import json
+from collections.abc import Collection
 from typing import Any
 
 import ml_collections
-
-
-def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns a config as plain JSON values (tuples become lists)."""
-  return json.loads(config.to_json())
 
 
 def choose(name: str, got: Any, choices: Any) -> Any:
@@ -33,19 +30,19 @@ def in_unit(
   With `lengths_255` the only place where numbers over 255 are converted.
 
   Args:
-    spec: a group of the config.
-    name: of the value in it.
-    where: what the group is called, for errors: 'config.evaluation'.
+    spec: has `name` and `name_255`, one of which may be None.
+    name: 'epsilon' or 'step_size'.
+    where: of `spec`, for the error: 'config.evaluation'.
   """
+  path = f'{where}.{name}' if where else name
   over_255 = spec[f'{name}_255']
   value = spec[name] if over_255 is None else over_255 / 255
-  path = f'{where}.{name}' if where else name
   if value is None:
-    raise ValueError(f'{path}: got nothing; give {name} or {name}_255')
+    raise ValueError(f'{path}: got nothing; give {path} or {path}_255')
   if not 0 <= value <= 1:
     raise ValueError(
-      f'{path}: got {value}, expected in [0, 1]; for lengths over 255 there is '
-      f'{name}_255'
+      f'{path}: got {value}, expected in [0, 1]; for units of 1/255 give '
+      f'{path}_255'
     )
   return value
 
@@ -58,3 +55,50 @@ def lengths_255(name: str, values: tuple[float, ...]) -> dict[str, float]:
       f'{name}: got {tuple(values)}, expected different numbers in [0, 255]'
     )
   return labels
+
+
+def options_of(
+  spec: ml_collections.ConfigDict, *, without: Collection[str] = ()
+) -> dict[str, Any]:
+  """Returns a node of a config as a plain dictionary, without some keys."""
+  plain = spec.to_dict() if hasattr(spec, 'to_dict') else dict(spec)
+  return {key: value for key, value in plain.items() if key not in without}
+
+
+# What a config need not say: keys that are newer than the configs of some runs.
+_DEFAULTS = {'dataset': {'augmentations': ('crop_flip',)}}
+_STAGE_DEFAULTS = {
+  'attack': {'name': 'pgd'},
+  'optimizer': {'name': 'sgd'},
+  'weight_perturbation': {'name': 'none'},
+}
+
+
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns a copy of a config that says all that may be left out."""
+  config = copy.deepcopy(config)
+  defaults = {**_DEFAULTS, **dict.fromkeys(config.stages, _STAGE_DEFAULTS)}
+  with config.unlocked():
+    for group, values in defaults.items():
+      if group in config:
+        _add_missing(config[group], values)
+  return config
+
+
+def _add_missing(node: ml_collections.ConfigDict, values: dict) -> None:
+  for key, value in values.items():
+    if key not in node:
+      node[key] = copy.deepcopy(value)
+    elif isinstance(value, dict):
+      _add_missing(node[key], value)
+
+
+def workdir_defaults() -> dict[str, Any]:
+  """Returns {pattern of a dotted key: value} of what may be left out."""
+  defaults = {**_DEFAULTS, '*': _STAGE_DEFAULTS}
+  return json.loads(json.dumps(defaults))
+
+
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns a config as plain JSON values (tuples become lists)."""
+  return json.loads(config.to_json())

@@ -18,6 +18,9 @@ from flax import linen as nn
 
 from dhat_jax.models import cpu_conv
 
+# Compute precisions, by their name in a config.
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
 # PyTorch's default for linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 

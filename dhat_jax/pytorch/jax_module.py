@@ -1,17 +1,15 @@
-"""PyTorch's side: JAX functions as its modules, and its files.
+"""JAX functions as PyTorch modules.
 
 PyTorch is imported only when something here needs it.
 """
 
 import functools
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 def import_torch() -> Any:
@@ -128,47 +126,3 @@ def _module_class() -> type:
       return JaxFunction.apply(images, *self._functions)[:count]
 
   return JaxModule
-
-
-def read_state_dict(path: str) -> dict[str, Any]:
-  """Reads a state dict, also one that is wrapped with other things.
-
-  Args:
-    path: `.npz`, or a file of PyTorch's, of which only tensors and plain
-      containers are unpickled.
-
-  Raises:
-    ValueError: no such kind of file, or no state dict in it.
-    ImportError: it needs PyTorch, which is not installed.
-  """
-  if _is_npz(path):
-    with np.load(path, allow_pickle=False) as file:
-      return dict(file)
-  loaded = import_torch().load(path, map_location='cpu', weights_only=True)
-  for wrapper in ('state_dict', 'model', 'model_state_dict', 'net'):
-    if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-      loaded = loaded[wrapper]
-  if not isinstance(loaded, Mapping) or not all(
-    hasattr(value, 'shape') for value in loaded.values()
-  ):
-    raise ValueError(f'{path}: holds no state dict (no {{name: tensor}})')
-  return dict(loaded)
-
-
-def write_state_dict(path: str, state_dict: Mapping[str, np.ndarray]) -> None:
-  """Writes a state dict of NumPy arrays; see `read_state_dict`."""
-  if _is_npz(path):
-    np.savez(path, **state_dict)
-    return
-  torch = import_torch()
-  torch.save(
-    {key: torch.from_numpy(value) for key, value in state_dict.items()}, path
-  )
-
-
-def _is_npz(path: str) -> bool:
-  suffix = os.path.splitext(path)[1]
-  choices = ('.npz', '.pt', '.pth', '.tar', '.bin')
-  if suffix not in choices:
-    raise ValueError(f'{path}: got suffix {suffix!r}, choices are {choices}')
-  return suffix == '.npz'

@@ -25,18 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dhat_jax.models import outputs as output_table
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
 
 _logger = logging.getLogger(__name__)
 
-_PREFIXES = {
-  'trunk': 'WRN1.',
-  'main_head': 'WRN1.',
-  'second_head': 'WRN2.',
-  'aggregator': 'cnn.',
-}
+# Of the module of an aggregator; others than these have no PyTorch names.
+_AGGREGATORS = ('pairwise', 'classwise', 'mean')
 _AGGREGATOR_NAMES = {
   'features/conv': 'conv1',
   'features/norm': 'bn1',
@@ -52,6 +49,7 @@ _UNIT_NAMES = {
   'shortcut': 'shortcut.0',
   'shortcut_norm': 'shortcut.1',
 }
+_HEAD = re.compile(r'WRN[0-9]+')
 _BLOCK_PATH = re.compile(r'blocks/block(\d+)_unit(\d+)/(\w+)')
 COUNTER = '.num_batches_tracked'
 
@@ -101,6 +99,23 @@ class Entry:
     return self.layout.to_torch(empty).shape
 
 
+def prefixes(model: DualHeadNet) -> dict[str, str]:
+  """Returns {part: prefix of its keys}; all are '' where there is one head.
+
+  Heads are numbered in the order of the output table: `WRN1.`, `WRN2.`, ...
+  The trunk belongs to the network's first head.
+  """
+  numbered = {
+    part: f'WRN{number}.'
+    for number, part in enumerate(output_table.heads().values(), start=1)
+  }
+  heads = [part for part in model.parts if part in numbered]
+  if len(heads) == 1:
+    return {'trunk': '', heads[0]: ''}
+  found = {part: numbered.get(part, 'cnn.') for part in model.parts}
+  return {**found, 'trunk': numbered[heads[0]]}
+
+
 def _network_name(backbone: Any, part: str, module: str) -> str:
   """Returns PyTorch's name of a trunk's or a head's module."""
   wide = isinstance(backbone, WideResNet)
@@ -118,7 +133,7 @@ def _network_name(backbone: Any, part: str, module: str) -> str:
 
 
 def _key_and_layout(
-  model: DualHeadNet, path: tuple[str, ...], ndim: int
+  model: DualHeadNet, prefix: str, path: tuple[str, ...], ndim: int
 ) -> tuple[str, Layout]:
   """Returns PyTorch's key of a Flax path (collection, part, ..., leaf)."""
   _, part, *modules, leaf = path
@@ -127,7 +142,6 @@ def _key_and_layout(
     name = _AGGREGATOR_NAMES[module]
   else:
     name = _network_name(model.backbone, part, module)
-  prefix = _PREFIXES[part] if len(model.outputs) > 1 else ''
   leaf_name = {'mean': 'running_mean', 'var': 'running_var', 'bias': 'bias'}
   key = f'{prefix}{name}.{leaf_name.get(leaf, "weight")}'
   if ndim == 1:
@@ -137,109 +151,127 @@ def _key_and_layout(
   return key, _CONV1D if module.endswith('conv') else _LINEAR
 
 
-def entries(model: DualHeadNet, image_channels: int) -> dict[str, Entry]:
-  """Returns {PyTorch's key: entry} for all arrays of a network.
-
-  Args:
-    model: the network; with one output its keys have no prefix.
-    image_channels: of the images.
-
-  Raises:
-    ValueError: a backbone whose PyTorch names are not known here.
-  """
+def check_model(model: DualHeadNet) -> None:
+  """Raises a ValueError if a network's parts have no PyTorch names."""
   if not isinstance(model.backbone, WideResNet | ResNet18):
     raise ValueError(
       f'backbone: got {model.backbone!r}, which has no PyTorch names; choices '
       'are WideResNet and ResNet18'
     )
+  if 'aggregator' in model.parts and model.aggregator not in _AGGREGATORS:
+    raise ValueError(
+      f'aggregator: got {model.aggregator!r}, which has no PyTorch names; '
+      f'choices are {_AGGREGATORS}'
+    )
+
+
+def entries(model: DualHeadNet, image_channels: int) -> dict[str, Entry]:
+  """Returns {PyTorch's key: entry} for all arrays of a network.
+
+  Args:
+    model: the network; with one head its keys have no prefix.
+    image_channels: of the images.
+
+  Raises:
+    ValueError: a backbone or an aggregator whose PyTorch names are not known
+      here.
+  """
+  check_model(model)
   shapes = jax.eval_shape(
     model.clone(axis_name=None).init,
     jax.random.key(0),
     # Nothing depends on height and width.
     jax.ShapeDtypeStruct((1, 32, 32, image_channels), jnp.float32),
   )
-  found = {}
+  prefix_of = prefixes(model)
+  by_key = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
     path = tuple(part.key for part in path)
-    key, layout = _key_and_layout(model, path, leaf.ndim)
-    found[key] = Entry(path, leaf.shape, layout)
-  return found
+    key, layout = _key_and_layout(model, prefix_of[path[1]], path, leaf.ndim)
+    by_key[key] = Entry(path, leaf.shape, layout)
+  return by_key
 
 
-def counters(names: Mapping[str, Entry]) -> list[str]:
+def counters(entries: Mapping[str, Entry]) -> list[str]:
   """Returns the keys of batch norm's counters, which Flax does not have."""
   suffix = '.running_var'
-  return [key.removesuffix(suffix) + COUNTER for key in names if suffix in key]
+  return [
+    key.removesuffix(suffix) + COUNTER for key in entries if suffix in key
+  ]
 
 
 def check_state_dict(
-  arrays: Mapping[str, np.ndarray], names: Mapping[str, Entry]
+  arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]
 ) -> None:
   """Raises one ValueError that lists all missing, surplus, misshapen keys.
 
-  Accepted though not used: batch norm's counters; a copy of the trunk under
-  `WRN2.` that equals the one under `WRN1.`; and, with a warning, `sub_block1`,
+  Accepted though not used: batch norm's counters; copies of the trunk under
+  `WRN2.` that equal the one under `WRN1.`; and, with a warning, `sub_block1`,
   which TRADES' published WideResNet stores but never runs.
 
   Args:
     arrays: {PyTorch's key: array}.
-    names: of `entries`.
+    entries: of the function `entries`.
   """
-  copies = _trunk_copies(arrays, names)
-  unused = _unused_blocks(arrays, names)
+  copies = _trunk_copies(arrays, entries)
+  unused = _unused_blocks(arrays, entries)
   if unused:
     _logger.warning(
       'left out, because the published network never runs it: sub_block1 '
       '(%d arrays)',
       len(unused),
     )
-  ignored = {*copies, *unused, *counters(names)}
+  ignored = {*copies, *unused, *counters(entries)}
   check_shapes(
     {key: a.shape for key, a in arrays.items() if key not in ignored},
-    {key: entry.torch_shape for key, entry in names.items()},
+    {key: entry.torch_shape for key, entry in entries.items()},
     wrong=[
       f'  surplus: {key}, which is not equal to the trunk in WRN1, and that is '
       'what feeds the second head'
       for key, same in copies.items()
       if not same
     ],
-    hint=lambda: _hint(arrays.keys(), names.keys()),
+    hint=lambda: _hint(arrays.keys(), entries.keys()),
   )
+
+
+def _other_heads(key: str, entries: Mapping[str, Entry]) -> list[str]:
+  """Returns a key as it would be under the other heads' prefixes."""
+  prefix, _, name = key.partition('.')
+  heads = {other.partition('.')[0] for other in entries} - {prefix}
+  return [f'{head}.{name}' for head in heads if _HEAD.fullmatch(head)]
 
 
 def _trunk_copies(
   arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]
 ) -> dict[str, bool]:
-  """Finds the trunk's keys under `WRN2.`: {key: whether it is the same}."""
-  if not any(entry.path[1] == 'second_head' for entry in entries.values()):
-    return {}
+  """Finds the trunk's keys under other heads: {key: whether it is the same}."""
   trunk = {k: e for k, e in entries.items() if e.path[1] == 'trunk'}
   copies = {}
   for key in [*trunk, *counters(trunk)]:
-    copy = key.replace('WRN1.', 'WRN2.', 1)
-    if copy in arrays and copy not in entries:
-      copies[copy] = key.endswith(COUNTER) or (
-        key in arrays and np.array_equal(arrays[copy], arrays[key])
-      )
+    for copy in _other_heads(key, entries):
+      if copy in arrays and copy not in entries:
+        copies[copy] = key.endswith(COUNTER) or (
+          key in arrays and np.array_equal(arrays[copy], arrays[key])
+        )
   return copies
 
 
 def _unused_blocks(
-  arrays: Mapping[str, np.ndarray], names: Mapping[str, Entry]
+  arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]
 ) -> set[str]:
   """Finds the keys of `sub_block1`, where they are shaped as `block1`'s."""
-  shapes = {key: entry.torch_shape for key, entry in names.items()}
-  shapes |= dict.fromkeys(counters(names), ())
-  found = set()
+  shapes = {key: entry.torch_shape for key, entry in entries.items()}
+  shapes |= dict.fromkeys(counters(entries), ())
+  unused = set()
   for key, shape in shapes.items():
-    head, block, rest = key.partition('block1.')
-    if not block:
+    if 'block1.' not in key:
       continue
-    for prefix in (head, head.replace('WRN1.', 'WRN2.')):
-      unused = f'{prefix}sub_block1.{rest}'
-      if unused in arrays and arrays[unused].shape == shape:
-        found.add(unused)
-  return found
+    for name in (key, *_other_heads(key, entries)):
+      name = name.replace('block1.', 'sub_block1.', 1)
+      if name in arrays and arrays[name].shape == shape:
+        unused.add(name)
+  return unused
 
 
 def check_shapes(
@@ -295,7 +327,7 @@ def _hint(arrays: Collection[str], expected: Collection[str]) -> str:
       f"{kinds[dual_expected]}: config.stages=('main_head',) "
       'makes one head, all three make two.'
     )
-  if missing and all(re.match(r'(WRN\d\.)?bn\.', key) for key in missing):
+  if missing and all(re.match(r'(WRN[0-9]+\.)?bn\.', key) for key in missing):
     return (
       '\nThis network has batch norm and ReLU before the pooling (bn.*), as '
       'adversarial training code has; the state dict is of the other '

@@ -17,10 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dhat_jax.models import outputs as output_table
 from dhat_jax.models.aggregator import CHANNELS, HIDDEN, POOL, class_pairs
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.outputs import Outputs
+from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.pytorch import names
 
 
 def _conv(inputs: int, features: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -265,36 +268,48 @@ class _Mean(nn.Module):
     return logits.mean(dim=1)
 
 
-_AGGREGATORS = {
-  'pairwise': _Pairwise,
-  'classwise': _Classwise,
-  'mean': _Mean,
-}
+_AGGREGATORS = {'pairwise': _Pairwise, 'classwise': _Classwise, 'mean': _Mean}
 
 
 class _DualHead(nn.Module):
-  """DH-AT's network: `WRN1` with the trunk, `WRN2`, `cnn`."""
+  """DH-AT's network: `WRN1` with the trunk, `WRN2`, ..., `cnn`."""
 
   def __init__(self, network: type, model: DualHeadNet, channels: int):
     super().__init__()
     self.count = model.backbone.attach_points.index(model.attach) + 1
-    arguments = model.backbone, model.num_classes, channels
-    self.WRN1 = network(*arguments, after=0)
-    self.WRN2 = network(*arguments, after=self.count)
-    if 'aggregated' in model.outputs:
+    self.model_outputs = model.outputs
+    prefixes = names.prefixes(model)
+    self.first = prefixes['trunk'].removesuffix('.')
+    self.heads = {
+      output: prefixes[part].removesuffix('.')
+      for output, part in output_table.heads().items()
+      if part in prefixes
+    }
+    for head in self.heads.values():
+      after = 0 if head == self.first else self.count
+      net = network(model.backbone, model.num_classes, channels, after=after)
+      setattr(self, head, net)
+    if 'aggregator' in prefixes:
       self.cnn = _AGGREGATORS[model.aggregator](model.num_classes)
 
   def outputs(self, images) -> Outputs:
-    """Returns all logits."""
-    features = self.WRN1.trunk(images, self.count)
-    heads = [net.head(features, self.count) for net in (self.WRN1, self.WRN2)]
-    if not hasattr(self, 'cnn'):
-      return Outputs(*heads)
-    return Outputs(*heads, self.cnn(torch.stack(heads, dim=1)))
+    """Returns the logits of all the model's outputs."""
+    features = getattr(self, self.first).trunk(images, self.count)
+    logits = {
+      output: getattr(self, head).head(features, self.count)
+      for output, head in self.heads.items()
+    }
+    if hasattr(self, 'cnn'):
+      inputs = output_table.OUTPUTS['aggregated'].aggregates
+      stacked = torch.stack([logits[name] for name in inputs], dim=1)
+      logits['aggregated'] = self.cnn(stacked)
+    return Outputs(**{name: logits[name] for name in self.model_outputs})
 
   def forward(self, images):
-    outputs = self.outputs(images)
-    return outputs.second if outputs.aggregated is None else outputs.aggregated
+    return self.outputs(images).select(self.model_outputs[-1])
+
+
+_BACKBONES = {WideResNet: _WideResNet, ResNet18: _ResNet18}
 
 
 def make_torch_network(
@@ -311,16 +326,19 @@ def make_torch_network(
     the model's outputs. With two heads it also has `outputs(images)`, which
     returns all of them. Its state dict has the keys of `dhat_jax.convert`;
     the normalisation of the images has none.
+
+  Raises:
+    ValueError: a backbone or an aggregator that has no PyTorch names.
   """
-  wide = isinstance(model.backbone, WideResNet)
-  network = _WideResNet if wide else _ResNet18
-  if len(model.outputs) == 1:
+  names.check_model(model)
+  network = _BACKBONES[type(model.backbone)]
+  if names.prefixes(model)['trunk'] == '':
     net = first = network(
       model.backbone, model.num_classes, image_channels, after=0
     )
   else:
     net = _DualHead(network, model, image_channels)
-    first = net.WRN1
+    first = getattr(net, net.first)
   if model.mean:
     first.normalize(model.mean, model.std)
   return net

@@ -41,3 +41,11 @@ def fold_in(rng: chex.PRNGKey, name: str) -> chex.PRNGKey:
 def fold_in_each(rngs: chex.PRNGKey, name: str) -> chex.PRNGKey:
   """Returns the keys of a stream: typed keys [B] in, [B] out."""
   return jax.vmap(lambda rng: fold_in(rng, name))(rngs)
+
+
+def key(seed: int) -> chex.PRNGKey:
+  """Returns the typed key of a seed: threefry, whatever JAX's default is.
+
+  With other generators an example's noise would depend on its batch.
+  """
+  return jax.random.key(seed, impl='threefry2x32')

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from dhat_jax.runtime import devices, files
+from dhat_jax.runtime import files, processes
 
 # Orbax warns of every checkpoint without metrics: those between validations
 # have none, on purpose.
@@ -84,16 +84,16 @@ def _check_fingerprint(stored: dict, current: dict, parts: slice) -> None:
     )
 
 
-def _seal(info: dict[str, Any]) -> dict[str, Any]:
+def seal(info: dict[str, Any]) -> dict[str, Any]:
   """Adds a checksum of the values themselves."""
   text = json.dumps(info, sort_keys=True)
   return {**info, 'checksum': zlib.crc32(text.encode())}
 
 
-def _unseal(sealed: dict[str, Any]) -> dict[str, Any]:
-  """Inverts `_seal`; ValueError where the checksum does not fit."""
+def unseal(sealed: dict[str, Any]) -> dict[str, Any]:
+  """Inverts `seal`; ValueError where the checksum does not fit."""
   info = {key: value for key, value in sealed.items() if key != 'checksum'}
-  if _seal(info) != sealed:
+  if seal(info) != sealed:
     raise ValueError('the checksum of the description does not fit')
   return info
 
@@ -120,10 +120,9 @@ class Checkpoints:
     self._open()
 
   def _open(self) -> None:
-    if devices.is_first():
+    if processes.is_first():
       self._set_unreadable_metrics_aside()
-    devices.wait_for_all('opening checkpoints')
-    score = _score
+    processes.wait_for_all('opening checkpoints')
     self._manager = ocp.CheckpointManager(
       self.directory,
       item_names=('state', 'info'),
@@ -195,7 +194,7 @@ class Checkpoints:
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(flat),
           info=ocp.args.JsonSave(
-            _seal({'arrays': fingerprint(flat), 'info': info or {}})
+            seal({'arrays': fingerprint(flat), 'info': info or {}})
           ),
         ),
       )
@@ -250,7 +249,7 @@ class Checkpoints:
   def _try_restore(self, step: int, like: Any) -> tuple[Any, dict] | None:
     """Returns (tree, info), or None if it is damaged for any process."""
     restored = self._restore(step, like)
-    return restored if devices.all_agree(restored is not None) else None
+    return restored if processes.all_agree(restored is not None) else None
 
   def _restore(self, step: int, like: Any) -> tuple[Any, dict] | None:
     expected = flatten(like)
@@ -258,7 +257,7 @@ class Checkpoints:
       sealed = self._manager.restore(
         step, args=ocp.args.Composite(info=ocp.args.JsonRestore())
       ).info
-      info = _unseal(sealed)
+      info = unseal(sealed)
       stored = info['arrays']
     except Exception as error:
       return self._warn(step, error)
@@ -284,7 +283,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> None:
     self._manager.close()
-    if devices.is_first():
+    if processes.is_first():
       self._move_aside(step)
     self._open()
 
@@ -298,7 +297,7 @@ class Checkpoints:
         continue
       try:
         with open(path) as file:
-          _score(json.load(file))
+          score(json.load(file))
       except (ValueError, KeyError, TypeError) as error:
         self._warn(int(step), error)
         self._move_aside(int(step))
@@ -314,7 +313,8 @@ class Checkpoints:
     logging.error('moved to %s', target)
 
 
-def _score(metrics: dict[str, float]) -> tuple:
+def score(metrics: dict[str, float]) -> tuple:
+  """Returns what the best checkpoint has most of, in order of importance."""
   return (
     metrics['robust_accuracy'],
     metrics['clean_accuracy'],

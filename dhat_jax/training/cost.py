@@ -1,15 +1,16 @@
 """Arithmetic that a network and a training step need."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dhat_jax.losses import Loss
+from dhat_jax.models import outputs
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.training.stages import ALL_ROLES, ROLES
+from dhat_jax.training.stages import Role
 
 
 def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
@@ -74,53 +75,53 @@ def parts(
     image_shape: (H, W, C).
   """
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  totals = []
-  for stage in ROLES.values():
-    network = net.clone(outputs=stage.outputs, axis_name=None)
+
+  def forward(*names: str) -> int:
+    network = net.clone(outputs=names, axis_name=None)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
-    totals.append(count(network.apply, variables, images))
-  main, both, everything = totals
-  return {
-    'trunk': 2 * main - both,
-    'main_head': both - main,
-    'second_head': both - main,
-    'aggregator': everything - both,
-  }
+    return count(network.apply, variables, images)
+
+  heads = outputs.OUTPUTS['mean'].mean_of
+  # Together they run the trunk once.
+  costs = {'trunk': sum(map(forward, heads)) - forward(*heads)}
+  for name in outputs.trained():
+    known = [part for part in outputs.OUTPUTS[name].parts if part in costs]
+    (new,) = [part for part in outputs.OUTPUTS[name].parts if part not in costs]
+    costs[new] = forward(name) - sum(costs[part] for part in known)
+  return costs
 
 
 def needed(
-  costs: dict[str, int], stage: str, loss: Loss, attack_steps: int
+  costs: Mapping[str, int], role: Role, loss: Loss, attack_steps: int
 ) -> int:
   """Returns the multiply-adds per image that one training step cannot avoid.
 
   The clean prediction once; per step of the attack a forward pass and the
   gradient of the images; in the loss a forward pass of what was not computed
   yet, and of the trained parts the gradients of inputs and of weights. (The
-  first layer's input gradient is counted, though nobody needs it.)
+  first layer's input gradient is counted, though nobody needs it.) A loss that
+  reads other outputs too needs their forward passes.
 
   Args:
     costs: from `parts`.
-    stage: key of `ALL_ROLES`.
-    loss: of the stage.
+    role: of the stage.
+    loss: of the stage; its properties decide.
     attack_steps: of the training attack.
   """
-  role = ALL_ROLES[stage]
-  used = {
-    'main': ('trunk', 'main_head'),
-    'second': ('trunk', 'second_head'),
-    'aggregated': tuple(costs),
-  }[role.output]
-  forward = sum(costs[part] for part in used)
+  forward = sum(costs[part] for part in outputs.OUTPUTS[role.output].parts)
   trained = sum(costs[part] for part in role.trains)
   frozen = forward - trained
   total = 0
   clean_frozen = 0  # computed for the attack, and the same in the loss
   if loss.uses_adversarial:
     total += 2 * attack_steps * forward
-    if loss.name == 'trades':  # the others do not look at the clean prediction
+    if loss.objective_uses_clean:
       total += forward
       clean_frozen = frozen
     total += forward + 2 * trained
   if loss.uses_clean:
     total += forward - clean_frozen + 2 * trained
-  return total
+  read = outputs.parts_of(loss.teachers)
+  beside = set(read) - set(outputs.OUTPUTS[role.output].parts)
+  passes = loss.uses_clean + loss.uses_adversarial
+  return total + passes * sum(costs[part] for part in beside)

@@ -1,4 +1,14 @@
-"""Optimisers and learning-rate schedules, as Optax transforms."""
+"""Learning-rate schedules and optimisers, as Optax transforms, by name.
+
+A schedule is (step) -> learning rate; a factory takes its own options and,
+where it names them, `num_steps`, `steps_per_epoch` and what most configs carry
+(`drop_epochs`, `drop_factor`). An optimiser's factory takes `schedule`. A
+user's config file adds to both:
+
+    @optim.SCHEDULES.register('triangle')
+    def triangle(*, learning_rate, num_steps):
+      ...
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,51 +16,106 @@ from typing import Any
 import jax
 import optax
 
+from dhat_jax.registry import Registry
 
-def make_schedule(
+# All configs have drop_epochs and drop_factor, whatever their schedule's name:
+# so that a command line can choose another one.
+SCHEDULES = Registry(
+  'schedule',
+  shared=('num_steps', 'steps_per_epoch', 'drop_epochs', 'drop_factor'),
+)
+# All configs have SGD's options; another optimiser takes what it names.
+OPTIMIZERS = Registry(
+  'optimizer',
+  shared=(
+    'schedule',
+    'momentum',
+    'nesterov',
+    'weight_decay',
+    'decay_norm',
+    'clip_norm',
+  ),
+)
+
+
+@SCHEDULES.register('step')
+def step_schedule(
   *,
-  name: str,
   learning_rate: float,
-  num_steps: int,
   steps_per_epoch: int,
-  drop_epochs: Sequence[int] = (),
+  drop_epochs: Sequence[float] = (),
   drop_factor: float = 0.1,
-  warmup_epochs: float = 0.0,
 ) -> optax.Schedule:
-  """Creates the learning rate as a function of the step.
+  """Multiplies the rate by a factor from each of some epochs on.
 
   Args:
-    name: 'step' (multiplied by `drop_factor` from each of `drop_epochs` on),
-      'cosine' (to 0 at `num_steps`) or 'constant'.
-    learning_rate: the rate after the warm-up.
-    num_steps: the stage's length.
+    learning_rate: the rate before the first drop.
     steps_per_epoch: steps in one pass over the training set.
     drop_epochs: epochs, counted from 1 as the published code counts them:
       75 means that 74 epochs are trained at the rate before.
     drop_factor: the factor of each drop.
+  """
+  drops = {(epoch - 1) * steps_per_epoch: drop_factor for epoch in drop_epochs}
+  return optax.piecewise_constant_schedule(learning_rate, drops)
+
+
+@SCHEDULES.register('cosine')
+def cosine_schedule(*, learning_rate: float, num_steps: int) -> optax.Schedule:
+  """Half a cosine, from the rate at step 0 to 0 at the stage's end."""
+  return optax.cosine_decay_schedule(learning_rate, max(num_steps, 1))
+
+
+@SCHEDULES.register('constant')
+def constant_schedule(*, learning_rate: float) -> optax.Schedule:
+  """The same rate at every step."""
+  return optax.constant_schedule(learning_rate)
+
+
+def make_schedule(
+  *,
+  name: str,
+  num_steps: int,
+  steps_per_epoch: int,
+  warmup_epochs: float = 0.0,
+  drop_epochs: Sequence[float] = (),
+  drop_factor: float = 0.1,
+  where: str = 'schedule',
+  **options: Any,
+) -> optax.Schedule:
+  """Creates the learning rate as a function of the step.
+
+  Args:
+    name: key of `SCHEDULES`.
+    num_steps: the stage's length.
+    steps_per_epoch: steps in one pass over the training set.
     warmup_epochs: the rate rises linearly from 0 over these first epochs.
+    drop_epochs: see `step_schedule`; other schedules do not use it.
+    drop_factor: likewise.
+    where: what gives the options, for errors: 'config.main_head.schedule'.
+    **options: the schedule's own, as `learning_rate`.
 
   Returns:
     step -> learning rate.
 
   Raises:
-    ValueError: unknown name, or a rate that is not positive.
+    ValueError: unknown name or option, or a number out of its range.
   """
-  if learning_rate <= 0:
-    raise ValueError(f'learning_rate: got {learning_rate}, expected > 0')
-  if warmup_epochs < 0:
-    raise ValueError(f'warmup_epochs: got {warmup_epochs}, expected >= 0')
-  if name == 'step':
-    drops = {(e - 1) * steps_per_epoch: drop_factor for e in drop_epochs}
-    schedule = optax.piecewise_constant_schedule(learning_rate, drops)
-  elif name == 'cosine':
-    schedule = optax.cosine_decay_schedule(learning_rate, max(num_steps, 1))
-  elif name == 'constant':
-    schedule = optax.constant_schedule(learning_rate)
-  else:
+  rate = options.get('learning_rate', 1.0)
+  if not rate > 0:
+    raise ValueError(f'{where}.learning_rate: got {rate}, expected > 0')
+  if not warmup_epochs >= 0:
     raise ValueError(
-      f"schedule: got {name!r}, choices are 'step', 'cosine', 'constant'"
+      f'{where}.warmup_epochs: got {warmup_epochs}, expected >= 0'
     )
+  schedule = SCHEDULES.make(
+    name,
+    options,
+    where=where,
+    num_steps=num_steps,
+    steps_per_epoch=steps_per_epoch,
+    drop_epochs=drop_epochs,
+    drop_factor=drop_factor,
+  )
   warmup_steps = round(warmup_epochs * steps_per_epoch)
   if not warmup_steps:
     return schedule
@@ -65,7 +130,8 @@ def _is_decayed(params: Any) -> Any:
   )
 
 
-def make_optimizer(
+@OPTIMIZERS.register('sgd')
+def sgd(
   *,
   schedule: optax.Schedule,
   momentum: float,
@@ -99,7 +165,7 @@ def make_optimizer(
     ('weight_decay', weight_decay),
     ('clip_norm', clip_norm),
   ):
-    if value < 0:
+    if not value >= 0:
       raise ValueError(f'{name}: got {value}, expected >= 0')
   return optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
@@ -109,3 +175,7 @@ def make_optimizer(
     optax.trace(decay=momentum, nesterov=nesterov),
     optax.scale_by_learning_rate(schedule),
   )
+
+
+# The public name of the default, for programs of one's own.
+make_optimizer = sgd

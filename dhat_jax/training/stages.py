@@ -1,11 +1,19 @@
-"""What a training stage is."""
+"""What a training stage is: its role in the method, and all that it needs."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import chex
 import optax
+from flax import linen as nn
 
+from dhat_jax.datasets.batches import BatchSource
 from dhat_jax.losses import Loss
+from dhat_jax.models import outputs
+
+# What the method is compared with: all parts at once, alone in its run.
+JOINT = 'joint'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +23,7 @@ class Role:
   Attributes:
     trains: the parts with gradients and batch statistics; the rest is frozen.
     output: the output that is attacked and trained.
-    outputs: the outputs that the network has during the stage.
+    outputs: the outputs that the network computes during the stage.
   """
 
   trains: tuple[str, ...]
@@ -23,23 +31,43 @@ class Role:
   outputs: tuple[str, ...]
 
 
-# The method's, in the order of training; a run's stages are a prefix of it.
-ROLES = {
-  'main_head': Role(('trunk', 'main_head'), 'main', ('main',)),
-  'second_head': Role(('second_head',), 'second', ('main', 'second')),
-  'aggregator': Role(
-    ('aggregator',), 'aggregated', ('main', 'second', 'aggregated')
-  ),
-}
-# What the method is compared with: all parts at once, alone in its run.
-ALL_ROLES = {
-  **ROLES,
-  'joint': Role(
-    ('trunk', 'main_head', 'second_head', 'aggregator'),
-    'aggregated',
-    ('main', 'second', 'aggregated'),
-  ),
-}
+def roles() -> dict[str, Role]:
+  """Returns the method's stages in the order of training, by name.
+
+  They follow from the table of outputs: a stage trains the parts of its output
+  that no stage before it has trained. A run's stages are the first ones.
+  """
+  found, trained_parts, computed = {}, [], []
+  for name in outputs.trained():
+    row = outputs.OUTPUTS[name]
+    computed.append(name)
+    trains = tuple(part for part in row.parts if part not in trained_parts)
+    trained_parts += trains
+    found[row.stage] = Role(trains, name, tuple(computed))
+  return found
+
+
+def all_roles() -> dict[str, Role]:
+  """Returns `roles`, and the joint stage that trains all parts at once."""
+  names = outputs.trained()
+  joint = Role(outputs.parts_of(names), names[-1], names)
+  return {**roles(), JOINT: joint}
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+  """How a stage's checkpoints are judged.
+
+  Attributes:
+    accuracies: replicated variables -> {'clean_accuracy': ...,
+      'robust_accuracy': ...} in [0, 1]; the best checkpoint has the highest
+      robust accuracy.
+    pictures: replicated variables -> {name: images float [n, H, W, C]}, to be
+      looked at.
+  """
+
+  accuracies: Callable[[Any], dict[str, float]]
+  pictures: Callable[[Any], dict[str, chex.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,31 +75,39 @@ class Stage:
   """One stage of a run, everything resolved.
 
   Attributes:
-    name: key of `ALL_ROLES`.
+    name: of the stage; its checkpoints and records are kept under it.
     role: what trains, what is frozen, which output.
+    net: the network, with the outputs of the role.
     loss: the training loss.
-    attack: (objective, rng, images, scale) -> images_adv, or None where the
-      loss needs no adversarial images.
-    attack_scale: step -> factor in [0, 1] of the attack's epsilon and step
-      size.
     tx: the optimiser.
+    step: one replica's (state, batch) -> (state, metrics), to be mapped over
+      `devices.AXIS`.
     schedule: step -> learning rate, for the records.
-    num_steps: the stage's length.
+    num_steps: the stage's length; 0 trains nothing.
     steps_per_epoch: steps in one pass over the training set.
     batch_size: global.
-    ema_decay: of the moving average of the weights; 0 keeps none.
+    attack_steps: gradient steps of the training attack.
+    rng: typed key: initial values of the parts that no stage has trained yet,
+      and all noise.
+    ema: whether a moving average of the weights is kept.
     keep: 'best' or 'last': the checkpoint that is handed on and evaluated.
+    source: of the batches.
+    validation: what judges checkpoints, or None.
   """
 
   name: str
   role: Role
+  net: nn.Module
   loss: Loss
-  attack: Callable | None
-  attack_scale: Callable
   tx: optax.GradientTransformation
+  step: Callable
   schedule: optax.Schedule
   num_steps: int
   steps_per_epoch: int
   batch_size: int
-  ema_decay: float
-  keep: str
+  rng: chex.PRNGKey
+  attack_steps: int = 0
+  ema: bool = False
+  keep: str = 'last'
+  source: BatchSource | None = None
+  validation: Validation | None = None

@@ -1,4 +1,7 @@
-"""The training step: a factory of pure functions."""
+"""The training step: adversarial images, loss and statistics, update.
+
+`make_train_step` composes the three; each can be used alone.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -9,16 +12,136 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from dhat_jax.attacks.balls import is_right
 from dhat_jax.datasets.batches import prepare
 from dhat_jax.losses import Loss
-from dhat_jax.runtime import devices
+from dhat_jax.models.outputs import Outputs
+from dhat_jax.runtime import devices, streams
 from dhat_jax.training.state import TrainState, split_parts
 
 Metrics = dict[str, tuple[chex.Array, chex.Array]]
+Sums = dict[str, chex.Array]
 
 
-def _fold(rngs: chex.PRNGKey, data: int) -> chex.PRNGKey:
-  return jax.vmap(lambda rng: jax.random.fold_in(rng, data))(rngs)
+def adversarial_images(
+  evaluate: Callable[[chex.Array], Outputs],
+  batch: Mapping[str, chex.Array],
+  rngs: chex.PRNGKey,
+  *,
+  loss: Loss,
+  attack: Callable | None,
+  output: str,
+  scale: chex.Numeric = 1.0,
+) -> tuple[chex.Array | None, Outputs]:
+  """Attacks a batch in evaluation mode.
+
+  Args:
+    evaluate: images [B, H, W, C] -> Outputs, with running statistics.
+    batch: as `batches.prepare` returns it.
+    rngs: typed keys [B], of the attack's noise.
+    loss: whose objective is maximised.
+    attack: as `make_attack` creates it, or None.
+    output: the output that is attacked.
+    scale: factor of the attack's epsilon and step size.
+
+  Returns:
+    (adversarial images [B, H, W, C], or None if the loss uses none; the clean
+    images' Outputs in evaluation mode).
+  """
+  images = batch['images']
+  clean = evaluate(images)
+  if not loss.uses_adversarial:
+    return None, clean
+  objective = loss.make_objective(clean.select(output), batch['labels'])
+  images_adv = attack(
+    lambda inputs: objective(evaluate(inputs).select(output)),
+    rngs,
+    images,
+    scale,
+  )
+  return images_adv, clean
+
+
+def loss_and_statistics(
+  net: nn.Module,
+  params: Mapping[str, Any],
+  batch_stats: Mapping[str, Any],
+  batch: Mapping[str, chex.Array],
+  images_adv: chex.Array | None,
+  *,
+  loss: Loss,
+  output: str,
+  normalises: Collection[str],
+) -> tuple[Sums, dict[str, Any]]:
+  """Computes a batch's losses, and the batch statistics that go with them.
+
+  The clean images run first, then the adversarial ones: the order in which the
+  published code updates its running statistics.
+
+  Args:
+    net: the network.
+    params: of all its parts.
+    batch_stats: of all its parts.
+    batch: as `batches.prepare` returns it.
+    images_adv: adversarial images, or None.
+    loss: the training loss.
+    output: the output that is trained.
+    normalises: the parts that normalise with the batch's statistics.
+
+  Returns:
+    ({name: sum over the examples that count}, with 'loss'; the new
+    batch_stats).
+  """
+  labels, mask = batch['labels'], batch['mask']
+  clean = adversarial = None
+  if loss.uses_clean:
+    clean, batch_stats = _train_forward(
+      net, params, batch_stats, batch['images'], normalises
+    )
+  if images_adv is not None:
+    adversarial, batch_stats = _train_forward(
+      net, params, batch_stats, images_adv, normalises
+    )
+  values, diagnostics = loss.per_example(clean, adversarial, labels, output)
+  diagnostics = {**diagnostics, 'loss': values}  # each [B]
+  return (
+    {name: jnp.sum(value * mask) for name, value in diagnostics.items()},
+    batch_stats,
+  )
+
+
+def update(
+  state: TrainState,
+  grads: Any,
+  batch_stats: dict[str, Any],
+  *,
+  tx: optax.GradientTransformation,
+  trains: Collection[str],
+  ema_decay: float = 0.0,
+) -> TrainState:
+  """Applies the optimiser and moves the average of the weights.
+
+  Args:
+    state: the state before.
+    grads: {part: gradients} of the trained parts, over the global batch.
+    batch_stats: of all parts, after the step.
+    tx: the optimiser.
+    trains: the trained parts.
+    ema_decay: of the moving average; the state without one keeps none.
+
+  Returns:
+    The state of the next step.
+  """
+  trained, _ = split_parts(state.params, trains)
+  updates, opt_state = tx.update(grads, state.opt_state, trained)
+  trained = optax.apply_updates(trained, updates)
+  return state.replace(
+    step=state.step + 1,
+    params={**state.params, **trained},
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+    ema_params=_average(state.ema_params, trained, ema_decay),
+  )
 
 
 def make_train_step(
@@ -34,6 +157,7 @@ def make_train_step(
   ema_decay: float = 0.0,
   freeze_statistics: bool = True,
   axis_name: str | None = None,
+  value_and_grad: Callable = jax.value_and_grad,
 ) -> Callable[[TrainState, Mapping[str, chex.Array]], tuple]:
   """Creates one step of adversarial training.
 
@@ -50,7 +174,8 @@ def make_train_step(
     attack: (objective, rngs, images, scale) -> images_adv, as `make_attack`
       creates it; None if the loss uses no adversarial images.
     trains: the parts that train.
-    output: 'main', 'second', 'mean' or 'aggregated'.
+    output: the output that is attacked and trained, a key of
+      `models.outputs.OUTPUTS`.
     augment: (rngs [B], images float [B, H, W, C]) -> images, or None.
     attack_scale: step -> factor of the attack's epsilon and step size; None
       for 1.
@@ -60,6 +185,10 @@ def make_train_step(
       normalise with the batch's statistics, and their running ones drift.
     axis_name: the mapped axis when the step runs under `pmap`; None under
       plain `jit`.
+    value_and_grad: `jax.value_and_grad`, or what takes its place to perturb
+      the weights (`training.perturbation`): called as value_and_grad(loss_fn,
+      has_aux=True)(trained parameters, step); loss_fn passes the step through,
+      and may be called several times.
 
   Returns:
     (state, batch) -> (state, metrics), pure, to be jitted or pmapped by the
@@ -73,88 +202,83 @@ def make_train_step(
   """
   if loss.uses_adversarial and attack is None:
     raise ValueError(f'loss {loss.name!r} needs an attack, got None')
-
   normalises = trains if freeze_statistics else net.parts
 
   def step(state, batch):
     batch = prepare(batch)
-    images, labels, mask = batch['images'], batch['labels'], batch['mask']
     rng = jax.random.fold_in(state.rng, state.step)
-    rngs = devices.example_rngs(rng, images.shape[0], axis_name)
+    rngs = devices.example_rngs(rng, batch['images'].shape[0], axis_name)
     if augment is not None:
-      images = augment(_fold(rngs, 0), images)
-    scale = 1.0 if attack_scale is None else attack_scale(state.step)
-
-    def evaluate(inputs):
-      return net.apply(
+      keys = streams.fold_in_each(rngs, 'step/augment')
+      batch = {**batch, 'images': augment(keys, batch['images'])}
+    images_adv, clean_evaluated = adversarial_images(
+      lambda inputs: net.apply(
         {'params': state.params, 'batch_stats': state.batch_stats}, inputs
-      )
-
-    clean_evaluated = evaluate(images)
-    images_adv = None
-    if loss.uses_adversarial:
-      objective = loss.make_objective(clean_evaluated.select(output), labels)
-      images_adv = attack(
-        lambda inputs: objective(evaluate(inputs).select(output)),
-        _fold(rngs, 1),
-        images,
-        scale,
-      )
-
+      ),
+      batch,
+      streams.fold_in_each(rngs, 'step/attack'),
+      loss=loss,
+      attack=attack,
+      output=output,
+      scale=1.0 if attack_scale is None else attack_scale(state.step),
+    )
     trained, frozen = split_parts(state.params, trains)
-    count = devices.psum(mask.sum(), axis_name)
+    count = devices.psum(batch['mask'].sum(), axis_name)
 
-    def loss_fn(trained):
-      params = {**trained, **frozen}
-      stats, clean, adversarial = state.batch_stats, None, None
-      if loss.uses_clean:
-        clean, stats = _train_forward(net, params, stats, images, normalises)
-      if images_adv is not None:
-        adversarial, stats = _train_forward(
-          net, params, stats, images_adv, normalises
-        )
-      values, diagnostics = loss.per_example(clean, adversarial, labels, output)
-      if clean is None:
-        diagnostics['clean_accuracy'] = _correct(
-          clean_evaluated.select(output), labels
-        )
-      diagnostics['loss'] = values
-      sums = {k: jnp.sum(v * mask) for k, v in diagnostics.items()}
+    def loss_fn(trained, step):
+      del step  # a weight perturbation may look at it
+      sums, stats = loss_and_statistics(
+        net,
+        {**trained, **frozen},
+        state.batch_stats,
+        batch,
+        images_adv,
+        loss=loss,
+        output=output,
+        normalises=normalises,
+      )
       return sums['loss'] / count, (sums, stats)
 
-    (_, (sums, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      trained
+    (_, (sums, stats)), grads = value_and_grad(loss_fn, has_aux=True)(
+      trained, state.step
     )
-    if axis_name is None or net.axis_name is not None:
-      grads, sums = devices.psum((grads, sums), axis_name)
-    else:  # each replica has its own statistics
-      replicas = jax.lax.axis_size(axis_name)
-      stats = jax.tree.map(lambda leaf: leaf / replicas, stats)
-      grads, sums, stats = devices.psum((grads, sums, stats), axis_name)
-    updates, opt_state = tx.update(grads, state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
+    if not loss.uses_clean:
+      right = is_right(clean_evaluated.select(output), batch['labels'])
+      sums['clean_accuracy'] = jnp.sum(right * batch['mask'])
+    grads, sums, stats = _over_replicas(grads, sums, stats, net, axis_name)
     metrics = {name: (total, count) for name, total in sums.items()}
     metrics['grad_norm'] = (optax.tree.norm(grads), jnp.ones(()))
-    return (
-      state.replace(
-        step=state.step + 1,
-        params={**state.params, **trained},
-        batch_stats=stats,
-        opt_state=opt_state,
-        ema_params=_average(state.ema_params, trained, ema_decay),
-      ),
-      metrics,
+    state = update(
+      state, grads, stats, tx=tx, trains=trains, ema_decay=ema_decay
     )
+    return state, metrics
 
   return step
 
 
-def _correct(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  return (logits.argmax(axis=1) == labels).astype(jnp.float32)
+def _over_replicas(
+  grads: Any, sums: Sums, stats: Any, net: nn.Module, axis_name: str | None
+) -> tuple[Any, Sums, Any]:
+  """Sums gradients and metrics over the replicas, in one all-reduce.
+
+  Statistics that batch norm does not share are averaged in the same one.
+  """
+  if axis_name is None or net.axis_name is not None:
+    grads, sums = devices.psum((grads, sums), axis_name)
+    return grads, sums, stats
+  replicas = jax.lax.axis_size(axis_name)
+  stats = jax.tree.map(lambda leaf: leaf / replicas, stats)
+  return devices.psum((grads, sums, stats), axis_name)
 
 
-def _train_forward(net, params, batch_stats, images, normalises):
-  """One forward with some parts in training mode.
+def _train_forward(
+  net: nn.Module,
+  params: Mapping[str, Any],
+  batch_stats: Mapping[str, Any],
+  images: chex.Array,
+  normalises: Collection[str],
+) -> tuple[Outputs, dict[str, Any]]:
+  """Runs the network with some parts in training mode.
 
   Returns:
     (Outputs, batch_stats) with the other parts' statistics untouched.

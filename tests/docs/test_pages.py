@@ -24,7 +24,7 @@ from PIL import Image
 from dhat_jax import build, convert, losses
 from dhat_jax.benchmark import __main__ as benchmark
 from dhat_jax.datasets import digits
-from dhat_jax.pytorch import jax_module
+from dhat_jax.pytorch import state_dicts
 from dhat_jax.runtime import cli
 from dhat_jax.training.stages import ROLES
 from dhat_jax.training.state import create_train_state
@@ -263,7 +263,7 @@ def test_folder_of_images_loads(folder):
 @pytest.fixture(scope='module')
 def state_dict():
   """A PyTorch state dict of the digits network, random."""
-  from configs import digits as digits_config
+  from dhat_jax.configs import digits as digits_config
 
   net = build.model(digits_config.get_config())
   variables = random_variables(net, np.zeros((1, 8, 8, 1), np.float32))
@@ -292,7 +292,7 @@ WITH_PROGRAMS = [
 
 @pytest.mark.parametrize('page', WITH_PROGRAMS, ids=lambda page: page.name)
 def test_programs_run_as_they_stand(page, folder, state_dict):
-  jax_module.write_state_dict('model.npz', state_dict)
+  state_dicts.write_state_dict('model.npz', state_dict)
   test = digits.load().test
   names = {
     'images': np.float32(test.images[:24]) / 255,
@@ -345,7 +345,7 @@ def test_links_to_files_lead_somewhere(page):
 
 def test_stages_of_the_method_page():
   """Its table of stages is that of the config."""
-  from configs import cifar10
+  from dhat_jax.configs import cifar10
 
   config = cifar10.get_config()
   text = (DOCS / 'method.md').read_text()

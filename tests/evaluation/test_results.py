@@ -1,38 +1,26 @@
-"""The whole evaluation: exact counts, resumption, what invalidates it."""
+"""The whole evaluation: exact counts, what the results hold."""
 
+import dataclasses
 import json
 import os
-import pathlib
-import subprocess
-import sys
-import time
 
+import jax
 import numpy as np
 import pytest
 
-from dhat_jax.evaluation import robustbench
-from dhat_jax.evaluation.results import summary
+from dhat_jax.attacks import balls
+from dhat_jax.evaluation import attacks
+from dhat_jax.evaluation.evaluator import variables_of
+from dhat_jax.evaluation.results import evaluate, summary, table
 from tests.helpers import tiny_suite
 
 OUTPUTS = ('main', 'second', 'mean', 'aggregated')
-FULL = {
-  'attacks': ('clean', 'pgd_3', 'cw_3'),
-  'sweep_epsilons_255': (0.0, 2.0, 8.0),
-  'sweep_steps': 3,
-  'loss_steps': (0, 1, 3),
-  'epsilon': 0.02,
-  'step_size': 0.005,
-  'audit': True,
-}
-ROOT = pathlib.Path(__file__).parents[2]
+FULL = tiny_suite.FULL
 
 
 @pytest.fixture(scope='module')
 def case():
-  net, variables = tiny_suite.network()
-  split = tiny_suite.self_labelled(net, variables)
-  split.labels[:5] = (split.labels[:5] + 1) % 10  # some are wrong when clean
-  return net, variables, split
+  return tiny_suite.case()
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +30,7 @@ def finished(case, tmp_path_factory):
   return folder, tiny_suite.run(*case, folder, export_images=True, **FULL)
 
 
-def part(folder, output, name):
+def record(folder, output, name):
   return np.load(os.path.join(folder, output, f'{name}.npz'))
 
 
@@ -53,7 +41,7 @@ def test_counts_are_exact(case, finished):
   logits = net.apply(variables, images)
   for output in OUTPUTS:
     flags = {
-      name: part(folder, output, name)['robust'] for name in FULL['attacks']
+      name: record(folder, output, name)['robust'] for name in FULL['attacks']
     }
     for name, robust in flags.items():
       assert robust.shape == (tiny_suite.IMAGES,)
@@ -118,6 +106,20 @@ def test_results_are_json_and_have_a_summary(finished):
   assert 'RED FLAG a: b.' in summary({**results, 'audit': flagged})
 
 
+def test_outputs_are_listed_with_their_labels(finished):
+  _, results = finished
+  assert [row['name'] for row in results['outputs']] == list(OUTPUTS)
+  assert results['outputs'][2]['label'] == 'mean of the heads'
+
+
+def test_table_marks_what_was_not_run():
+  text = table({'main': {'clean': 1.0}, 'mean': {'pgd_20': 0.256}})
+  head, main, mean = text.split('\n')
+  assert head.split() == ['clean', 'pgd_20']
+  assert main.split() == ['main', '100.00', '-']
+  assert mean.split() == ['mean', '-', '25.60']
+
+
 def test_exported_images(case, finished):
   _, _, split = case
   folder, _ = finished
@@ -128,66 +130,6 @@ def test_exported_images(case, finished):
   assert found['images_adv'].dtype == np.float32
   assert 0.01 < np.abs(found['images_adv'] - images).max() <= 0.02 + 1e-6
   np.testing.assert_array_equal(found['labels'], split.labels)
-
-
-class Killed(Exception):
-  pass
-
-
-def spy(monkeypatch, stop_after=None):
-  """Records the gradient attacks that really run; stops after some."""
-  calls = []
-  find = evaluator.Evaluator.find
-
-  def counted(self, variables, split, network, attack, *args, **kwargs):
-    if len(calls) == stop_after:
-      raise Killed
-    calls.append((network, attack.name))
-    return find(self, variables, split, network, attack, *args, **kwargs)
-
-  monkeypatch.setattr(evaluator.Evaluator, 'find', counted)
-  return calls
-
-
-def test_resumes_and_repeats_nothing(case, finished, tmp_path, monkeypatch):
-  _, results = finished
-  with monkeypatch.context() as patch:
-    first = spy(patch, stop_after=9)
-    with pytest.raises(Killed):
-      tiny_suite.run(*case, tmp_path, **FULL)
-  # A part that was cut off counts as missing.
-  path = tmp_path / 'main' / 'pgd_3.npz'
-  path.write_bytes(path.read_bytes()[:200])
-  with monkeypatch.context() as patch:
-    second = spy(patch)
-    again = tiny_suite.run(*case, tmp_path, **FULL)
-  assert again == results
-  assert set(first) & set(second) == {('main', 'pgd_3')}
-  assert len(first) == 9
-  # Now everything is there.
-  with monkeypatch.context() as patch:
-    third = spy(patch)
-    assert tiny_suite.run(*case, tmp_path, **FULL) == results
-  assert third == []
-
-
-def test_other_settings_and_weights_invalidate(case, tmp_path, monkeypatch):
-  net, variables, split = case
-  few = {'attacks': ('clean', 'pgd_3')}
-  calls = spy(monkeypatch)
-  tiny_suite.run(*case, tmp_path, **few)
-  before = len(calls)
-  assert before == 8
-  tiny_suite.run(*case, tmp_path, **few, epsilon=0.05)
-  # What does not depend on the radius is still good.
-  assert [name for _, name in calls[before:]] == ['pgd_3'] * 4
-  before = len(calls)
-  other = {**variables, 'params': dict(variables['params'])}
-  other['params']['main_head'] = tiny_suite.network(seed=1)[1]['params'][
-    'main_head'
-  ]
-  tiny_suite.run(net, other, split, tmp_path, **few, epsilon=0.05)
-  assert len(calls) - before == 8
 
 
 def test_autoattack_is_part_of_the_results(case, tmp_path):
@@ -217,79 +159,69 @@ def test_autoattack_is_part_of_the_results(case, tmp_path):
   assert values == sorted(values, reverse=True)
   assert values[0] > values[-1] == results['accuracy']['aggregated'][name]
   assert found['not_standard']['n_iter'] == 3
-  flags = part(tmp_path, 'aggregated', name)['robust']
-  pgd = part(tmp_path, 'aggregated', 'pgd_3')['robust'][:30]
-  clean = part(tmp_path, 'aggregated', 'clean')['robust'][:30]
-  square = part(tmp_path, 'aggregated', single)['robust']
+  flags = record(tmp_path, 'aggregated', name)['robust']
+  pgd = record(tmp_path, 'aggregated', 'pgd_3')['robust'][:30]
+  clean = record(tmp_path, 'aggregated', 'clean')['robust'][:30]
+  square = record(tmp_path, 'aggregated', single)['robust']
   worst = flags & pgd & clean & square
   assert results['worst_case']['aggregated'] == worst.mean()
+  # Where only one output is attacked the others have nothing to say.
+  assert results['autoattack']['main'] == {}
 
 
-@pytest.mark.slow
-def test_killed_inside_autoattack_ends_with_the_same_flags(tmp_path):
-  whole = tiny_suite.autoattack(tmp_path / 'whole')
-  folder = tmp_path / 'killed'
+def test_logits_that_are_not_finite_are_wrong(case):
+  net, variables, split = case
+  broken = {**variables, 'params': dict(variables['params'])}
+  broken['params']['second_head'] = jax.tree.map(
+    lambda leaf: leaf * np.nan, variables['params']['second_head']
+  )
+  results = tiny_suite.run(
+    net, broken, split, attacks=('clean', 'pgd_3'), epsilon=0.02
+  )
+  assert results['accuracy']['main']['clean'] > 0
+  for output in ('second', 'mean', 'aggregated'):
+    assert results['accuracy'][output] == {'clean': 0.0, 'pgd_3': 0.0}
+    assert results['worst_case'][output] == 0
+    # They predict no class.
+    assert np.sum(results['confusion'][output]['clean']) == 0
 
-  def start():
-    return subprocess.Popen(
-      [sys.executable, '-m', 'tests.helpers.tiny_suite', str(folder)],
-      cwd=ROOT,
-      env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2'},
-      stdout=subprocess.PIPE,
-      text=True,
+
+def test_a_plain_network_has_one_output(case):
+  net, variables, split = case
+  plain = net.clone(outputs=('main',))
+  results = tiny_suite.run(
+    plain,
+    variables_of(variables, plain.parts),
+    split,
+    attacks=('pgd_3',),
+    audit=True,
+  )
+  assert list(results['accuracy']) == ['main']
+  assert not {'heads', 'audit', 'autoattack'} & set(results)
+
+
+def test_natural_twin_compiles_nothing_anew(case):
+  """The same evaluator with other variables: nothing is traced again."""
+  net, variables, split = case
+  _, natural = tiny_suite.network(seed=1)
+  traced = []
+
+  def function(logits_fn, images, labels, rngs, settings):
+    traced.append(images.shape)
+    return balls.is_right(logits_fn(images), labels), images
+
+  evaluator = tiny_suite.make_evaluator(net)
+  plan = tiny_suite.make_plan(net, attacks=('clean',))
+  attack = attacks.on_logits(function, 0.0, title='traced')
+  plan = dataclasses.replace(plan, attacks=(attack,))
+  accuracy = []
+  for values in (variables, natural):
+    results = evaluate(
+      evaluator, values, split, plan, class_names=tiny_suite.NAMES, seed=0
     )
-
-  def pieces():
-    return {
-      str(path): path.stat().st_mtime_ns
-      for path in folder.rglob('*/autoattack*/apgd*.npz')
-    }
-
-  process = start()
-  deadline = time.monotonic() + 120
-  while len(pieces()) < 2 and time.monotonic() < deadline:
-    time.sleep(0.01)
-  process.kill()
-  process.communicate()
-  before = pieces()
-  assert before
-  assert not list(folder.glob('aggregated/autoattack*.npz'))
-  output, _ = start().communicate(timeout=240)
-  after = pieces()
-  assert {path: after[path] for path in before} == before
-  assert json.loads(output.strip().split('\n')[-1]) == whole
-
-
-def test_robustbench_entry():
-  numbers = {
-    'images': 10_000,
-    'not_standard': {},
-    'accuracy_after': {'clean': 0.8492, 'apgd-ce': 0.6, 'square': 0.53084},
-  }
-  results = {
-    'dataset': 'cifar10',
-    'config': {
-      'name': 'run',
-      'model': {'backbone': 'wrn34_10'},
-      'evaluation': {'epsilon': 0.031, 'epsilon_255': None},
-    },
-    'autoattack': {'main': {'autoattack': numbers}},
-  }
-  entry = robustbench.entry(results)
-  assert entry['clean_acc'] == '84.92'
-  assert entry['autoattack_acc'] == '53.08'
-  assert entry['eps'] == '0.031'
-  assert entry['architecture'] == 'WideResNet-34-10'
-  assert entry['unreliable'] is False
-  reduced = {**numbers, 'not_standard': {'n_iter': 5}}
-  results['autoattack']['aggregated'] = {'autoattack(n_iter=5)': reduced}
-  results['config']['evaluation']['epsilon_255'] = 8.0
-  entry = robustbench.entry(results)
-  assert entry['eps'] == '8/255'
-  assert entry['unreliable'] is True
-  assert "{'n_iter': 5}" in entry['footnote']
-  assert entry['name'] == 'Dual Head Adversarial Training'
-  assert robustbench.entry({'config': {}}) is None
+    accuracy.append(results['accuracy']['aggregated']['traced'])
+    assert len(traced) == len(OUTPUTS)
+  assert accuracy[0] > accuracy[1]
 
 
 def test_examples_are_the_attacked_images(case, finished):
@@ -301,12 +233,12 @@ def test_examples_are_the_attacked_images(case, finished):
   assert len(places) == 10
   assert results['examples']['labels'] == split.labels[places].tolist()
   for output in OUTPUTS:
-    clean = part(folder, output, 'clean')['examples']
+    clean = record(folder, output, 'clean')['examples']
     expected = np.float32(split.images[places]) / 255
     np.testing.assert_allclose(clean, expected, atol=1e-3)
     with np.load(folder / 'images' / output / 'pgd_3.npz') as file:
       exported = file['images_adv'][places]
-    shown = part(folder, output, 'pgd_3')['examples']
+    shown = record(folder, output, 'pgd_3')['examples']
     np.testing.assert_allclose(shown, exported, atol=1e-3)
     assert np.abs(exported - expected).max() == pytest.approx(0.02, abs=1e-4)
 

@@ -18,11 +18,20 @@ from dhat_jax.evaluation.plan import Plan
 from dhat_jax.evaluation.results import evaluate
 from dhat_jax.from_config import evaluation as from_config
 from dhat_jax.models.dual_head import DualHeadNet
-from tests import tiny_run
-from tests.helpers import tiny
+from tests.helpers import tiny, tiny_run
 
 IMAGES = 42
 NAMES = tuple('0123456789')
+# Overrides for an evaluation of everything but AutoAttack.
+FULL = {
+  'attacks': ('clean', 'pgd_3', 'cw_3'),
+  'sweep_epsilons_255': (0.0, 2.0, 8.0),
+  'sweep_steps': 3,
+  'loss_steps': (0, 1, 3),
+  'epsilon': 0.02,
+  'step_size': 0.005,
+  'audit': True,
+}
 
 
 def network(aggregator='classwise', seed=0):
@@ -48,6 +57,14 @@ def self_labelled(net, variables, output='aggregated', images=IMAGES):
   logits = net.apply(variables, jnp.asarray(test, jnp.float32) / 255)
   labels = np.array(logits.select(output).argmax(axis=1), np.int32)
   return Split(test, labels)
+
+
+def case():
+  """Returns (net, variables, split), where some images are wrong when clean."""
+  net, variables = network()
+  split = self_labelled(net, variables)
+  split.labels[:5] = (split.labels[:5] + 1) % 10
+  return net, variables, split
 
 
 def get_config(**overrides):

@@ -205,7 +205,7 @@ def test_schedule_is_traceable():
 
 
 def test_schedule_errors():
-  with pytest.raises(ValueError, match="got 'linear', choices are 'step'"):
+  with pytest.raises(ValueError, match=r"got 'linear', choices are \('step'"):
     rates([0], name='linear')
   for rate in (0.0, -0.1):
     with pytest.raises(ValueError, match=f'learning_rate: got {rate}'):

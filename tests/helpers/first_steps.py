@@ -1,6 +1,6 @@
 """The first steps of every stage, on any number of devices and processes.
 
-    python -m tests.first_steps FILE.npz STAGE,... [--cpu_devices=4 ...]
+    python -m tests.helpers.first_steps FILE.npz STAGE,... [--cpu_devices=4 ...]
 
 Options with dashes are those of `devices.initialize`. The file gets
 `<stage>/<step>/<name>` of the metrics and the variables after each step.
@@ -17,7 +17,7 @@ from dhat_jax.benchmark import training
 from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.runtime import devices
 from dhat_jax.training import checkpoint
-from tests import tiny_run
+from tests.helpers import tiny_run
 from tests.helpers.tiny import random_like
 
 STEPS = 3

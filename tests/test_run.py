@@ -15,7 +15,7 @@ import pytest
 from dhat_jax.runtime import files
 from dhat_jax.training import loop, metrics
 from dhat_jax.training.loop import train_and_evaluate
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 OUTPUTS = ('main', 'second', 'mean', 'aggregated')
 ATTACKS = ('clean', 'fgsm', 'pgd_2', 'cw_2')
@@ -255,7 +255,7 @@ def test_damaged_newest_checkpoint_is_trained_again(finished, tmp_path):
 def start(directory):
   return subprocess.Popen(
     [
-      *(sys.executable, '-m', 'tests.tiny_run', directory),
+      *(sys.executable, '-m', 'tests.helpers.tiny_run', directory),
       'evaluation.attacks=("clean", "pgd_2")',
     ],
     cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),

@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from dhat_jax import convert
 from dhat_jax.attacks import fab
-from dhat_jax.models.dual_head import OUTPUTS, DualHeadNet
+from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.outputs import Outputs
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
-from dhat_jax.pytorch import jax_module
+from dhat_jax.pytorch import state_dicts
 from tests.helpers.tiny import flat, random_variables
 
 torch = pytest.importorskip('torch')
@@ -26,7 +26,7 @@ def make_twins(model, channels=3, seed=0):
   """Returns random variables and a PyTorch network that has them."""
   variables = random_variables(model, jnp.zeros((1, 8, 8, channels)), seed=seed)
   net = networks.make_torch_network(model, image_channels=channels)
-  state_dict = convert.to_torch(variables, model)
+  state_dict = state_dicts.to_torch(variables, model)
   net.load_state_dict(
     {key: torch.from_numpy(value) for key, value in state_dict.items()}
   )
@@ -45,10 +45,12 @@ def random_images(shape, seed=0):
     ),
     DualHeadNet(WideResNet(16, 1), 5, 'block2', 'classwise'),
     DualHeadNet(WideResNet(10, 1), 3, aggregator='mean'),
-    DualHeadNet(ResNet18(), 3, outputs=OUTPUTS[:1]),
-    DualHeadNet(ResNet18(preact=True), 3, outputs=OUTPUTS[:1]),
+    DualHeadNet(WideResNet(10, 1), 3, outputs=('second', 'aggregated')),
+    DualHeadNet(WideResNet(10, 1), 3, outputs=('second',)),
+    DualHeadNet(ResNet18(), 3, outputs=('main',)),
+    DualHeadNet(ResNet18(preact=True), 3, outputs=('main',)),
   ],
-  ids=lambda m: f'{m.backbone}-{len(m.outputs)}-{m.aggregator}',
+  ids=lambda m: f'{m.backbone}-{"-".join(m.outputs)}-{m.aggregator}',
 )
 def test_logits_and_input_gradients_are_equal(model):
   variables, net = make_twins(model)
@@ -70,14 +72,17 @@ def test_logits_and_input_gradients_are_equal(model):
     logits, torch.tensor(labels), reduction='sum'
   ).backward()
   expected = oracle.nhwc(images_torch.grad)
-  theirs = [logits] if len(model.outputs) == 1 else net.outputs(images_torch)
-  for name, ours, other in zip(OUTPUTS, outputs, theirs, strict=False):
-    if name in model.outputs:
-      other = other.detach().numpy()
-      assert np.ptp(other) > 0.1
-      np.testing.assert_allclose(ours, other, rtol=0, atol=1e-4)
-      assert np.array_equal(ours.argmax(axis=1), other.argmax(axis=1))
-  assert torch.equal(logits, list(theirs)[len(model.outputs) - 1])
+  if len(model.outputs) == 1:
+    theirs = Outputs(**{model.outputs[0]: logits})
+  else:
+    theirs = net.outputs(images_torch)
+  assert tuple(theirs) == tuple(outputs) == model.outputs
+  assert torch.equal(logits, theirs[model.outputs[-1]])
+  for name, ours in outputs.items():
+    other = theirs[name].detach().numpy()
+    assert np.ptp(other) > 0.1
+    np.testing.assert_allclose(ours, other, rtol=0, atol=1e-4)
+    assert np.array_equal(ours.argmax(axis=1), other.argmax(axis=1))
   cosine = np.vdot(gradient, expected) / (
     np.linalg.norm(gradient) * np.linalg.norm(expected)
   )
@@ -93,7 +98,7 @@ def test_dual_resnet_has_exactly_these_keys(preact):
   model = DualHeadNet(ResNet18(preact), 3, 'block3', 'classwise')
   _, net = make_twins(model)
   outputs = net.outputs(torch.zeros(1, 3, 8, 8))
-  assert [logits.shape for logits in outputs] == [(1, 3)] * 3
+  assert [logits.shape for logits in outputs.values()] == [(1, 3)] * 3
 
 
 def _record_counts(net):
@@ -122,8 +127,8 @@ def test_training_uses_the_same_statistics():
       variables, images, training_parts=model.parts, mutable=['batch_stats']
     )
   )(images)
-  before = convert.to_torch(variables, model)
-  ours = convert.to_torch({**variables, **updated}, model)
+  before = state_dicts.to_torch(variables, model)
+  ours = state_dicts.to_torch({**variables, **updated}, model)
   counts = _record_counts(net.train())
   logits = net(oracle.nchw(images))
   theirs = {key: value.numpy() for key, value in net.state_dict().items()}
@@ -152,20 +157,22 @@ def test_training_uses_the_same_statistics():
 
 
 def test_float_and_wrapped_tensors_are_read(tmp_path):
-  model = DualHeadNet(WideResNet(10, 1), 4, outputs=OUTPUTS[:1])
+  model = DualHeadNet(WideResNet(10, 1), 4, outputs=('main',))
   variables, net = make_twins(model)
   path = tmp_path / 'model.pt'
   parallel = torch.nn.DataParallel(net.double())
   torch.save({'state_dict': parallel.state_dict(), 'epoch': 3}, path)
-  restored = convert.from_torch(jax_module.read_state_dict(str(path)), model)
+  restored = state_dicts.from_torch(
+    state_dicts.read_state_dict(str(path)), model
+  )
   for name, array in flat(restored).items():
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, flat(variables)[name])
-  jax_module.write_state_dict(str(path), convert.to_torch(restored, model))
+  state_dicts.write_state_dict(str(path), state_dicts.to_torch(restored, model))
   net.float().load_state_dict(torch.load(path, weights_only=True))
   torch.save({'lr': 0.1}, path)
   with pytest.raises(ValueError, match='holds no state dict'):
-    jax_module.read_state_dict(str(path))
+    state_dicts.read_state_dict(str(path))
 
 
 def test_flags_of_fab_are_equal():

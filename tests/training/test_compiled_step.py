@@ -11,7 +11,7 @@ from dhat_jax import build
 from dhat_jax.benchmark import training
 from dhat_jax.runtime import devices
 from dhat_jax.training.stages import ROLES
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 # Whatever moves data between device and host inside a program.
 TRANSFERS = ('infeed', 'outfeed', ' send(', ' recv(', 'callback')

@@ -1,12 +1,15 @@
 """Arithmetic against what is counted by hand and against the published."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import cifar10
-from dhat_jax import build, losses
+from dhat_jax import from_config, losses
+from dhat_jax.configs import cifar10
 from dhat_jax.training import cost
+from dhat_jax.training.stages import all_roles
 
 
 def zeros(*shape):
@@ -59,7 +62,7 @@ def test_gradients_of_a_convolution_cost_as_much_as_itself(stride):
   ],
 )
 def test_parts(variant, trunk, head):
-  net = build.model(cifar10.get_config(variant))
+  net = from_config.make_network(cifar10.get_config(variant))
   costs = cost.parts(net, (32, 32, 3))
   assert round(costs['trunk'] / 1e6) == trunk
   assert round(costs['main_head'] / 1e6) == head
@@ -85,7 +88,18 @@ COSTS = {'trunk': 3, 'main_head': 7, 'second_head': 7, 'aggregator': 1}
     # No clean prediction for the attack: 20 + 6.
     ('main_head', losses.mart(beta=5.0), 260),
     ('main_head', losses.natural(), 30),
+    # As TRADES, and its teacher twice: 2 x 7.
+    ('second_head', losses.reverse_smoothing(), 22 * 3 + 27 * 7 + 14),
   ],
 )
 def test_needed(stage, loss, expected):
-  assert cost.needed(COSTS, stage, loss, 10) == expected
+  assert cost.needed(COSTS, all_roles()[stage], loss, 10) == expected
+
+
+def test_a_name_decides_nothing():
+  """A user's loss costs what its properties say, whatever it is called."""
+  trades = losses.trades(beta=1.0)
+  renamed = dataclasses.replace(trades, name='mine')
+  role = all_roles()['second_head']
+  expected = cost.needed(COSTS, role, trades, 10)
+  assert cost.needed(COSTS, role, renamed, 10) == expected

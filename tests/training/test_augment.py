@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.datasets.batches import augment, to_float
+from dhat_jax.datasets.batches import to_float
+from dhat_jax.training import augment
 
 
 def test_to_float_divides_by_255():
@@ -21,9 +22,7 @@ PADDING = 2
 
 @functools.cache
 def augmenter(crop_padding, flip):
-  return jax.jit(
-    functools.partial(augment, crop_padding=crop_padding, flip=flip)
-  )
+  return jax.jit(augment.crop_flip(crop_padding=crop_padding, flip=flip))
 
 
 def make_images(num_images):
@@ -95,9 +94,7 @@ def test_flip_alone_flips_half():
 
 
 def test_neither_crop_nor_flip_changes_nothing():
-  images = make_images(3)
-  augmented = augmenter(0, False)(keys(3), images)
-  np.testing.assert_array_equal(augmented, images)
+  assert augment.crop_flip(crop_padding=0, flip=False) is None
 
 
 def test_augmentation_does_not_depend_on_the_rest_of_the_batch():
@@ -125,10 +122,50 @@ def test_floats_and_eager_calls_give_the_same():
   floats = augmenter(PADDING, True)(rngs, images.astype(np.float32))
   assert floats.dtype == jnp.float32
   np.testing.assert_array_equal(floats, expected.astype(np.float32))
-  eager = augment(rngs, jnp.asarray(images), crop_padding=PADDING, flip=True)
+  eager = augment.crop_flip(crop_padding=PADDING, flip=True)(
+    rngs, jnp.asarray(images)
+  )
   np.testing.assert_array_equal(eager, expected)
 
 
 def test_negative_padding():
   with pytest.raises(ValueError, match='crop_padding: got -1'):
-    augment(keys(1), make_images(1), crop_padding=-1, flip=True)
+    augment.crop_flip(crop_padding=-1, flip=True)
+
+
+@augment.register('darker')
+def darker(*, most=0.5):
+  """Subtracts U(0, most) from each image."""
+
+  def change(rngs, images):
+    draws = jax.vmap(lambda rng: jax.random.uniform(rng, (), maxval=most))(rngs)
+    return images - draws[:, None, None, None]
+
+  return change
+
+
+def test_chain_in_order_each_with_a_stream_of_its_name():
+  images = jnp.asarray(make_images(4), jnp.float32) / 255
+  rngs = keys(4)
+  crop = {'crop_padding': PADDING, 'flip': True}
+  both = augment.make_augmentation(('crop_flip', 'darker'), **crop)
+  first = augment.make_augmentation(('crop_flip',), **crop)(rngs, images)
+  # What runs before or behind it does not change what one draws.
+  dark = augment.make_augmentation(('darker',))(rngs, images)
+  change = (images - dark)[:, :1, :1, :1]
+  np.testing.assert_allclose(both(rngs, images), first - change, atol=1e-6)
+  np.testing.assert_array_equal(first, augmenter(PADDING, True)(rngs, images))
+
+
+def test_options_and_names():
+  weak = augment.make_augmentation(({'name': 'darker', 'most': 0.0},))
+  images = jnp.asarray(make_images(2), jnp.float32)
+  np.testing.assert_array_equal(weak(keys(2), images), images)
+  assert augment.make_augmentation(('crop_flip',)) is None
+  assert augment.make_augmentation(()) is None
+  with pytest.raises(
+    ValueError, match=r"augmentations: got 'cut', choices are"
+  ):
+    augment.make_augmentation(('cut',))
+  with pytest.raises(ValueError, match=r"got \('least',\), choices for 'dark"):
+    augment.make_augmentation(({'name': 'darker', 'least': 0},))

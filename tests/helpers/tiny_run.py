@@ -1,24 +1,25 @@
 """A whole run that takes seconds: digits, a tiny backbone, few steps.
 
-    python -m tests.tiny_run WORKDIR [dotted.key=value ...] [--process_id=0 ...]
+    python -m tests.helpers.tiny_run WORKDIR [dotted.key=value ...] \
+        [--process_id=0 ...]
 
 runs it as the command line would, without the report (seconds of figures, which
 other tests draw); tests kill it and run it again. Options with dashes are those
-of `devices.initialize`.
+of `processes.initialize`.
 """
 
 import ast
 import sys
 
-from configs import digits
-from dhat_jax import build
-from tests.helpers.tiny import TinyBackbone
+from dhat_jax.configs import digits
+from tests.helpers import tiny  # noqa: F401 - registers the backbone 'tiny'
 
 
 def get_config(**overrides):
   """Returns the config; overrides are {'dotted.key': value}."""
   config = digits.get_config()
   config.name = 'tiny'
+  config.model.backbone = 'tiny'
   config.compare_with_natural = False
   for name in config.stages:
     config[name].epochs = 0.5  # 10 steps
@@ -39,30 +40,20 @@ def get_config(**overrides):
   return config
 
 
-def use_tiny_backbone(monkeypatch=None):
-  """Makes `build` return the tiny backbone, whatever the config names."""
-  if monkeypatch is None:
-    build.backbone = lambda name: TinyBackbone()
-  else:
-    monkeypatch.setattr(build, 'backbone', lambda name: TinyBackbone())
-
-
 def main():
   """Runs with the arguments of the command line, as `dhat_jax.main` does."""
   from dhat_jax import main as command
 
-  use_tiny_backbone()
-  command._report = lambda workdir: None
   workdir, *options = sys.argv[1:]
   values = {}
   for option in options:
     key, _, value = option.partition('=')
     values[key] = ast.literal_eval(value)
-  devices = {k[2:]: v for k, v in values.items() if k.startswith('--')}
+  start_up = {k[2:]: v for k, v in values.items() if k.startswith('--')}
   config = get_config(
     **{k: v for k, v in values.items() if not k.startswith('--')}
   )
-  command.run(config, workdir, 'train', **devices)
+  command.run(config, workdir, 'train', report=False, **start_up)
 
 
 if __name__ == '__main__':

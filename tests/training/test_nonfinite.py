@@ -11,7 +11,7 @@ from dhat_jax import losses
 from dhat_jax.runtime import devices
 from dhat_jax.training import checkpoint, metrics
 from dhat_jax.training.loop import train_and_evaluate
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 STAGE = {'stages': ('main_head',)}
 

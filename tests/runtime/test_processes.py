@@ -14,7 +14,7 @@ from dhat_jax.runtime import files
 from dhat_jax.training.checkpoint import Checkpoints
 from dhat_jax.training.loop import checkpoint_folder, train_and_evaluate
 from dhat_jax.training.stages import ROLES
-from tests import processes, tiny_run
+from tests.helpers import processes, tiny_run
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ SMALL = {
   'main_head.keep': 'last',
 }
 STEPS = 66
-OPTIONS = ['tests.tiny_run', *(f'{k}={v!r}' for k, v in SMALL.items())]
+OPTIONS = ['tests.helpers.tiny_run', *(f'{k}={v!r}' for k, v in SMALL.items())]
 
 
 def arguments(directory):
@@ -75,7 +75,9 @@ def test_first_steps_are_equal_on_any_devices(tmp_path):
     path = str(tmp_path / f'{count}_{devices}.npz')
     stages = 'main_head' if count == 1 < devices else ','.join(ROLES)
     processes.run(
-      ['tests.first_steps', path, stages], count=count, cpu_devices=devices
+      ['tests.helpers.first_steps', path, stages],
+      count=count,
+      cpu_devices=devices,
     )
     with np.load(path) as file:
       found[count, devices] = dict(file)
@@ -169,7 +171,9 @@ def test_sigterm_to_one_process_stops_all_and_fewer_devices_resume(
 def test_processes_must_share_the_workdir(tmp_path):
   """Each gets a folder of its own, as hosts without a common disk would."""
   started = processes.start(
-    ['tests.tiny_run', str(tmp_path / '{process}')], count=2, cpu_devices=2
+    ['tests.helpers.tiny_run', str(tmp_path / '{process}')],
+    count=2,
+    cpu_devices=2,
   )
   outputs = [process.communicate(timeout=120)[0] for process in started]
   assert [process.returncode for process in started] == [2, 2], outputs

@@ -1,0 +1,38 @@
+"""What cannot work in a config, before anything expensive starts."""
+
+import ml_collections
+
+from dhat_jax.from_config import evaluation, training
+from dhat_jax.from_config.values import choose
+from dhat_jax.training.stages import JOINT, roles
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for anything in a config that cannot work.
+
+  Builds everything but the data and the compiled functions, so that a mistake
+  shows at once and not after hours.
+  """
+  names = tuple(roles())
+  expected = [names[:count] for count in range(1, len(names) + 1)]
+  choose('config.stages', tuple(config.stages), [*expected, (JOINT,)])
+  net = training.make_network(config)
+  training.make_source(config)
+  training.make_augmentation(config)
+  for name in config.stages:
+    training.find_role(config, name)
+    # The number of training images is not known yet: any that fits will do.
+    training.make_stage(config, name, num_train=max(config[name].batch_size, 1))
+    if config[name].keep == 'best' and not config.dataset.validation_size:
+      raise ValueError(
+        f"config.{name}.keep: got 'best', which needs validation images; give "
+        "'last', or config.dataset.validation_size > 0"
+      )
+  evaluation.make_evaluator(config, net)
+  evaluation.make_plan(config, net)
+  evaluation.validation_attacks(config)
+  training.make_intervals(config)
+  if config.compare_with_natural:
+    natural = training.make_natural(config)
+    for name in natural.stages:
+      training.make_stage(natural, name, num_train=natural[name].batch_size)

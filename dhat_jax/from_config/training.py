@@ -1,0 +1,373 @@
+"""From a config to networks, data and training stages.
+
+The one place, with `from_config.evaluation`, that turns a config's names and
+numbers into objects. Every value is read, and every mistake in it reported,
+before anything expensive starts: see `from_config.check`.
+"""
+
+import copy
+from typing import Any
+
+import ml_collections
+import optax
+
+from dhat_jax import losses
+from dhat_jax.attacks.training import TRAINING_ATTACKS
+from dhat_jax.datasets.base import Dataset, Source, Split
+from dhat_jax.datasets.loaders import DATASETS
+from dhat_jax.evaluation import validation
+from dhat_jax.evaluation.attack_types import EvaluationAttack
+from dhat_jax.evaluation.evaluator import Evaluator
+from dhat_jax.from_config.values import (
+  at_least,
+  choose,
+  completed,
+  in_unit,
+  options_of,
+)
+from dhat_jax.models.aggregator import AGGREGATORS
+from dhat_jax.models.backbones import BACKBONES
+from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.layers import DTYPES
+from dhat_jax.runtime import devices, streams
+from dhat_jax.training import augment, optim
+from dhat_jax.training.loop import Intervals
+from dhat_jax.training.perturbation import WEIGHT_PERTURBATIONS
+from dhat_jax.training.stages import Role, Stage, Validation, all_roles
+from dhat_jax.training.step import make_train_step
+
+ConfigDict = ml_collections.ConfigDict
+
+# What may be in `config.dataset` beside the options of its loader.
+_DATASET_KEYS = (
+  'loader',
+  'validation_size',
+  'augmentations',
+  'crop_padding',
+  'flip',
+)
+
+
+def find_role(config: ConfigDict, name: str) -> Role:
+  """Returns the role of a stage of a config.
+
+  Raises:
+    ValueError: no such stage, or the config does not describe it.
+  """
+  role = choose('config.stages', name, all_roles())
+  if name not in config:
+    raise ValueError(
+      f'config.{name}: got nothing, expected what stage {name!r} is: loss, '
+      'attack, epochs, batch_size, schedule, optimizer, ...'
+    )
+  return role
+
+
+def make_network(
+  config: ConfigDict,
+  *,
+  outputs: tuple[str, ...] | None = None,
+  axis_name: str | None = None,
+) -> DualHeadNet:
+  """Makes the network of a config.
+
+  Args:
+    config: the run's config.
+    outputs: what it computes; default: what `config.stages` train.
+    axis_name: mapped axis over which batch norm shares its statistics.
+
+  Raises:
+    ValueError: a name or number that does not exist.
+  """
+  spec = config.model
+  if outputs is None:
+    outputs = choose('config.stages', config.stages[-1], all_roles()).outputs
+  return DualHeadNet(
+    backbone=BACKBONES.make(spec.backbone, where='config.model.backbone'),
+    num_classes=config.dataset.num_classes,
+    attach=spec.attach,
+    aggregator=spec.aggregator,
+    outputs=outputs,
+    mean=tuple(spec.mean),
+    std=tuple(spec.std),
+    dtype=choose('config.model.dtype', spec.dtype, DTYPES),
+    axis_name=axis_name,
+  )
+
+
+def make_source(config: ConfigDict) -> Source:
+  """Returns the data set of a config, described but not loaded."""
+  spec = completed(config).dataset
+  options = options_of(spec, without=(*_DATASET_KEYS, *DATASETS.shared))
+  return DATASETS.make(
+    spec.loader,
+    options,
+    where='config.dataset.loader',
+    **{key: spec.get(key) for key in DATASETS.shared},
+  )
+
+
+def load_dataset(config: ConfigDict, source: Source | None = None) -> Dataset:
+  """Loads and validates the data set of a config.
+
+  Args:
+    config: the run's config.
+    source: of `make_source`, if it is there already.
+
+  Raises:
+    ValueError: broken data, or data that the config does not describe.
+  """
+  data = (source or make_source(config)).dataset
+  classes = config.dataset.num_classes
+  if len(data.class_names) != classes:
+    raise ValueError(
+      f'config.dataset.num_classes: got {classes}, but {data.source} has '
+      f'{len(data.class_names)} classes'
+    )
+  return data
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+  """Returns (H, W, C) of a config's images, without loading them if it can."""
+  return make_source(config).shape()
+
+
+def make_augmentation(config: ConfigDict) -> augment.Augmentation | None:
+  """Returns (rngs, images) -> images, or None where nothing changes."""
+  spec = completed(config).dataset
+  return augment.make_augmentation(
+    spec.augmentations,
+    crop_padding=spec.crop_padding,
+    flip=spec.flip,
+    where='config.dataset.augmentations',
+  )
+
+
+def make_loss(spec: ConfigDict, where: str, role: Role) -> losses.Loss:
+  """Makes the loss of a stage: its name and its options.
+
+  Args:
+    spec: `config.<stage>.loss`.
+    where: 'config.<stage>.loss'.
+    role: of the stage.
+
+  Raises:
+    ValueError: unknown name or option, or a loss of another output.
+  """
+  options = options_of(spec)
+  name = options.pop('name', None)
+  loss = losses.LOSSES.make(name, options, where=where)
+  if loss.only_output not in (None, role.output):
+    raise ValueError(
+      f'{where}: got {name!r} for output {role.output!r}, but it can only '
+      f'train {loss.only_output!r}'
+    )
+  return loss
+
+
+def make_training_attack(spec: ConfigDict, where: str) -> Any:
+  """Makes the training attack of a stage's `attack`."""
+  shared = ('steps', 'norm', 'start')
+  lengths = ('epsilon', 'epsilon_255', 'step_size', 'step_size_255')
+  options = options_of(spec, without=(*shared, *lengths, 'warmup_epochs'))
+  return TRAINING_ATTACKS.make(
+    options.pop('name', 'pgd'),
+    options,
+    where=where,
+    epsilon=in_unit(spec, 'epsilon', where),
+    step_size=in_unit(spec, 'step_size', where),
+    **{key: spec[key] for key in shared},
+  )
+
+
+def _make_attack_scale(
+  spec: ConfigDict, where: str, steps_per_epoch: int
+) -> optax.Schedule:
+  """Returns step -> factor of epsilon and step size: their warm-up."""
+  warmup_epochs = at_least(f'{where}.warmup_epochs', spec.warmup_epochs, 0)
+  warmup_steps = round(warmup_epochs * steps_per_epoch)
+  if not warmup_steps:
+    return optax.constant_schedule(1.0)
+  return optax.linear_schedule(0.0, 1.0, warmup_steps)
+
+
+def _make_optimizer(
+  spec: ConfigDict, where: str, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """Makes the optimiser of a stage's `optimizer`."""
+  shared = tuple(key for key in optim.OPTIMIZERS.shared if key in spec)
+  options = options_of(spec, without=shared)
+  return optim.OPTIMIZERS.make(
+    options.pop('name', 'sgd'),
+    options,
+    where=where,
+    schedule=schedule,
+    **{key: spec[key] for key in shared},
+  )
+
+
+def _num_epochs(config: ConfigDict, name: str, role: Role) -> float:
+  """Returns a stage's length, 0 where it has nothing to train."""
+  epochs = at_least(f'config.{name}.epochs', config[name].epochs, 0)
+  aggregator = AGGREGATORS.make(
+    config.model.aggregator, where='config.model.aggregator'
+  )
+  if role.trains == ('aggregator',) and not aggregator.trains:
+    return 0
+  return epochs
+
+
+def make_stage(config: ConfigDict, name: str, num_train: int) -> Stage:
+  """Makes a stage, everything resolved but batches and validation.
+
+  Args:
+    config: the run's config.
+    name: key of `stages.all_roles()`.
+    num_train: number of training images.
+
+  Raises:
+    ValueError: any value that is out of its range.
+  """
+  config = completed(config)
+  role = find_role(config, name)
+  spec, where = config[name], f'config.{name}'
+  devices.check_batch_size(f'{where}.batch_size', spec.batch_size)
+  if spec.batch_size > num_train:
+    raise ValueError(
+      f'{where}.batch_size: got {spec.batch_size}, expected at most the '
+      f'{num_train} training images'
+    )
+  if not 0 <= spec.ema_decay < 1:
+    raise ValueError(
+      f'{where}.ema_decay: got {spec.ema_decay}, expected in [0, 1)'
+    )
+  steps_per_epoch = num_train // spec.batch_size
+  num_steps = round(_num_epochs(config, name, role) * steps_per_epoch)
+  schedule = optim.make_schedule(
+    num_steps=num_steps,
+    steps_per_epoch=steps_per_epoch,
+    where=f'{where}.schedule',
+    **options_of(spec.schedule),
+  )
+  loss = make_loss(spec.loss, f'{where}.loss', role)
+  attack = make_training_attack(spec.attack, f'{where}.attack')
+  tx = _make_optimizer(spec.optimizer, f'{where}.optimizer', schedule)
+  net = make_network(
+    config,
+    outputs=role.outputs,
+    axis_name=devices.AXIS if config.model.sync_batch_norm else None,
+  )
+  perturbation = options_of(spec.weight_perturbation)
+  return Stage(
+    name=name,
+    role=role,
+    net=net,
+    loss=loss,
+    tx=tx,
+    schedule=schedule,
+    num_steps=num_steps,
+    steps_per_epoch=steps_per_epoch,
+    batch_size=spec.batch_size,
+    attack_steps=spec.attack.steps,
+    rng=streams.fold_in(streams.key(config.seed), f'stage/{name}'),
+    ema=spec.ema_decay > 0,
+    keep=choose(f'{where}.keep', spec.keep, ('best', 'last')),
+    step=make_train_step(
+      net=net,
+      tx=tx,
+      loss=loss,
+      attack=attack if loss.uses_adversarial else None,
+      attack_scale=_make_attack_scale(
+        spec.attack, f'{where}.attack', steps_per_epoch
+      ),
+      trains=role.trains,
+      output=role.output,
+      augment=make_augmentation(config),
+      ema_decay=spec.ema_decay,
+      freeze_statistics=config.model.freeze_statistics,
+      axis_name=devices.AXIS,
+      value_and_grad=WEIGHT_PERTURBATIONS.make(
+        perturbation.pop('name', None),
+        perturbation,
+        where=f'{where}.weight_perturbation',
+        axis_name=devices.AXIS,
+        steps_per_epoch=steps_per_epoch,
+      ),
+    ),
+  )
+
+
+def make_intervals(config: ConfigDict) -> Intervals:
+  """Returns when a run records, saves and validates."""
+
+  def read(name: str) -> int:
+    group, _, key = name.rpartition('.')
+    return at_least(f'config.{name}', (config[group] if group else config)[key])
+
+  return Intervals(
+    log_steps=read('log_every_steps'),
+    checkpoint_steps=read('checkpoint.every_steps'),
+    validation_epochs=read('validation.every_epochs'),
+    keep_checkpoints=read('checkpoint.keep'),
+  )
+
+
+def make_natural(config: ConfigDict) -> ConfigDict:
+  """Returns the same run without adversarial images, for comparison."""
+  config = copy.deepcopy(config)
+  config.name = f'{config.name}_natural'
+  config.compare_with_natural = False
+  with config.unlocked():
+    for name in config.stages:
+      config[name].loss = ConfigDict({'name': 'natural'})
+    # For comparison the accuracies will do.
+    config.evaluation.update(
+      sweep_epsilons_255=(), loss_steps=(), audit=False, export_images=False
+    )
+  return config
+
+
+def make_validation(
+  evaluator: Evaluator,
+  split: Split,
+  attacks: tuple[EvaluationAttack, EvaluationAttack],
+  *,
+  output: str,
+  seed: int,
+) -> Validation:
+  """Returns what judges a stage's checkpoints.
+
+  Args:
+    evaluator: of the run's network.
+    split: the held-out images.
+    attacks: (the clean images, the attack that the best one is chosen by).
+    output: the output that the stage trains.
+    seed: of the attack's noise.
+  """
+  clean, attack = attacks
+  scores = validation.Validation(
+    evaluator=evaluator, output=output, clean=clean, attack=attack, seed=seed
+  )
+
+  def pictures(variables):
+    images, images_adv = scores.images(variables, split, count=8)
+    return {
+      'images/clean': images,
+      'images/attacked': images_adv,
+      # Gray where nothing is changed.
+      'images/change': 0.5 + 5 * (images_adv - images),
+    }
+
+  return Validation(
+    accuracies=lambda variables: scores.accuracies(variables, split),
+    pictures=pictures,
+  )
+
+
+def order_seed(seed: int, stage: str) -> int | tuple[int, int]:
+  """Returns the seed of a stage's batches: another order in each stage."""
+  # The stages that had a place in a table keep the order that it gave them.
+  numbered = ('main_head', 'second_head', 'aggregator', 'joint')
+  if stage in numbered:
+    return seed * len(numbered) + numbered.index(stage)
+  return seed, streams.number(f'order/{stage}')

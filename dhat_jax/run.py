@@ -1,0 +1,259 @@
+"""A run: train, evaluate, write the results; and load a trained one again."""
+
+import dataclasses
+import functools
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from dhat_jax import from_config
+from dhat_jax.datasets.base import Dataset
+from dhat_jax.evaluation import results as evaluation_results
+from dhat_jax.evaluation import robustbench
+from dhat_jax.from_config.values import workdir_defaults
+from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.outputs import Outputs
+from dhat_jax.runtime import documents, files, processes, provenance, workdir
+from dhat_jax.training import loop, stored
+
+_logger = logging.getLogger(__name__)
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, directory: str, *, mode: str = 'train'
+) -> dict[str, Any]:
+  """Runs a config: trains its stages, evaluates, writes results.json.
+
+  Called again with the same arguments it resumes where it was stopped, and
+  ends with the same parameters, bit for bit.
+
+  Args:
+    config: as a file in `configs/` makes it.
+    directory: the workdir; a fresh folder, or that of the same config.
+    mode: 'train', or 'evaluate' to evaluate (again) what the workdir holds;
+      then `config.evaluation` may differ from the workdir's.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    ValueError: bad config, data or workdir; raised before anything compiles.
+    Preempted: SIGTERM came; the state is saved, call again to resume.
+    metrics.NonFiniteError: training diverged.
+  """
+  from_config.check(config)
+  directory = files.user_path(directory)
+  results_path = os.path.join(directory, 'results.json')
+  if mode == 'evaluate' and not os.path.exists(
+    os.path.join(directory, 'config.json')
+  ):
+    raise ValueError(f'workdir {directory}: holds no run that can be evaluated')
+  may_differ = ('evaluation.',) if mode == 'evaluate' else ()
+  check_workdir(config, directory, may_differ=may_differ)
+  finished = mode == 'train' and os.path.exists(results_path)
+  processes.wait_for_all('workdir checked')  # before the first one writes to it
+  if finished:
+    _logger.info('%s is there: nothing left to do', results_path)
+    results = documents.read(results_path)
+  else:
+    # Data first: a run that finds none leaves nothing behind. And one process
+    # first: what it downloads and caches is there for the others.
+    with processes.first_alone('data'):
+      dataset = from_config.load_dataset(config)
+    prepare_workdir(config, directory, may_differ=may_differ)
+    with jax.debug_nans(config.debug_nans or jax.config.jax_debug_nans):
+      results = _run(config, directory, dataset, mode)
+    if processes.is_first():
+      documents.write(results_path, results)
+  if processes.is_first():
+    print(evaluation_results.summary(results))
+    print(f'\nresults: {results_path}')
+  return results
+
+
+def check_workdir(
+  config: ml_collections.ConfigDict,
+  directory: str,
+  *,
+  may_differ: tuple[str, ...] = (),
+) -> None:
+  """Checks that a folder can hold a run of a config; see `workdir.check`."""
+  workdir.check(
+    directory,
+    from_config.as_json(config),
+    may_differ=may_differ,
+    defaults=workdir_defaults(),
+  )
+
+
+def prepare_workdir(
+  config: ml_collections.ConfigDict,
+  directory: str,
+  *,
+  may_differ: tuple[str, ...] = (),
+) -> None:
+  """Takes a folder for a run of a config; see `workdir.prepare`."""
+  workdir.prepare(
+    directory,
+    from_config.as_json(config),
+    may_differ=may_differ,
+    defaults=workdir_defaults(),
+  )
+
+
+def _run(
+  config: ml_collections.ConfigDict, directory: str, dataset: Dataset, mode: str
+) -> dict[str, Any]:
+  """Trains and evaluates, the natural twin too; returns the results."""
+  experiment = from_config.make_experiment(config, dataset)
+  results = _train_and_score(config, experiment, directory, mode)
+  if config.compare_with_natural:
+    natural = from_config.make_natural(config)
+    folder = os.path.join(directory, 'natural')
+    prepare_workdir(natural, folder, may_differ=('evaluation.',))
+    # The same network: the twin is attacked by what is compiled already.
+    twin = from_config.make_experiment(
+      natural, dataset, evaluator=experiment.evaluator
+    )
+    scored = _train_and_score(natural, twin, folder, mode)
+    results['natural'] = {key: scored[key] for key in ('accuracy', 'seconds')}
+  return results
+
+
+def _train_and_score(
+  config: ml_collections.ConfigDict,
+  experiment: from_config.Experiment,
+  directory: str,
+  mode: str,
+) -> dict[str, Any]:
+  """Trains what is missing, evaluates; returns the results of one network."""
+  dataset = experiment.dataset
+  variables, seconds = loop.train(
+    experiment.stages,
+    directory,
+    image_shape=experiment.image_shape,
+    intervals=experiment.intervals,
+    mode=mode,
+  )
+  started = time.monotonic()
+  scores = evaluation_results.evaluate(
+    experiment.evaluator,
+    variables,
+    dataset.test,
+    experiment.plan,
+    class_names=dataset.class_names,
+    seed=experiment.seed,
+    directory=os.path.join(directory, 'evaluation'),
+    progress='evaluation',
+  )
+  seconds['evaluation'] = time.monotonic() - started
+  results = documents.document(
+    'run',
+    {
+      'dataset': config.dataset.name,
+      'data_source': dataset.source,
+      'n_test': len(dataset.test.labels),
+      'config': from_config.as_json(config),
+      'versions': provenance.versions(),
+      'seed': config.seed,
+      'epsilon': from_config.in_unit(config.evaluation, 'epsilon'),
+      **scores,
+      'seconds': {name: round(value, 1) for name, value in seconds.items()},
+    },
+  )
+  entry = robustbench.entry(results)
+  if entry is not None and processes.is_first():
+    files.write_json(os.path.join(directory, 'robustbench.json'), entry)
+  return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A trained run.
+
+  Attributes:
+    net: the network; `net.apply(variables, images)` returns its `Outputs`.
+    variables: {'params': ..., 'batch_stats': ...}, NumPy arrays.
+    config: the run's config.
+    output: what the run is about: the output that its stage trains.
+  """
+
+  net: DualHeadNet
+  variables: Mapping[str, Any]
+  config: ml_collections.ConfigDict
+  output: str
+
+  @functools.cached_property
+  def _apply(self) -> Any:
+    return jax.jit(self.net.apply)
+
+  def outputs(self, images: Any) -> Outputs:
+    """Computes all outputs.
+
+    Args:
+      images: [N, H, W, C], uint8 or float in [0, 1].
+
+    Returns:
+      Outputs of float logits [N, K].
+    """
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+      images = images.astype(np.float32) / 255
+    return self._apply(self.variables, images)
+
+  def predict(self, images: Any, output: str | None = None) -> np.ndarray:
+    """Computes the logits of one output.
+
+    Args:
+      images: [N, H, W, C], uint8 or float in [0, 1].
+      output: default: the run's own, `aggregated` for a whole DH-AT run.
+
+    Returns:
+      float [N, K]; its argmax over axis 1 is the predicted class.
+    """
+    return np.asarray(self.outputs(images).select(output or self.output))
+
+
+def load_run(workdir: str, stage: str | None = None) -> Run:
+  """Loads the network of a trained run, without its data.
+
+  Nothing is written to the workdir, so that it may still be training.
+
+  Args:
+    workdir: its folder.
+    stage: the stage whose network is loaded; default: the last one. The
+      checkpoint is the one that the stage hands on: the best, or the last.
+
+  Returns:
+    The run.
+
+  Raises:
+    ValueError: no run, a stage that it does not have or that is not trained,
+      or a part that a config file of one's own registers: import that first.
+  """
+  directory = files.user_path(workdir)
+  path = os.path.join(directory, 'config.json')
+  if not os.path.exists(path):
+    raise ValueError(f'workdir {workdir}: holds no run (no config.json)')
+  values = files.read_json(path)
+  config = from_config.completed(ml_collections.ConfigDict(values))
+  stages = tuple(config.stages)
+  stage = stages[-1] if stage is None else stage
+  if stage not in stages:
+    raise ValueError(f'stage: got {stage!r}, choices are {stages}')
+  role = from_config.find_role(config, stage)
+  folder = loop.checkpoint_folder(directory, stage)
+  if not stored.steps(folder):
+    raise ValueError(f'workdir {workdir}: stage {stage!r} is not trained')
+  return Run(
+    net=from_config.make_network(config, outputs=role.outputs),
+    variables=stored.read_variables(folder, keep=config[stage].keep),
+    config=config,
+    output=role.output,
+  )

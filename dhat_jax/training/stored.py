@@ -1,0 +1,101 @@
+"""Reading a stage's checkpoints without a state to restore them into.
+
+Nothing is written, moved or cleaned up: a run may be training meanwhile.
+"""
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dhat_jax.training import checkpoint
+
+
+def steps(directory: str) -> list[int]:
+  """Returns the steps that have a checkpoint, in order."""
+  names = os.listdir(directory) if os.path.isdir(directory) else ()
+  return sorted(int(name) for name in names if name.isdigit())
+
+
+def _score(directory: str, step: int) -> tuple:
+  """Returns what the best checkpoint has most of; unvalidated ones have less.
+
+  The best one is validated, wherever one is; among others the latest counts.
+  """
+  path = os.path.join(directory, str(step), 'metrics', 'metrics')
+  try:
+    with open(path, encoding='utf-8') as file:
+      return (1, *checkpoint.score(json.load(file)))
+  except (OSError, ValueError, KeyError, TypeError):
+    return 0, step
+
+
+def _read(directory: str, step: int) -> dict[str, np.ndarray]:
+  """Reads all arrays of a checkpoint; ValueError if they are damaged."""
+  folder = os.path.abspath(os.path.join(directory, str(step)))
+  with open(os.path.join(folder, 'info', 'metadata'), encoding='utf-8') as file:
+    stored = checkpoint.unseal(json.load(file))['arrays']
+  state = os.path.join(folder, 'state')
+  with ocp.PyTreeCheckpointer() as reader:
+    as_numpy = {
+      name: ocp.RestoreArgs(restore_type=np.ndarray)
+      for name in reader.metadata(state).item_metadata.tree
+    }
+    flat = reader.restore(state, restore_args=as_numpy)
+  if checkpoint.fingerprint(flat) != stored:
+    raise ValueError('the checksums of the arrays do not fit')
+  return flat
+
+
+def read_state(directory: str, *, keep: str) -> dict[str, Any]:
+  """Reads the arrays of a stage's checkpoint as nested dictionaries.
+
+  Args:
+    directory: `loop.checkpoint_folder` of the stage.
+    keep: 'best' by validation, or 'last'. A damaged one is skipped for the
+      next in that order.
+
+  Returns:
+    {'params': {part: ...}, 'batch_stats': ..., 'ema_params': ..., ...} of
+    NumPy arrays.
+
+  Raises:
+    ValueError: there is no whole checkpoint.
+  """
+  order = steps(directory)
+  if keep == 'best':
+    order = sorted(order, key=lambda step: _score(directory, step))
+  problems = []
+  for step in reversed(order):
+    try:
+      return _nested(_read(directory, step))
+    except Exception as error:  # Orbax raises a great many types
+      problems.append(f'{step}: {str(error).splitlines()[0][:200]}')
+  reason = f' ({"; ".join(problems)})' if problems else ''
+  raise ValueError(f'{directory}: holds no whole checkpoint{reason}')
+
+
+def _nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+  """Turns {'a/b': array} into {'a': {'b': array}}."""
+  tree = {}
+  for path, array in flat.items():
+    *groups, leaf = path.split('/')
+    node = tree
+    for group in groups:
+      node = node.setdefault(group, {})
+    node[leaf] = array
+  return tree
+
+
+def read_variables(directory: str, *, keep: str) -> dict[str, Any]:
+  """Reads what `net.apply` takes; averaged weights where there are any.
+
+  Args and errors as in `read_state`.
+  """
+  state = read_state(directory, keep=keep)
+  return {
+    'params': {**state.get('params', {}), **state.get('ema_params', {})},
+    'batch_stats': state.get('batch_stats', {}),
+  }

@@ -1,0 +1,75 @@
+import pytest
+
+from dhat_jax.evaluation import robustbench
+
+
+def test_robustbench_entry():
+  numbers = {
+    'images': 10_000,
+    'not_standard': {},
+    'accuracy_after': {'clean': 0.8492, 'apgd-ce': 0.6, 'square': 0.53084},
+  }
+  results = {
+    'dataset': 'cifar10',
+    'config': {
+      'name': 'run',
+      'model': {'backbone': 'wrn34_10'},
+      'evaluation': {'epsilon': 0.031, 'epsilon_255': None},
+    },
+    'autoattack': {'main': {'autoattack': numbers}},
+  }
+  entry = robustbench.entry(results)
+  assert entry['clean_acc'] == '84.92'
+  assert entry['autoattack_acc'] == '53.08'
+  assert entry['eps'] == '0.031'
+  assert entry['architecture'] == 'WideResNet-34-10'
+  assert entry['unreliable'] is False
+  reduced = {**numbers, 'not_standard': {'n_iter': 5}}
+  results['autoattack']['aggregated'] = {'autoattack(n_iter=5)': reduced}
+  results['config']['evaluation']['epsilon_255'] = 8.0
+  entry = robustbench.entry(results)
+  assert entry['eps'] == '8/255'
+  assert entry['unreliable'] is True
+  assert "{'n_iter': 5}" in entry['footnote']
+  assert entry['name'] == 'Dual Head Adversarial Training'
+  assert robustbench.entry({'config': {}}) is None
+
+
+def entry_of(output, aggregator='pairwise'):
+  numbers = {
+    'images': 10,
+    'not_standard': {},
+    'accuracy_after': {'clean': 0.5, 'square': 0.25},
+  }
+  return robustbench.entry(
+    {
+      'dataset': 'digits',
+      'config': {
+        'name': 'run',
+        'model': {'backbone': 'resnet18', 'aggregator': aggregator},
+        'evaluation': {'epsilon': 0.1},
+      },
+      'autoattack': {output: {'autoattack': numbers}},
+    }
+  )
+
+
+@pytest.mark.parametrize(
+  ('output', 'aggregator', 'name', 'heads'),
+  [
+    ('main', 'pairwise', 'run', False),
+    ('second', 'pairwise', 'run (second head)', False),
+    ('mean', 'pairwise', 'run (mean of the heads)', True),
+    ('aggregated', 'mean', 'run (mean of the heads)', True),
+    ('aggregated', 'pairwise', 'Dual Head Adversarial Training', True),
+  ],
+)
+def test_only_the_method_has_its_name(output, aggregator, name, heads):
+  entry = entry_of(output, aggregator)
+  assert entry['name'] == name
+  assert ('two heads' in entry['architecture']) == heads
+  assert (
+    bool(entry['authors'])
+    == bool(entry['link'])
+    == (name == 'Dual Head Adversarial Training')
+  )
