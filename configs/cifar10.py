@@ -18,7 +18,7 @@ docs/results/experiment_digits.json: see docs/results.md.
 
 from ml_collections import ConfigDict
 
-from configs import recipes
+from dhat_jax.configs import recipes
 
 
 def get_config(variant: str = recipes.DEFAULT_VARIANT) -> ConfigDict:

@@ -12,7 +12,7 @@ that `cifar10.py` names. Not run at full size yet.
 
 from ml_collections import ConfigDict
 
-from configs import recipes
+from dhat_jax.configs import recipes
 
 
 def get_config(variant: str = recipes.DEFAULT_VARIANT) -> ConfigDict:

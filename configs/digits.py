@@ -10,7 +10,7 @@ in docs/results/experiment_digits.json, five seeds.
 
 from ml_collections import ConfigDict
 
-from configs import recipes
+from dhat_jax.configs import recipes
 
 
 def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:

@@ -8,6 +8,7 @@ Lengths are in units of [0, 1]; a key that ends in `_255` is in units of 1/255
 and, where it is given, takes the place of the key without.
 """
 
+import copy
 import re
 
 from ml_collections import ConfigDict, config_dict
@@ -81,8 +82,10 @@ def stage(
 ) -> dict:
   """One stage: loss, attack, length, optimiser."""
   return {
-    'loss': loss,
-    'attack': attack,
+    # Copies: one dict in two stages would be one node of the config, and
+    # what is set in either would change the other.
+    'loss': copy.deepcopy(loss),
+    'attack': copy.deepcopy(attack),
     'epochs': float(epochs),
     'batch_size': batch_size,
     'schedule': {

@@ -11,7 +11,7 @@ what the runs that `cifar10.py` names ask for too. Not run at full size yet.
 
 from ml_collections import ConfigDict
 
-from configs import recipes
+from dhat_jax.configs import recipes
 
 WARMUP_EPOCHS = 5.0
 

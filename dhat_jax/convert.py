@@ -22,17 +22,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 
+from dhat_jax import from_config, run
 from dhat_jax.pytorch import state_dicts
 from dhat_jax.pytorch.state_dicts import from_torch, to_torch
 from dhat_jax.runtime import cli
+from dhat_jax.training import loop
+from dhat_jax.training.checkpoint import Checkpoints
+from dhat_jax.training.stages import Stage
+from dhat_jax.training.state import TrainState, create_train_state
+
+__all__ = ['export_workdir', 'from_torch', 'import_workdir', 'to_torch']
 
 
 def import_workdir(
   state_dict: Mapping[str, Any],
-  config: Any,
+  config: ml_collections.ConfigDict,
   directory: str,
   *,
   source: str,
@@ -52,109 +60,71 @@ def import_workdir(
   Raises:
     ValueError: bad config, workdir or state dict.
   """
-  from dhat_jax import build
-  from dhat_jax.datasets import batches as input_pipeline
-  from dhat_jax.from_config import values as options
-  from dhat_jax.runtime import workdir
-  from dhat_jax.training import loop
-  from dhat_jax.training.checkpoint import Checkpoints
-
-  build.check(config)
+  from_config.check(config)
   if config.compare_with_natural:
     raise ValueError(
       'config.compare_with_natural: got True, but there are no weights of a '
       'naturally trained network; give --config.compare_with_natural=false'
     )
-  folders = {n: loop.checkpoint_folder(directory, n) for n in config.stages}
-  for folder in folders.values():
+  for name in config.stages:
+    folder = loop.checkpoint_folder(directory, name)
     if os.path.isdir(folder):
       raise ValueError(f'{folder} is there already; choose another --workdir')
-  dataset = build.dataset(config)
-  variables = from_torch(
+  dataset = from_config.load_dataset(config)
+  experiment = from_config.make_experiment(config, dataset)
+  variables = state_dicts.from_torch(
     state_dict,
-    build.model(config),
-    image_channels=dataset.train.images.shape[-1],
+    from_config.make_network(config),
+    image_channels=experiment.image_shape[-1],
   )
-  train_split, _ = input_pipeline.hold_out(
-    dataset.train, config.dataset.validation_size, seed=0
-  )
-  workdir.prepare(directory, options.as_json(config))
-  for name, folder in folders.items():
-    state, stage = _empty_state(
-      config,
-      name,
-      num_train=len(train_split.labels),
-      image_shape=dataset.train.images.shape[1:],
-    )
+  run.prepare_workdir(config, directory)
+  for stage in experiment.stages:
+    state = _trained_state(stage, variables, experiment.image_shape)
+    folder = loop.checkpoint_folder(directory, stage.name)
     with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
       checkpoints.save(
         stage.num_steps,
-        _filled(state, stage.num_steps, variables),
+        state,
         info={'seconds': 0.0, 'imported_from': source},
       )
 
 
-def export_workdir(config: Any, directory: str) -> dict[str, np.ndarray]:
+def export_workdir(directory: str) -> dict[str, np.ndarray]:
   """Returns a workdir's network, as it is evaluated, as a state dict.
 
   Args:
-    config: the run's config.
     directory: the workdir.
 
   Raises:
-    ValueError: the workdir is not trained, or of another config.
+    ValueError: no run, or not trained.
   """
-  from dhat_jax import build
-  from dhat_jax.from_config import values as options
-  from dhat_jax.runtime import workdir
-  from dhat_jax.training import loop
-  from dhat_jax.training.checkpoint import Checkpoints
-
-  build.check(config)
-  name = config.stages[-1]
-  folder = loop.checkpoint_folder(directory, name)
-  if not os.path.isdir(folder):
-    raise ValueError(f'workdir {directory}: stage {name!r} is not trained')
-  workdir.prepare(
-    directory, options.as_json(config), may_differ=('evaluation.',)
-  )
-  with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
-    state = _stored_state(config, name, checkpoints)
-  return to_torch(state.variables(), build.model(config))
+  trained = run.load_run(directory)
+  return state_dicts.to_torch(trained.variables, trained.net)
 
 
-def _empty_state(
-  config: Any, name: str, *, num_train: int, image_shape: tuple[int, int, int]
-) -> tuple[Any, Any]:
-  """Returns (a stage's state as training makes it, all zeros; the stage)."""
-  from dhat_jax import build
-  from dhat_jax.training.state import create_train_state
-
-  stage = build.stage(config, name, num_train)
-  net = build.model(config, outputs=stage.role.outputs)
-  rng = jax.random.key(config.seed)
+def _trained_state(
+  stage: Stage,
+  variables: Mapping[str, Any],
+  image_shape: tuple[int, int, int],
+) -> TrainState:
+  """Returns a stage's last state, with the optimiser's numbers at zero."""
   # Shapes alone: initialising the network would have to be compiled.
   shapes = jax.eval_shape(
     lambda: create_train_state(
-      net=net,
+      net=stage.net,
       tx=stage.tx,
       trains=stage.role.trains,
-      rng=rng,
+      rng=stage.rng,
       image_shape=image_shape,
-      ema=stage.ema_decay > 0,
+      ema=stage.ema,
     )
   )
   state = jax.tree.map(
     lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.replace(rng=None)
   )
-  return state.replace(rng=rng), stage
-
-
-def _filled(state: Any, step: int, variables: Mapping[str, Any]) -> Any:
-  """Returns a state with the weights of the parts that it has."""
   params, batch_stats = (
-    {part: variables[collection][part] for part in parts}
-    for collection, parts in (
+    {part: variables[group][part] for part in parts}
+    for group, parts in (
       ('params', state.params),
       ('batch_stats', state.batch_stats),
     )
@@ -163,50 +133,26 @@ def _filled(state: Any, step: int, variables: Mapping[str, Any]) -> Any:
     part: params[part] for part in state.ema_params
   }
   return state.replace(
-    step=np.full_like(state.step, step),
+    step=np.full_like(state.step, stage.num_steps),
+    rng=stage.rng,
     params=params,
     batch_stats=batch_stats,
     ema_params=ema_params,
   )
 
 
-def _stored_state(config: Any, name: str, checkpoints: Any) -> Any:
-  """Restores a stage's state without the data set, as evaluation takes it."""
-  # Neither the number of images nor their size shapes the state.
-  num_train = config[name].batch_size
-  for channels in (3, 1):  # a config does not say whether images are grey
-    like, stage = _empty_state(
-      config, name, num_train=num_train, image_shape=(32, 32, channels)
-    )
-    restore = (
-      checkpoints.restore_best
-      if stage.keep == 'best'
-      else checkpoints.restore_latest
-    )
-    try:
-      restored = restore(like)
-    except ValueError:
-      if channels == 1:
-        raise
-      continue
-    if restored is None:
-      raise ValueError(f'{checkpoints.directory}: holds no whole checkpoint')
-    return restored[1]
-
-
 def _parse(argv: list[str]) -> flags.FlagValues:
   """Parses the flags, in a set of their own beside other commands'."""
-  values = cli.new_flags(argv)
+  values = cli.new_flags(__doc__, takes_config=True)
   for name, text in (
     ('workdir', 'Folder of the run.'),
     ('from_torch', 'State dict to make the workdir of.'),
     ('to_torch', 'File to write the state dict of the workdir to.'),
   ):
-    flags.DEFINE_string(name, None, text, flag_values=values)
+    cli.define_path(values, name, text)
   cli.parse(values, argv)
-  for name in ('config', 'workdir'):
-    if values[name].value is None:
-      raise ValueError(f'--{name}: got nothing, expected it to be given')
+  if values.workdir is None:
+    raise ValueError('--workdir: got nothing, expected it to be given')
   if (values.from_torch is None) == (values.to_torch is None):
     raise ValueError('give one of --from_torch and --to_torch')
   return values
@@ -214,9 +160,6 @@ def _parse(argv: list[str]) -> flags.FlagValues:
 
 def main(argv: list[str]) -> None:
   """Converts what the flags name; argv[0] is the program."""
-  if '--help' in argv:
-    print(__doc__)
-    return
   with cli.mistakes_in_one_line(pickle.UnpicklingError):
     _convert(_parse(argv))
 
@@ -229,7 +172,7 @@ def _convert(values: flags.FlagValues) -> None:
     import_workdir(state_dict, config, directory, source=source)
     print(f'{directory}: ready for dhat_jax.main --mode=evaluate')
   else:
-    state_dict = export_workdir(config, directory)
+    state_dict = export_workdir(directory)
     state_dicts.write_state_dict(values.to_torch, state_dict)
     print(f'{values.to_torch}: {len(state_dict)} arrays')
 

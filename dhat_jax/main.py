@@ -1,56 +1,75 @@
-"""Command line: python -m dhat_jax.main --config=configs/digits.py."""
+r"""Trains and evaluates a run.
 
+    python -m dhat_jax.main --config=configs/digits.py --workdir=runs/digits
+
+Flags, in any order:
+
+--config=FILE       Config file, FILE.py or FILE.py:variant. Default:
+                    configs/digits.py. Where the current folder has no such
+                    file, configs/NAME.py means the installed one.
+--workdir=DIR       Folder of the run. Default: runs/ and the config's name.
+--mode=MODE         train: train what is missing, then evaluate; the default.
+                    evaluate: evaluate (again).
+--distributed       Several processes, which JAX finds: on a TPU pod, under
+                    SLURM, Open MPI.
+--coordinator_address=ADDRESS
+                    HOST:PORT of the first of several processes; then also the
+                    next two.
+--num_processes=N   How many processes the run has.
+--process_id=I      Which of them this is, from 0.
+--cpu_devices=N     Runs on so many simulated CPU devices.
+--only_check_args   Ends once the flags are known to be good.
+
+Any value of the config: `--config.seed=3`, `--config.main_head.epochs=5`.
+"""
+
+import faulthandler
 import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
-_DEFAULT_CONFIG = os.path.join(
-  os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-  'configs',
-  'digits.py',
-)
+from dhat_jax.runtime import cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', _DEFAULT_CONFIG, 'Config file, FILE.py or FILE.py:variant.'
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run. Default: runs/<config.name>.'
-)
-_MODE = flags.DEFINE_enum(
-  'mode',
-  'train',
-  ['train', 'evaluate'],
-  'train: train what is missing, then evaluate. evaluate: evaluate (again).',
-)
-_DISTRIBUTED = flags.DEFINE_bool(
+_START_UP = (
   'distributed',
-  False,
-  'Several processes, which JAX finds: on a TPU pod, under SLURM, Open MPI.',
-)
-_COORDINATOR = flags.DEFINE_string(
   'coordinator_address',
-  None,
-  'HOST:PORT of the first of several processes; then also the next two.',
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many processes the run has.', lower_bound=1
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Which of them this is, from 0.', lower_bound=0
-)
-_CPU_DEVICES = flags.DEFINE_integer(
-  'cpu_devices', None, 'Runs on so many simulated CPU devices.', lower_bound=1
+  'num_processes',
+  'process_id',
+  'cpu_devices',
 )
 
 
-def _fail(message: object) -> None:
-  print(f'error: {message}', file=sys.stderr)
-  sys.exit(2)
+def parse(argv: Sequence[str]) -> flags.FlagValues:
+  """Parses a command line.
+
+  Raises:
+    SystemExit: --help was given.
+    ValueError, absl.flags.Error: a mistake in it, or in the config file.
+  """
+  values = cli.new_flags(
+    __doc__, takes_config=True, default_config='configs/digits.py'
+  )
+  cli.define_path(values, 'workdir', 'Folder of the run.')
+  for name, default in (('distributed', False), ('only_check_args', False)):
+    flags.DEFINE_bool(name, default, '', flag_values=values)
+  flags.DEFINE_enum(
+    'mode', 'train', ['train', 'evaluate'], '', flag_values=values
+  )
+  flags.DEFINE_string('coordinator_address', None, '', flag_values=values)
+  for name, lowest in (
+    ('num_processes', 1),
+    ('process_id', 0),
+    ('cpu_devices', 1),
+  ):
+    flags.DEFINE_integer(name, None, '', lower_bound=lowest, flag_values=values)
+  cli.parse(values, argv)
+  return values
 
 
 def _fail_at_once(message: object) -> None:
@@ -75,40 +94,6 @@ def _hide_late_callbacks(unraisable) -> None:
     sys.__unraisablehook__(unraisable)
 
 
-def _reason(error: BaseException) -> str:
-  """Returns what an error says, without the traceback inside it.
-
-  A config's own ValueError comes wrapped in the text of its traceback; for
-  any other error of a config file that traceback is what its author needs.
-  """
-  message = str(error).strip('"\'')
-  _, found, tail = message.rpartition('\nValueError: ')
-  return (tail if found else message).strip() or type(error).__name__
-
-
-def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; whatever is wrong with them becomes one line."""
-  for argument in argv:
-    if argument.startswith('--config='):
-      path = argument.removeprefix('--config=').partition(':')[0]
-      if not os.path.isfile(path):
-        _fail(f'--config: got {path!r}, which is no file')
-      # Configs import each other as `configs.<name>`.
-      sys.path.insert(
-        0, os.path.dirname(os.path.dirname(os.path.abspath(path)))
-      )
-  try:
-    return flags.FLAGS(argv)
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-  ) as error:
-    _fail(_reason(error))
-
-
 def _log_to_console(level: int) -> None:
   # Orbax logs every file that it touches through absl.
   absl_logging.set_verbosity(absl_logging.WARNING)
@@ -123,38 +108,42 @@ def _log_to_console(level: int) -> None:
   logger.addHandler(logging.StreamHandler())
 
 
-def run(config, workdir: str, mode: str, **start_up) -> None:
+def run(
+  config: Any, workdir: str, mode: str, *, report: bool = True, **start_up: Any
+) -> None:
   """Runs a config; what the user can mend ends in one clear message.
 
   Args:
     config: the run's config.
     workdir: its folder.
     mode: 'train' or 'evaluate'.
-    **start_up: as `devices.initialize` takes them.
+    report: whether a report is written at the end.
+    **start_up: as `processes.initialize` takes them.
   """
   # Not before the flags are known to be good: JAX takes a second to import.
   import jax
 
-  from dhat_jax.runtime import devices, files
-  from dhat_jax.training import loop, metrics
+  from dhat_jax.run import train_and_evaluate
+  from dhat_jax.runtime import files, preemption, processes
+  from dhat_jax.training import metrics
 
-  fail = _fail
+  fail = cli.fail
   try:
-    devices.initialize(**start_up)
-    if devices.process_count() > 1:
+    processes.initialize(**start_up)
+    if processes.process_count() > 1:
       fail = _fail_at_once
-    _log_to_console(logging.INFO if devices.is_first() else logging.WARNING)
-    loop.train_and_evaluate(config, workdir, mode=mode)
-    if devices.is_first():
+    _log_to_console(logging.INFO if processes.is_first() else logging.WARNING)
+    train_and_evaluate(config, workdir, mode=mode)
+    if report and processes.is_first():
       _report(workdir)
-  except loop.Preempted as stop:
+  except preemption.Preempted as stop:
     print(f'stopped at {stop}: saved; resume with the same command')
   except files.WriteError as error:
     _fail_at_once(error)
   except (ValueError, metrics.NonFiniteError, OSError) as error:
     fail(error)
   except jax.errors.JaxRuntimeError as error:
-    if fail is _fail:
+    if fail is cli.fail:
       raise
     fail(
       f'lost another process of this run ({str(error).splitlines()[0]}); '
@@ -183,26 +172,21 @@ def _stop(*_) -> None:
   os._exit(0)
 
 
-def main(argv: list[str]) -> None:
-  """Runs the config that the flags name."""
+def main(argv: Sequence[str]) -> None:
+  """Runs the config that the flags name; argv[0] is the program."""
+  with cli.mistakes_in_one_line():
+    values = parse(argv)
+  if values.only_check_args:
+    return
   signal.signal(signal.SIGTERM, _stop)
-  if len(argv) > 1:
-    _fail(f'arguments: got {argv[1:]}, expected flags only')
-  config = _CONFIG.value
   run(
-    config,
-    _WORKDIR.value or os.path.join('runs', config.name),
-    _MODE.value,
-    distributed=_DISTRIBUTED.value,
-    coordinator_address=_COORDINATOR.value,
-    num_processes=_NUM_PROCESSES.value,
-    process_id=_PROCESS_ID.value,
-    cpu_devices=_CPU_DEVICES.value,
+    values.config,
+    values.workdir or os.path.join('runs', values.config.name),
+    values.mode,
+    **{name: values[name].value for name in _START_UP},
   )
 
 
 if __name__ == '__main__':
-  sys.path.insert(
-    0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-  )
-  app.run(main, flags_parser=_parse)
+  faulthandler.enable()
+  main(sys.argv)

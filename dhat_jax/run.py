@@ -14,8 +14,9 @@ import numpy as np
 
 from dhat_jax import from_config
 from dhat_jax.datasets.base import Dataset
-from dhat_jax.evaluation import results as evaluation_results
 from dhat_jax.evaluation import robustbench
+from dhat_jax.evaluation.results import evaluate
+from dhat_jax.evaluation.summary import summary
 from dhat_jax.from_config.values import workdir_defaults
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.outputs import Outputs
@@ -72,7 +73,7 @@ def train_and_evaluate(
     if processes.is_first():
       documents.write(results_path, results)
   if processes.is_first():
-    print(evaluation_results.summary(results))
+    print(summary(results))
     print(f'\nresults: {results_path}')
   return results
 
@@ -142,7 +143,7 @@ def _train_and_score(
     mode=mode,
   )
   started = time.monotonic()
-  scores = evaluation_results.evaluate(
+  scores = evaluate(
     experiment.evaluator,
     variables,
     dataset.test,

@@ -64,10 +64,3 @@ def test_imports_go_downward():
       assert same_package or row_of(imported) > row_of(module), (
         f'{module} imports {imported}'
       )
-
-
-def test_configs_import_only_configs():
-  allowed = {'ml_collections', 'configs', 're'}
-  for path in (PACKAGE.parent / 'configs').glob('*.py'):
-    for imported in imports_of(path):
-      assert imported.split('.')[0] in allowed, f'{path}: {imported}'

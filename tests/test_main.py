@@ -1,18 +1,25 @@
 """The command line: mistakes end in one line and exit code 2."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from dhat_jax import convert, main
+from dhat_jax.benchmark import __main__ as benchmark
+from dhat_jax.report import __main__ as report
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DIGITS = '--config=configs/digits.py'
 
 
-def command(*arguments, cwd=ROOT):
+def command(*arguments, cwd=ROOT, **environment):
   return subprocess.run(
     [sys.executable, '-m', 'dhat_jax.main', *arguments],
     cwd=cwd,
+    env={**os.environ, **environment},
     capture_output=True,
     text=True,
     check=False,
@@ -20,18 +27,62 @@ def command(*arguments, cwd=ROOT):
   )
 
 
-@pytest.mark.slow
+def run(*arguments):
+  main.main(['main', *arguments, '--only_check_args'])
+
+
+def values_of(*arguments):
+  return main.parse(['main', *arguments])
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
     (['--config=configs/nothing.py'], "got 'configs/nothing.py', which is no"),
+    (['--config', '/missing.py'], "--config: got '/missing.py', which is no"),
     (['--config=configs/cifar10.py:trades_vgg'], "variant: got 'trades_vgg'"),
-    (['--config=configs/digits.py', '--config.sed=1'], 'sed'),
-    (['--config=configs/digits.py', '--config.seed=x'], 'seed'),
-    (['--config=configs/digits.py', '--mode=test'], 'mode'),
-    (['--config=configs/digits.py', 'extra'], "got ['extra']"),
     (
-      ['--config=configs/digits.py', '--config.model.attach=block9'],
+      [DIGITS, '--config.sed=1'],
+      'config.sed: no such key; nearest are config.',
+    ),
+    ([DIGITS, '--config.seed=x'], "config.seed: got 'x', expected an integer"),
+    (['--config.seed=x'], "config.seed: got 'x', expected an integer"),
+    ([DIGITS, '--mode=test'], '--mode=test: value should be one of <train|'),
+    ([DIGITS, '--num_processes=0'], '--num_processes=0'),
+    ([DIGITS, '--wrkdir=x'], '--wrkdir: no such flag; nearest is --workdir'),
+    ([DIGITS, 'extra'], "got ['extra'], expected flags only"),
+    (
+      [DIGITS, '--config=configs/svhn.py'],
+      "and 'configs/svhn.py', expected one",
+    ),
+    (
+      [DIGITS, '--config.main_head.lr=1'],
+      'config.main_head.lr: no such key; nearest are '
+      'config.main_head.schedule.learning_rate, ',
+    ),
+  ],
+)
+def test_mistakes_in_flags(arguments, message, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  with pytest.raises(SystemExit) as stopped:
+    run(*arguments)
+  assert stopped.value.code == 2
+  printed = capsys.readouterr().err
+  assert printed.startswith('error: ')
+  assert printed.count('\n') == 1
+  assert message in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (
+      ['--config', 'missing.py'],
+      "--config: got 'missing.py', which is no file",
+    ),
+    (
+      [DIGITS, '--config.model.attach=block9'],
       "attach: got 'block9', choices are ('block1', 'block2')",
     ),
   ],
@@ -45,6 +96,106 @@ def test_mistakes(arguments, message, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_overrides_of_one_stage_leave_the_others(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  config = values_of(
+    '--config.main_head.attack.steps=1',
+    DIGITS,
+    '--config.second_head.attack.steps=3',
+    '--config.evaluation.sweep_epsilons_255=(4,)',
+    '--config.evaluation.sweep_epsilons_255=(8,)',
+  ).config
+  stages = ('main_head', 'second_head', 'aggregator')
+  assert [config[name].attack.steps for name in stages] == [1, 3, 10]
+  assert config.evaluation.sweep_epsilons_255 == (8,)
+
+
+def test_defaults(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  values = values_of()
+  assert values.config.name == 'digits'
+  assert values.mode == 'train'
+  assert values.workdir is None
+  assert [values[name].value for name in main._START_UP] == [
+    False,
+    *[None] * 4,
+  ]
+
+
+def test_what_is_run(monkeypatch, tmp_path):
+  """The flags arrive; without --workdir the config's name says where."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(ROOT)
+  calls = []
+  monkeypatch.setattr(
+    main, 'run', lambda *args, **options: calls.append((args, options))
+  )
+  monkeypatch.setattr('signal.signal', lambda *_: None)
+  main.main(['main', DIGITS])
+  main.main(
+    [
+      *('main', '--config', 'configs/svhn.py', '--workdir=~/x'),
+      *('--mode=evaluate', '--cpu_devices', '3', '--distributed'),
+    ]
+  )
+  (first, options), (second, others) = calls
+  assert first[0].name == 'digits'
+  assert first[1:] == (os.path.join('runs', 'digits'), 'train')
+  assert not any(options.values())
+  assert second[0].name == 'svhn'
+  assert second[1:] == (str(tmp_path / 'x'), 'evaluate')
+  assert (others['cpu_devices'], others['distributed']) == (3, True)
+
+
+def test_only_check_args_starts_nothing(monkeypatch):
+  monkeypatch.setattr(main, 'run', None)
+  run()
+
+
+@pytest.mark.parametrize('module', [main, convert, benchmark, report])
+def test_help(module, capsys):
+  """It is the module's docstring, and names every flag."""
+  with pytest.raises(SystemExit) as stopped:
+    module.main(['command', '--help'])
+  assert stopped.value.code == 0
+  printed = capsys.readouterr().out
+  assert f'python -m {module.__name__.removesuffix(".__main__")}' in printed
+  flags = set(re.findall(r'--(\w+)', printed))
+  assert 'workdir' in flags
+  if module is main:
+    assert flags >= {*main._START_UP, 'config', 'mode', 'only_check_args'}
+
+
+@pytest.mark.slow
+def test_help_and_check_as_a_command(tmp_path):
+  done = command('--help', cwd=tmp_path, PYTHONPATH=ROOT)
+  assert (done.returncode, done.stderr) == (0, '')
+  assert '--workdir=DIR' in done.stdout
+  done = command(
+    *('--config=configs/cifar10.py', '--only_check_args'),
+    cwd=tmp_path,
+    PYTHONPATH=ROOT,
+  )
+  assert done.returncode == 0
+  assert (
+    "no file 'configs/cifar10.py' here, taking the installed" in done.stderr
+  )
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_bug_in_the_config_file(tmp_path):
+  """Its author sees where; the last line says what."""
+  path = tmp_path / 'mine.py'
+  path.write_text('def get_config():\n  return 1 / 0\n')
+  done = command(f'--config={path}', '--only_check_args')
+  assert done.returncode == 2
+  assert 'return 1 / 0' in done.stderr
+  assert done.stderr.splitlines()[-1] == (
+    f'error: {path}: ZeroDivisionError: division by zero'
+  )
+
+
 @pytest.mark.slow
 def test_runs_from_another_folder(tmp_path):
   """An absolute config path works anywhere; configs find each other."""
@@ -54,6 +205,7 @@ def test_runs_from_another_folder(tmp_path):
     '--config.dataset.data_dir=' + str(tmp_path / 'missing'),
     '--config.dataset.loader=image_folder',
     cwd=tmp_path,
+    PYTHONPATH=ROOT,
   )
   assert done.returncode == 2
   assert 'train/<class>' in done.stderr

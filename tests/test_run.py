@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -12,29 +13,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from dhat_jax.run import train_and_evaluate
 from dhat_jax.runtime import files
-from dhat_jax.training import loop, metrics
-from dhat_jax.training.loop import train_and_evaluate
+from dhat_jax.training import metrics
 from tests.helpers import tiny_run
 
 OUTPUTS = ('main', 'second', 'mean', 'aggregated')
 ATTACKS = ('clean', 'fgsm', 'pgd_2', 'cw_2')
 
 
-@pytest.fixture(autouse=True)
-def tiny_backbone(monkeypatch):
-  tiny_run.use_tiny_backbone(monkeypatch)
-
-
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   """A finished run with its natural twin: (workdir, results)."""
   directory = str(tmp_path_factory.mktemp('finished'))
-  with pytest.MonkeyPatch.context() as patch:
-    tiny_run.use_tiny_backbone(patch)
-    results = train_and_evaluate(
-      tiny_run.get_config(compare_with_natural=True), directory
-    )
+  results = train_and_evaluate(
+    tiny_run.get_config(compare_with_natural=True), directory
+  )
   return directory, results
 
 
@@ -131,13 +125,15 @@ def test_provenance_is_kept(finished):
   assert environment['git_commit']
 
 
-def test_same_command_again_has_nothing_to_do(finished, monkeypatch):
+def test_same_command_again_has_nothing_to_do(finished):
   directory, results = finished
-  monkeypatch.setattr(loop, '_run', None)
+  paths = list(pathlib.Path(directory).rglob('*'))
+  before = {path: path.stat().st_mtime_ns for path in paths}
   again = train_and_evaluate(
     tiny_run.get_config(compare_with_natural=True), directory
   )
   assert again == json.loads(json.dumps(results))
+  assert before == {path: path.stat().st_mtime_ns for path in paths}
 
 
 def test_other_config_is_refused(finished):

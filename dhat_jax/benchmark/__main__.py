@@ -51,20 +51,18 @@ INTEGERS = {
 
 
 def _parse(argv: list[str]) -> flags.FlagValues:
-  values = cli.new_flags(argv)
+  values = cli.new_flags(__doc__, takes_config=True)
   define = {'flag_values': values}
   flags.DEFINE_enum('what', 'training', WHAT, 'What is measured.', **define)
   flags.DEFINE_string('stage', None, 'Stage.', **define)
-  flags.DEFINE_string('workdir', None, 'Trained run.', **define)
-  flags.DEFINE_string('out', None, 'JSON file to write.', **define)
+  cli.define_path(values, 'workdir', 'Trained run.')
+  cli.define_path(values, 'out', 'JSON file to write.')
   flags.DEFINE_bool('json', False, 'JSON as the last line.', **define)
   flags.DEFINE_list('batch_size', ['64'], 'Batch sizes.', **define)
   flags.DEFINE_list('dtype', ['float32'], 'Precisions.', **define)
   for name, default in INTEGERS.items():
     flags.DEFINE_integer(name, default, '', lower_bound=1, **define)
   cli.parse(values, argv)
-  if values.config is None:
-    raise ValueError('--config: got nothing, expected FILE.py')
   stages = tuple(values.config.stages)
   if values.stage is not None and values.stage not in stages:
     raise ValueError(f'--stage: got {values.stage!r}, choices are {stages}')
@@ -130,9 +128,6 @@ def _measure(
 
 def main(argv: list[str]) -> None:
   """Measures what the flags name; argv[0] is the program."""
-  if '--help' in argv:
-    print(__doc__)
-    return
   with cli.mistakes_in_one_line():
     values = _parse(argv)
     document, table = _measure(values, argv)

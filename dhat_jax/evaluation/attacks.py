@@ -45,6 +45,8 @@ SHARED = (
 )
 EVALUATION_ATTACKS = Registry('evaluation attack', shared=SHARED)
 register = EVALUATION_ATTACKS.register
+# Attacks by what they were made of: asked for again, they compile nothing.
+_MADE: dict[Any, EvaluationAttack] = {}
 
 
 def on_logits(
@@ -74,22 +76,28 @@ def make(name: str, *, where: str = '', **shared: Any) -> EvaluationAttack:
 
   Args:
     name: as in `config.evaluation.attacks`.
-    where: what gave the name, for the error.
+    where: what gave the name, for errors.
     **shared: values for `SHARED`; a factory is given those that it takes.
 
   Raises:
     ValueError: no such name, or a value that the attack cannot do with.
   """
-  attack = EVALUATION_ATTACKS.make(name, where=where, **shared)
-  made_of = attack.made_of
-  if made_of is None:
-    made_of = _made_of(name, shared)
-  return dataclasses.replace(attack, title=name, made_of=made_of)
+  factory, _ = EVALUATION_ATTACKS.find(name, where)
+  key = (name, factory, tuple(sorted(shared.items())))
+  if key not in _MADE:
+    attack = EVALUATION_ATTACKS.make(name, where=where, **shared)
+    made_of = attack.made_of
+    if made_of is None:
+      made_of = _made_of(name, factory, shared)
+    _MADE[key] = dataclasses.replace(attack, title=name, made_of=made_of)
+  return _MADE[key]
 
 
-def _made_of(name: str, shared: Mapping[str, Any]) -> dict[str, Any]:
+def _made_of(
+  name: str, factory: Callable, shared: Mapping[str, Any]
+) -> dict[str, Any]:
   """Returns what a user's attack depends on: its arguments and its file."""
-  factory, numbers = EVALUATION_ATTACKS.find(name)
+  _, numbers = EVALUATION_ATTACKS.find(name)
   taken = inspect.signature(factory).parameters
   return {
     **{key: value for key, value in shared.items() if key in taken},
@@ -175,10 +183,7 @@ def _ascent(
   norm: str,
 ) -> LogitsAttack:
   if steps != int(steps) or steps < 1:
-    raise ValueError(
-      f'evaluation attack: got {steps} steps, expected a whole number of at '
-      'least 1'
-    )
+    raise ValueError(f'got {steps} steps, expected a whole number from 1 on')
   settings = pgd.Settings(
     epsilon=epsilon,
     step_size=step_size,

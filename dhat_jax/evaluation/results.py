@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tabulate
 
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import aggregator_analysis, audit
@@ -308,37 +307,3 @@ class _Findings:
 
 def _share(flags: np.ndarray, chosen: np.ndarray) -> float | None:
   return float(flags[chosen].mean()) if chosen.any() else None
-
-
-def table(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-  """Formats {output: {attack: accuracy in [0, 1]}} as text, in percent."""
-  attacks = dict.fromkeys(name for row in accuracy.values() for name in row)
-  rows = [
-    [output, *(row[a] * 100 if a in row else None for a in attacks)]
-    for output, row in accuracy.items()
-  ]
-  return tabulate.tabulate(
-    rows,
-    headers=['', *attacks],
-    tablefmt='plain',
-    floatfmt='.2f',
-    missingval='-',
-    disable_numparse=[0],
-  )
-
-
-def summary(results: Mapping[str, Any]) -> str:
-  """Formats the accuracies, and the audit's red flags, for the console."""
-  accuracy = {
-    output: {**row, 'worst case': results['worst_case'][output]}
-    for output, row in results['accuracy'].items()
-  }
-  lines = [table(accuracy)]
-  if 'audit' in results:
-    flags = results['audit']['flags']
-    verdict = f'{len(flags)} RED FLAGS' if flags else 'no red flag'
-    lines += ['', f'audit of the aggregated output: {verdict}']
-    lines += [
-      f'  RED FLAG {flag["name"]}: {flag["sentence"]}' for flag in flags
-    ]
-  return '\n'.join(lines)

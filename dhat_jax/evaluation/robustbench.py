@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dhat_jax.evaluation.attack_types import STANDARD
+from dhat_jax.models.aggregator import AGGREGATORS
 from dhat_jax.models.outputs import OUTPUTS
 
 
@@ -25,7 +26,8 @@ def _names(output: str, config: Mapping[str, Any]) -> dict[str, str]:
 
   A mean of the heads, an aggregator's or not, is the method's control.
   """
-  learned = config['model'].get('aggregator') != 'mean'
+  aggregator = AGGREGATORS.get(config['model'].get('aggregator'))
+  learned = getattr(aggregator, 'trains', True)
   if OUTPUTS[output].aggregates and learned:
     return {
       'link': 'https://arxiv.org/abs/2104.10377',

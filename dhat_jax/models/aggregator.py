@@ -42,7 +42,7 @@ def class_pairs(num_classes: int) -> np.ndarray:
   return np.stack(np.triu_indices(num_classes, k=1), axis=1)
 
 
-class Aggregator(nn.Module):
+class Aggregator(nn.Module, kw_only=True):
   """Base class: logits [B, H, K] of H heads -> logits [B, K].
 
   Called with (logits, train). Fields of a subclass are its options in a config.

@@ -93,7 +93,7 @@ class DualHeadNet(nn.Module):
     dtype: compute dtype of trunk and heads (None: that of the images).
       Parameters, statistics, aggregator and logits stay float32.
     axis_name: mapped axis over which batch norm shares its statistics.
-    aggregator_options: the aggregator's own, hashable.
+    aggregator_options: {name: value} of the aggregator's fields, hashable.
   """
 
   backbone: backbones.Backbone
@@ -108,6 +108,7 @@ class DualHeadNet(nn.Module):
   aggregator_options: Mapping[str, Any] = FrozenDict()
 
   def __post_init__(self):
+    self.aggregator_options = FrozenDict(self.aggregator_options)
     backbones.check(self.backbone)
     _require('attach', self.attach, self.backbone.attach_points)
     AGGREGATORS.check(

@@ -65,7 +65,9 @@ class ResNet18:
     """Returns the channels of a block, counted from 0."""
     return 64 * 2**block
 
-  def stem(self, images: chex.Array, *, dtype, **options) -> chex.Array:
+  def stem(
+    self, images: chex.Array, *, dtype: chex.ArrayDType | None, **options
+  ) -> chex.Array:
     """Computes the first convolution: [B, H, W, C] -> [B, H, W, 64]."""
     x = layers.conv(64, 3, dtype=dtype, name='conv')(images)
     if self.preact:

@@ -112,8 +112,8 @@ def prefixes(model: DualHeadNet) -> dict[str, str]:
   heads = [part for part in model.parts if part in numbered]
   if len(heads) == 1:
     return {'trunk': '', heads[0]: ''}
-  found = {part: numbered.get(part, 'cnn.') for part in model.parts}
-  return {**found, 'trunk': numbered[heads[0]]}
+  all_parts = {part: numbered.get(part, 'cnn.') for part in model.parts}
+  return {**all_parts, 'trunk': numbered[heads[0]]}
 
 
 def _network_name(backbone: Any, part: str, module: str) -> str:

@@ -19,20 +19,20 @@ from dhat_jax.report.write import write
 from dhat_jax.runtime import cli
 
 
+def _parse(argv: Sequence[str]) -> flags.FlagValues:
+  values = cli.new_flags(__doc__)
+  cli.define_path(values, 'workdir', 'A run.', several=True)
+  cli.define_path(values, 'out', 'Where to write.')
+  cli.parse(values, argv)
+  if not values.workdir:
+    raise ValueError('--workdir: got nothing, expected the folder of a run')
+  return values
+
+
 def main(argv: Sequence[str]) -> None:
   """Writes the report that the flags ask for; argv[0] is the program."""
-  if '--help' in argv:
-    print(__doc__)
-    return
-  values = flags.FlagValues()
-  flags.DEFINE_multi_string('workdir', [], 'A run.', flag_values=values)
-  flags.DEFINE_string('out', None, 'Where to write.', flag_values=values)
   with cli.mistakes_in_one_line():
-    rest = values(list(argv))[1:]
-    if rest:
-      raise ValueError(f'arguments: got {rest}, expected flags only')
-    if not values.workdir:
-      raise ValueError('--workdir: got nothing, expected the folder of a run')
+    values = _parse(argv)
     path = write(values.workdir, values.out)
   print(f'report: {path}')
 

@@ -84,8 +84,8 @@ def test_per_example_keys_folds_one_key_and_keeps_many():
   assert folded.shape == (4,)
   expected = jax.random.fold_in(rng, 2)
   assert (jax.random.key_data(folded[2]) == jax.random.key_data(expected)).all()
-  kept = balls.per_example_keys(folded, 4)
-  assert (jax.random.key_data(kept) == jax.random.key_data(folded)).all()
+  same = balls.per_example_keys(folded, 4)
+  assert (jax.random.key_data(same) == jax.random.key_data(folded)).all()
 
 
 def test_per_example_keys_refuses_other_shapes_and_raw_keys():

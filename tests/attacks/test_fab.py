@@ -26,8 +26,8 @@ def _nearest(images, labels, norm):
   logits = _linear(images)
   gaps = jnp.take_along_axis(logits, labels[:, None], 1) - logits
   sizes = jnp.linalg.norm(slopes, order, axis=2) + 1e-12
-  own = jnp.arange(3)[None] == labels[:, None]
-  return jnp.min(jnp.where(own, jnp.inf, gaps / sizes), axis=1)
+  true = jnp.arange(3)[None] == labels[:, None]
+  return jnp.min(jnp.where(true, jnp.inf, gaps / sizes), axis=1)
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
@@ -138,8 +138,8 @@ def test_steps_back_after_success_and_keeps_the_smaller_perturbation():
   np.testing.assert_allclose(
     after.points - images, 0.9 * (after.images_adv - images), atol=1e-6
   )
-  kept = step(after._replace(sizes=jnp.zeros(len(images))))
-  np.testing.assert_array_equal(kept.images_adv, after.images_adv)
+  again = step(after._replace(sizes=jnp.zeros(len(images))))
+  np.testing.assert_array_equal(again.images_adv, after.images_adv)
 
 
 def test_random_start_is_half_of_epsilon_and_optional():

@@ -140,9 +140,9 @@ def test_steps_losses_and_images_equal_the_original(norm, loss):
   # Where the step was halved the iterate is replaced after its evaluation.
   evaluated = np.stack(inputs)
   halved = states.step_sizes[1:] < states.step_sizes[:-1]
-  kept = np.concatenate([np.ones_like(halved[:1]), ~halved]) & determined
+  compared = np.concatenate([np.ones_like(halved[:1]), ~halved]) & determined
   np.testing.assert_allclose(
-    states.points[kept], evaluated[kept], rtol=0, atol=1e-9
+    states.points[compared], evaluated[compared], rtol=0, atol=1e-9
   )
   best, robust, best_losses, images_adv = result
   for ours, theirs in [

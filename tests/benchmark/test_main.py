@@ -88,7 +88,9 @@ def test_config_is_asked_for(capsys):
 
 
 def test_help(capsys):
-  command.main(['benchmark', '--help'])
+  with pytest.raises(SystemExit) as stopped:
+    command.main(['benchmark', '--help'])
+  assert stopped.value.code == 0
   assert '--what=autoattack' in capsys.readouterr().out
 
 

@@ -7,7 +7,6 @@ config checked. README's programs run in `test_readme`.
 """
 
 import configparser
-import copy
 import importlib
 import os
 import pathlib
@@ -21,11 +20,10 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from dhat_jax import build, convert, losses
+from dhat_jax import build, convert, losses, main
 from dhat_jax.benchmark import __main__ as benchmark
 from dhat_jax.datasets import digits
 from dhat_jax.pytorch import state_dicts
-from dhat_jax.runtime import cli
 from dhat_jax.training.stages import ROLES
 from dhat_jax.training.state import create_train_state
 from dhat_jax.training.step import make_train_step
@@ -86,18 +84,8 @@ def commands(page):
       yield words
 
 
-def parse_main(argv):
-  """Parses flags as `dhat_jax.main` does, but in a set of their own."""
-  importlib.import_module('dhat_jax.main')  # defines them
-  values = cli.new_flags(argv)
-  for name in ('workdir', 'mode'):
-    values[name] = copy.deepcopy(flags.FLAGS[name])
-  cli.parse(values, argv)
-  return values
-
-
 PARSERS = {
-  'dhat_jax.main': parse_main,
+  'dhat_jax.main': main.parse,
   'dhat_jax.convert': convert._parse,
   'dhat_jax.benchmark': benchmark._parse,
 }
@@ -158,7 +146,7 @@ def test_mistakes_in_commands_are_found(line, folder):
 
 def get_config(name):
   """The config in a file of the current folder, as the flags load it."""
-  return parse_main(['main', f'--config={name}']).config
+  return main.parse(['main', f'--config={name}']).config
 
 
 def trained_one_step(config, stage_name, *, runs):
@@ -253,7 +241,7 @@ def test_folder_of_images_loads(folder):
     for words in commands(DOCS / 'recipes.md')
     if '--config.dataset.loader=image_folder' in words
   ]
-  config = parse_main(words[2:]).config
+  config = main.parse(words[2:]).config
   config.dataset.cache_dir = str(folder / 'cache')
   data = build.dataset(config)
   assert data.train.labels.tolist() == list(range(10))

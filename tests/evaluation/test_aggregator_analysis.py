@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from dhat_jax.evaluation import aggregator_analysis
-from dhat_jax.models.aggregator import AGGREGATORS
 from dhat_jax.models.dual_head import DualHeadNet
 from tests.helpers.tiny import TinyBackbone, normal, random_like
 
@@ -14,7 +13,7 @@ LOGITS = {'main': normal(7, 4), 'second': normal(7, 4, seed=1)}
 def case(aggregator):
   """(net, variables of the aggregator alone) with 4 classes."""
   net = DualHeadNet(TinyBackbone(), 4, aggregator=aggregator)
-  module = AGGREGATORS[aggregator]()
+  module = net.make_aggregator()
   stacked = jnp.zeros((1, 2, 4))
   variables = module.init(jax.random.key(0), stacked, train=False)
   if variables:
@@ -33,7 +32,7 @@ def test_the_mean_takes_half_of_each():
 def test_influence_is_a_quotient_of_differences(aggregator):
   net, variables = case(aggregator)
   found = aggregator_analysis.influence(net, variables, LOGITS)
-  module = AGGREGATORS[aggregator]()
+  module = net.make_aggregator()
   own = {group: tree['aggregator'] for group, tree in variables.items()}
 
   def aggregated(main, second, label):
@@ -54,13 +53,12 @@ def test_influence_is_a_quotient_of_differences(aggregator):
       assert found[head][label] == pytest.approx(expected, rel=0.1, abs=0.05)
 
 
-def test_evenly_spaced_images_are_averaged(monkeypatch):
-  monkeypatch.setattr(aggregator_analysis, 'IMAGES', 3)
+def test_evenly_spaced_images_are_averaged():
   net, variables = case('classwise')
-  found = aggregator_analysis.influence(net, variables, LOGITS)
+  found = aggregator_analysis.influence(net, variables, LOGITS, images=3)
   chosen = {head: logits[[0, 3, 6]] for head, logits in LOGITS.items()}
   expected = aggregator_analysis.influence(net, variables, chosen)
-  for head in aggregator_analysis.HEADS:
+  for head in ('main', 'second'):
     np.testing.assert_allclose(found[head], expected[head], rtol=1e-6)
 
 

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax import plan
-from dhat_jax.attacks import pgd
+from dhat_jax.attacks import balls
 from dhat_jax.datasets.base import Split
-from dhat_jax.evaluation.evaluator import Attack, table
+from dhat_jax.evaluation import attacks
+from dhat_jax.evaluation.records import Workspace
 from dhat_jax.runtime import devices
-from tests import tiny_suite
+from tests.helpers import tiny_suite
+
+SHARED = {'epsilon': 0.1, 'step_size': 0.05, 'norm': 'linf', 'restarts': 1}
 
 
 @pytest.fixture(scope='module')
@@ -20,63 +22,69 @@ def case():
   return net, devices.replicate(variables), split
 
 
-def attack(name='pgd_3'):
-  return plan.gradient_attack(name, tiny_suite.get_config().evaluation)
-
-
-def test_flags_agree_with_images_and_logits(case):
+def test_records_agree_with_images_and_logits(case):
   net, variables, split = case
-  evaluator = tiny_suite.evaluator(net)
+  target = tiny_suite.make_evaluator(net).target(variables, 'mean')
+  attack = attacks.make('pgd_3', **SHARED)
   rng = jax.random.key(0)
-  found = evaluator.find(
-    variables, split, 'mean', attack(), rng, keep_images=True
-  )
-  assert 0 < found.robust.sum() < tiny_suite.IMAGES
-  correct = found.logits['mean'].argmax(axis=1) == split.labels
-  np.testing.assert_array_equal(found.robust, correct)
-  # The images are in the ball, and give those logits in the plain network.
+  record = attack.run(target, split, rng, Workspace(keep_images=True))
+  assert 0 < record.robust.sum() < tiny_suite.IMAGES
+  # The images are in the ball, and predicted so by the plain network.
   images = np.asarray(split.images, np.float32) / 255
-  assert np.abs(found.images_adv - images).max() <= 0.1 + 1e-6
-  outputs = net.apply(devices.to_host(variables), found.images_adv)
-  for name, logits in found.logits.items():
-    np.testing.assert_allclose(logits, outputs.select(name), atol=1e-4)
-  # The short form is the same attack, at any batch size.
-  other = tiny_suite.evaluator(net, batch_size=42)
-  flags = other.robust(variables, split, 'mean', attack(), rng)
-  np.testing.assert_array_equal(flags, found.robust)
+  assert np.abs(record.images_adv - images).max() <= 0.1 + 1e-6
+  outputs = net.apply(devices.to_host(variables), record.images_adv)
+  assert tuple(record.predictions) == ('main', 'second', 'mean', 'aggregated')
+  for name, predictions in record.predictions.items():
+    expected = outputs.select(name).argmax(axis=1)
+    np.testing.assert_array_equal(predictions, expected)
+  right = outputs.mean.argmax(axis=1) == split.labels
+  np.testing.assert_array_equal(record.robust, right)
+  # The attack's own verdict is the same, at any batch size.
+  other = tiny_suite.make_evaluator(net, batch_size=42)
+  flags = attack.robust(other.target(variables, 'mean'), split, rng)
+  np.testing.assert_array_equal(flags, record.robust)
+  images_adv = attack.images_adv(target, split, rng)
+  np.testing.assert_array_equal(images_adv, record.images_adv)
 
 
-def test_compiles_once_for_all_attacks(case, monkeypatch):
+def test_compiles_once_for_all_settings(case):
   net, variables, split = case
   traced = []
-  original = pgd.ascend
-  monkeypatch.setattr(
-    pgd, 'ascend', lambda *a, **k: traced.append(1) or original(*a, **k)
-  )
-  evaluator = tiny_suite.evaluator(net)
-  counts = []
-  for name in ('clean', 'fgsm', 'pgd_1', 'pgd_5', 'cw_2'):
-    evaluator.find(variables, split, 'main', attack(name), jax.random.key(0))
-    counts.append(len(traced))
-  assert counts[0] > 0
-  assert len(set(counts)) == 1
+
+  def function(logits_fn, images, labels, rngs, settings):
+    traced.append(1)
+    images_adv = jnp.clip(images + settings, 0, 1)
+    return balls.is_right(logits_fn(images_adv), labels), images_adv
+
+  evaluator = tiny_suite.make_evaluator(net)
+  accuracies = set()
+  for shift in (0.0, 0.2, 0.5):
+    attack = attacks.on_logits(function, shift, title=f'shift_{shift}')
+    target = evaluator.target(variables, 'main')
+    record = attack.run(target, split, jax.random.key(0))
+    accuracies.add(record.robust.mean())
+  assert len(traced) == 1
+  assert len(accuracies) > 1
+
+
+def test_gradient_attacks_are_one_function():
+  made = [
+    attacks.make(name, **SHARED)
+    for name in ('clean', 'fgsm', 'pgd_1', 'pgd_50', 'cw_2')
+  ]
+  assert len({attack.function for attack in made}) == 1
+  other = attacks.make('pgd_1', **{**SHARED, 'norm': 'l2'})
+  assert other.function is not made[0].function
 
 
 def test_streams_share_their_start(case):
   net, variables, split = case
-  evaluator = tiny_suite.evaluator(net)
-  start = attack()
-  settings = start.settings._replace(steps=0)
+  target = tiny_suite.make_evaluator(net).target(variables, 'main')
+  settings = attacks.make('pgd_3', **SHARED).settings._replace(steps=0)
 
-  def images(name, stream):
-    return evaluator.find(
-      variables,
-      split,
-      'main',
-      Attack(name, settings, stream),
-      jax.random.key(0),
-      keep_images=True,
-    ).images_adv
+  def images(title, stream):
+    attack = attacks.gradient(settings, norm='linf', title=title, stream=stream)
+    return attack.images_adv(target, split, jax.random.key(0))
 
   same = images('a', 'stream')
   np.testing.assert_array_equal(same, images('b', 'stream'))
@@ -86,17 +94,16 @@ def test_streams_share_their_start(case):
 def test_logits_of_float_images(case):
   net, variables, split = case
   images = np.asarray(split.images, np.float32) / 255
-  found = tiny_suite.evaluator(net).logits(
+  logits = tiny_suite.make_evaluator(net).logits(
     variables, Split(images, split.labels)
   )
-  assert tuple(found) == ('main', 'second', 'mean', 'aggregated')
+  assert tuple(logits) == ('main', 'second', 'mean', 'aggregated')
   expected = net.apply(devices.to_host(variables), jnp.asarray(images))
-  np.testing.assert_allclose(found['second'], expected.second, atol=1e-5)
+  np.testing.assert_allclose(logits['second'], expected.second, atol=1e-5)
 
 
-def test_table_marks_what_was_not_run():
-  text = table({'main': {'clean': 1.0}, 'mean': {'pgd_20': 0.256}})
-  head, main, mean = text.split('\n')
-  assert head.split() == ['clean', 'pgd_20']
-  assert main.split() == ['main', '100.00', '-']
-  assert mean.split() == ['mean', '-', '25.60']
+def test_batch_size_is_rounded_up_to_the_devices(case):
+  net, _, split = case
+  evaluator = tiny_suite.make_evaluator(net, batch_size=15)
+  assert evaluator.batch_size == 16
+  assert evaluator.num_batches(split) == len(list(evaluator.batches(split)))

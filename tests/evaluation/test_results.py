@@ -11,7 +11,7 @@ import pytest
 from dhat_jax.attacks import balls
 from dhat_jax.evaluation import attacks
 from dhat_jax.evaluation.evaluator import variables_of
-from dhat_jax.evaluation.results import evaluate, summary, table
+from dhat_jax.evaluation.results import evaluate
 from tests.helpers import tiny_suite
 
 OUTPUTS = ('main', 'second', 'mean', 'aggregated')
@@ -96,28 +96,15 @@ def test_sweep_and_loss_start_clean_and_get_worse(case, finished):
     assert curve['0'][0] < curve['1'][0] < curve['3'][0]
 
 
-def test_results_are_json_and_have_a_summary(finished):
+def test_results_are_json(finished):
   _, results = finished
   assert json.loads(json.dumps(results)) == results
-  text = summary(results)
-  assert 'worst case' in text
-  assert 'audit of the aggregated output' in text
-  flagged = {**results['audit'], 'flags': [{'name': 'a', 'sentence': 'b.'}]}
-  assert 'RED FLAG a: b.' in summary({**results, 'audit': flagged})
 
 
 def test_outputs_are_listed_with_their_labels(finished):
   _, results = finished
   assert [row['name'] for row in results['outputs']] == list(OUTPUTS)
   assert results['outputs'][2]['label'] == 'mean of the heads'
-
-
-def test_table_marks_what_was_not_run():
-  text = table({'main': {'clean': 1.0}, 'mean': {'pgd_20': 0.256}})
-  head, main, mean = text.split('\n')
-  assert head.split() == ['clean', 'pgd_20']
-  assert main.split() == ['main', '100.00', '-']
-  assert mean.split() == ['mean', '-', '25.60']
 
 
 def test_exported_images(case, finished):

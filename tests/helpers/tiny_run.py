@@ -12,6 +12,7 @@ import ast
 import sys
 
 from dhat_jax.configs import digits
+
 from tests.helpers import tiny  # noqa: F401 - registers the backbone 'tiny'
 
 

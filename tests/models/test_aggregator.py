@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 
 from dhat_jax.models import aggregator
-from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.dual_head import DualHeadNet, part_variables
 from tests.helpers.tiny import (
   TinyBackbone,
   flat,
@@ -216,7 +216,7 @@ def test_what_trains_and_what_has_a_bypass():
 class Weighted(aggregator.Aggregator):
   """A user's own: one weight for each head."""
 
-  start: float = 0.5
+  start: float
 
   @nn.compact
   def __call__(self, logits, train):
@@ -226,12 +226,11 @@ class Weighted(aggregator.Aggregator):
 
 
 def test_aggregator_of_a_user():
+  options = {'start': 0.25}
   net = DualHeadNet(
-    TinyBackbone(),
-    4,
-    aggregator='weighted',
-    aggregator_options={'start': 0.25},
+    TinyBackbone(), 4, aggregator='weighted', aggregator_options=options
   )
+  hash(net)
   images = normal(2, 8, 8, 3)
   variables = jax.jit(net.init)(jax.random.key(0), images)
   weights = variables['params']['aggregator']['weights']
@@ -243,3 +242,34 @@ def test_aggregator_of_a_user():
   module = net.make_aggregator()
   assert module.trains
   assert module.bypass is None
+  with pytest.raises(ValueError, match=r"aggregator: 'weighted' lacks"):
+    DualHeadNet(TinyBackbone(), 4, aggregator='weighted')
+
+
+@aggregator.register('rounded')
+class Rounded(aggregator.Aggregator):
+  """A user's own, with a way around its steps."""
+
+  trains = False
+
+  def __call__(self, logits, train):
+    return jnp.round(logits.mean(axis=1))
+
+  def bypass(self, variables, logits):
+    mean = logits.mean(axis=1)
+    steps = self.apply(variables, logits, train=False) - mean
+    return mean + jax.lax.stop_gradient(steps)
+
+
+def test_bypass_of_a_user():
+  net = DualHeadNet(TinyBackbone(), 4, aggregator='rounded')
+  module, logits = net.make_aggregator(), logits_of(4)
+  variables = part_variables(
+    random_variables(net, normal(2, 8, 8, 3)), 'aggregator'
+  )
+  assert variables == {}
+  np.testing.assert_allclose(
+    module.bypass(variables, logits), np.round(logits.mean(axis=1)), atol=1e-6
+  )
+  gradient = jax.grad(lambda x: module.bypass(variables, x).sum())(logits)
+  np.testing.assert_array_equal(gradient, np.full(logits.shape, 0.5))

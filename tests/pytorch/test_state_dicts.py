@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 
+from dhat_jax.models import aggregator
+from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.outputs import OUTPUTS, Output
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
-from dhat_jax.pytorch import state_dicts
+from dhat_jax.pytorch import names, state_dicts
 from tests.helpers.state_dicts import (
   WRN,
   counted_variables,
@@ -211,6 +214,38 @@ def test_backbone_without_names_is_refused():
   model = make(TinyBackbone())
   with pytest.raises(ValueError, match='choices are WideResNet and ResNet18'):
     state_dicts.to_torch(variables_of(model), model)
+
+
+@aggregator.register('unnamed')
+class Unnamed(aggregator.Mean):
+  """An aggregator that PyTorch's side does not know."""
+
+
+def test_aggregator_without_names_is_refused():
+  model = make(aggregator='unnamed')
+  message = "aggregator: got 'unnamed', which has no PyTorch names; choices are"
+  with pytest.raises(ValueError, match=message):
+    state_dicts.to_torch(variables_of(model), model)
+  plain = make(aggregator='unnamed', heads=2)
+  assert len(state_dicts.to_torch(variables_of(plain), plain)) > 50
+
+
+def test_prefixes_follow_the_output_table(monkeypatch):
+  row = Output(('trunk', 'third_head'), 'third head', stage='third_head')
+  monkeypatch.setitem(OUTPUTS, 'third', row)
+  model = DualHeadNet(WRN, 4, outputs=('main', 'third'))
+  prefixes = {'trunk': 'WRN1.', 'main_head': 'WRN1.', 'third_head': 'WRN3.'}
+  assert names.prefixes(model) == prefixes
+  expected = counted_variables(model)
+  state_dict = state_dicts.to_torch(expected, model)
+  assert {key.split('.')[0] for key in state_dict} == {'WRN1', 'WRN3'}
+  # A copy of the trunk under any other head is accepted.
+  state_dict['WRN3.conv1.weight'] = state_dict['WRN1.conv1.weight']
+  restored = flat(state_dicts.from_torch(state_dict, model))
+  for path, array in flat(expected).items():
+    np.testing.assert_array_equal(restored[path], array, err_msg=path)
+  alone = DualHeadNet(WRN, 4, outputs=('third',))
+  assert names.prefixes(alone) == {'trunk': '', 'third_head': ''}
 
 
 def test_channels_come_from_the_state_dict_unless_given():

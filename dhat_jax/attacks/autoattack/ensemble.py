@@ -139,6 +139,24 @@ def _describe_problem(
   }
 
 
+def _make_result(
+  evaluation: Evaluation, flags: dict[str, np.ndarray], warnings: list[str]
+) -> AutoAttackResult:
+  """Collects what an evaluation leaves, with the warnings that it allows."""
+  return AutoAttackResult(
+    robust=evaluation.robust,
+    images_adv=evaluation.images_adv,
+    predictions=evaluation.predictions,
+    flags=flags,
+    secs=evaluation.secs,
+    warnings=[
+      *warnings,
+      *checks.warn_square(flags),
+      *_warn_zero_gradients(evaluation.zero_gradients),
+    ],
+  )
+
+
 def autoattack(
   logits_fn: Callable,
   images: chex.Array,
@@ -231,8 +249,7 @@ def autoattack(
     checks.check_logits(logits, labels, names)
     classes = logits.shape[1]
     warnings = checks.warn_targets(names, classes, n_targets)
-    if version != 'rand':
-      warnings += evaluation.warn_randomized()
+    warnings += [] if version == 'rand' else evaluation.warn_randomized()
     budget = _make_budget(
       version,
       classes,
@@ -272,17 +289,6 @@ def autoattack(
         reporter=reporter,
       )
       flags[name] = evaluation.robust.copy()
-  result = AutoAttackResult(
-    robust=evaluation.robust,
-    images_adv=evaluation.images_adv,
-    predictions=evaluation.predictions,
-    flags=flags,
-    secs=evaluation.secs,
-    warnings=[
-      *warnings,
-      *checks.warn_square(flags),
-      *_warn_zero_gradients(evaluation.zero_gradients),
-    ],
-  )
+  result = _make_result(evaluation, flags, warnings)
   journal.save('result', result.arrays())
   return result

@@ -1,6 +1,7 @@
 """Every config x variant x stage builds, is plain data, and is all read."""
 
 import ast
+import collections
 import importlib
 import json
 import pathlib
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
+import dhat_jax
 from configs import recipes
-from dhat_jax import build
-from dhat_jax.runtime import workdir
-from dhat_jax.training.stages import ROLES
+from dhat_jax.from_config import training
+from dhat_jax.from_config.check import check
+from dhat_jax.runtime import config_file, workdir
+from dhat_jax.training.stages import roles
 
-SOURCES = pathlib.Path(build.__file__).parent
+SOURCES = pathlib.Path(dhat_jax.__file__).parent
 VARIANTS = [
   f'{base}_{backbone}'
   for base in recipes.BASES
@@ -47,13 +50,13 @@ def get_config(name, variant):
 @pytest.mark.parametrize(('name', 'variant'), CONFIGS)
 def test_builds_every_stage(name, variant):
   config = get_config(name, variant)
-  build.check(config)
+  check(config)
   assert config.name.startswith(name)
   for stage_name in config.stages:
-    stage = build.stage(config, stage_name, num_train=45_000)
-    assert stage.role is ROLES[stage_name]
+    stage = training.make_stage(config, stage_name, num_train=45_000)
+    assert stage.role == roles()[stage_name]
     assert stage.num_steps > 0
-    assert stage.attack is not None
+    assert stage.attack_steps == 10
 
 
 @pytest.mark.parametrize(('name', 'variant'), CONFIGS)
@@ -71,6 +74,52 @@ def test_default_variants():
   assert get_config('svhn', 'sat_resnet18').name == 'svhn_sat_resnet18'
 
 
+def shared_parts(config):
+  """Counts ConfigDicts and references that several places of a config have."""
+  counts = collections.Counter()
+
+  def visit(node):
+    for value in node.values(preserve_field_references=True):
+      if isinstance(value, ml_collections.ConfigDict):
+        visit(value)
+      if isinstance(
+        value, ml_collections.ConfigDict | ml_collections.FieldReference
+      ):
+        counts[id(value)] += 1
+
+  visit(config)
+  assert len(counts) > 20
+  return sum(count > 1 for count in counts.values())
+
+
+@pytest.mark.parametrize(('name', 'variant'), CONFIGS)
+def test_no_part_is_shared(name, variant):
+  """What is set in one stage changes no other."""
+  assert shared_parts(get_config(name, variant)) == 0
+  path = f'configs/{name}.py:{variant}'
+  assert shared_parts(config_file.read(path)) == 0
+
+
+def test_configs_import_only_each_other():
+  folder = pathlib.Path(recipes.__file__).parent
+  for path in folder.glob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ImportFrom):
+        assert node.module in ('ml_collections', 'dhat_jax.configs'), path
+      elif isinstance(node, ast.Import):
+        assert {a.name for a in node.names} <= {'copy', 're'}, path
+
+
+def test_every_config_is_listed():
+  names = [f'configs/{name}.py' for name in dict(CONFIGS)]
+  assert config_file.list_installed() == sorted(names)
+
+
+def test_importable_as_part_of_the_package():
+  installed = importlib.import_module('dhat_jax.configs.digits').get_config()
+  assert installed.to_dict() == get_config('digits', 'trades_wrn10_1').to_dict()
+
+
 @pytest.mark.parametrize('variant', ['trades', 'trades_vgg', 'fgsm_resnet18'])
 def test_unknown_variant_lists_choices(variant):
   with pytest.raises(ValueError, match=r'trades.*mart.*wrn34_10'):
@@ -78,7 +127,7 @@ def test_unknown_variant_lists_choices(variant):
 
 
 def count(config, outputs):
-  net = build.model(config, outputs=outputs)
+  net = training.make_network(config, outputs=outputs)
   shapes = jax.eval_shape(
     net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
   )
@@ -113,7 +162,7 @@ def names_in_source():
       elif isinstance(node, ast.arg):
         names.add(node.arg)
       elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-        names.add(node.value)
+        names.update(node.value.split('.'))
   return names
 
 
