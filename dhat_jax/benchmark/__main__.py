@@ -24,6 +24,7 @@ The last two need the PyTorch originals: pip install 'dhat_jax[oracle]'.
 --n_queries=5000    Queries of Square.
 --steps=300         Steps of --what=pipeline.
 --repeats=5         Timed calls.
+--cpu_devices=N     Simulated CPU devices.
 --out=FILE.json     Keeps what was measured.
 --json              Prints one JSON line last: what was measured; of a single
                     training step its row alone.
@@ -62,6 +63,7 @@ def _parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_list('dtype', ['float32'], 'Precisions.', **define)
   for name, default in INTEGERS.items():
     flags.DEFINE_integer(name, default, '', lower_bound=1, **define)
+  flags.DEFINE_integer('cpu_devices', None, '', lower_bound=1, **define)
   cli.parse(values, argv)
   stages = tuple(values.config.stages)
   if values.stage is not None and values.stage not in stages:
@@ -91,7 +93,7 @@ def _measure(
   # JAX reads its flags when it starts.
   from dhat_jax.runtime import documents, processes
 
-  processes.initialize()
+  processes.initialize(cpu_devices=values.cpu_devices)
   from dhat_jax import from_config
   from dhat_jax.benchmark import timing
   from dhat_jax.from_config.values import choose
@@ -109,7 +111,7 @@ def _measure(
   elif values.what == 'pipeline':
     arguments, options = (stages, sizes[0]), {'num_steps': values.steps}
   elif values.what == 'scaling':
-    arguments = stages[0], sizes[0]
+    arguments = stages[0], sizes[0], argv[1:]
   elif values.what == 'peer':
     arguments = stages, sizes[0]
   else:

@@ -94,17 +94,29 @@ def test_help(capsys):
   assert '--what=autoattack' in capsys.readouterr().out
 
 
-def test_scaling(capsys, monkeypatch):
-  monkeypatch.setattr(scaling, 'BATCH_SIZES', (2,))
-  monkeypatch.setattr(scaling, 'ATTACK_STEPS', (2,))
-  monkeypatch.setattr(scaling, 'BACKBONES', ('wrn10_1',))
-  monkeypatch.setattr(scaling, 'CLASSES', (100,))
-  monkeypatch.setattr(scaling, 'AGGREGATORS', ('classwise',))
-  monkeypatch.setattr(scaling, 'DEVICES', (1,))
-  monkeypatch.setattr(scaling, 'IMAGES', (4,))
-  monkeypatch.setattr(scaling.autoattack_sides, 'STANDARD', ('apgd-ce',))
-  out = run(capsys, '--what=scaling', '--json', '--batch_size=4', *SMALL)
-  rows = json.loads(out.splitlines()[-1])['rows']
+AXES = scaling.Axes(
+  batch_sizes=(2,),
+  attack_steps=(2,),
+  backbones=('wrn10_1',),
+  classes=(100,),
+  aggregators=('classwise',),
+  devices=(1,),
+  images=(4,),
+  attacks=('apgd-ce',),
+)
+
+
+def test_scaling(capsys):
+  # The process with one device reads the config of its file, which registers
+  # the backbone.
+  arguments = '--config=tests/helpers/tiny_run.py', *SMALL
+  config = command._parse(['benchmark', *arguments]).config
+  measured = scaling.run(
+    config, 'main_head', 4, arguments, repeats=2, axes=AXES
+  )
+  assert '\ndevices 1: ' in capsys.readouterr().out
+  rows = measured['rows']
+  assert '\n| autoattack_images ' in scaling.table(measured)
   assert [(row['axis'], row['value']) for row in rows] == [
     ('batch_size', 2),
     ('attack_steps', 2),
@@ -130,7 +142,7 @@ def test_a_config_is_not_changed_by_measuring():
   before = config.to_json()
   stage = training.make_stage(config, 'main_head', 6)
   assert stage.batch_size == 6
-  problems = dict(scaling._axes(config, 'main_head', 4))
+  problems = dict(scaling._problems(config, 'main_head', 4, scaling.AXES))
   steps = [
     problem.config.main_head.attack.steps
     for problem in problems['attack_steps'].values()

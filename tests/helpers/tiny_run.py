@@ -12,7 +12,6 @@ import ast
 import sys
 
 from dhat_jax.configs import digits
-
 from tests.helpers import tiny  # noqa: F401 - registers the backbone 'tiny'
 
 
