@@ -15,7 +15,7 @@ import os
 
 import ml_collections
 
-from configs import cifar10
+from dhat_jax.configs import cifar10
 from dhat_jax.runtime import cli
 from experiments import runs
 from experiments.digits import changed

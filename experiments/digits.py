@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from configs import digits
+from dhat_jax.configs import digits
 from dhat_jax.runtime import cli
 from experiments import runs
 from experiments.runs import Entry, Run

@@ -1,6 +1,7 @@
 """Means over seeds, paired differences, and how certain they are."""
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,11 @@ def over_seeds(
   mean = float(np.subtract(values, baseline).mean())
   if len(values) == 1:
     return mean, math.nan, math.nan
-  low, high = stats.ttest_rel(values, baseline).confidence_interval(level)
+  with warnings.catch_warnings():
+    # Differences that are all (nearly) equal are no mistake here.
+    warnings.simplefilter('ignore', RuntimeWarning)
+    test = stats.ttest_rel(values, baseline)
+  low, high = test.confidence_interval(level)
   return mean, float(low), float(high)
 
 

@@ -24,6 +24,7 @@ The last two need the PyTorch originals: pip install 'dhat_jax[oracle]'.
 --n_queries=5000    Queries of Square.
 --steps=300         Steps of --what=pipeline.
 --repeats=5         Timed calls.
+--cpu_devices=N     Simulated CPU devices.
 --out=FILE.json     Keeps what was measured.
 --json              Prints one JSON line last: what was measured; of a single
                     training step its row alone.
@@ -41,7 +42,6 @@ from absl import flags
 from dhat_jax.runtime import cli
 
 WHAT = ('training', 'pipeline', 'scaling', 'peer', 'autoattack')
-DTYPES = ('float32', 'bfloat16')
 INTEGERS = {
   'images': 256,
   'n_iter': 100,
@@ -63,6 +63,7 @@ def _parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_list('dtype', ['float32'], 'Precisions.', **define)
   for name, default in INTEGERS.items():
     flags.DEFINE_integer(name, default, '', lower_bound=1, **define)
+  flags.DEFINE_integer('cpu_devices', None, '', lower_bound=1, **define)
   cli.parse(values, argv)
   stages = tuple(values.config.stages)
   if values.stage is not None and values.stage not in stages:
@@ -70,9 +71,6 @@ def _parse(argv: list[str]) -> flags.FlagValues:
   for size in values.batch_size:
     if not size.isdigit() or int(size) < 1:
       raise ValueError(f'--batch_size: got {size!r}, expected integers >= 1')
-  for dtype in values.dtype:
-    if dtype not in DTYPES:
-      raise ValueError(f'--dtype: got {dtype!r}, choices are {DTYPES}')
   if values.what != 'training' and len(values.batch_size) > 1:
     raise ValueError(
       f'--batch_size: got {values.batch_size}, expected one for '
@@ -91,16 +89,20 @@ def _say(line: str) -> None:
 def _measure(
   values: flags.FlagValues, argv: list[str]
 ) -> tuple[dict[str, Any], str]:
-  """Returns (what was measured, its table)."""
+  """Returns (the document of what was measured, its table)."""
   # JAX reads its flags when it starts.
-  from dhat_jax import build
-  from dhat_jax.runtime import devices, documents
+  from dhat_jax.runtime import documents, processes
 
-  devices.initialize()
+  processes.initialize(cpu_devices=values.cpu_devices)
+  from dhat_jax import from_config
   from dhat_jax.benchmark import timing
+  from dhat_jax.from_config.values import choose
+  from dhat_jax.models.layers import DTYPES
 
   config = values.config
-  build.check(config)
+  from_config.check(config)
+  for dtype in values.dtype:
+    choose('--dtype', dtype, DTYPES)
   stages = (values.stage,) if values.stage else tuple(config.stages)
   sizes = tuple(int(size) for size in values.batch_size)
   options = {'repeats': values.repeats}
@@ -109,7 +111,7 @@ def _measure(
   elif values.what == 'pipeline':
     arguments, options = (stages, sizes[0]), {'num_steps': values.steps}
   elif values.what == 'scaling':
-    arguments = stages[0], sizes[0]
+    arguments = stages[0], sizes[0], argv[1:]
   elif values.what == 'peer':
     arguments = stages, sizes[0]
   else:
@@ -117,30 +119,30 @@ def _measure(
     options |= {'n_iter': values.n_iter, 'n_queries': values.n_queries}
   module = importlib.import_module(f'dhat_jax.benchmark.{values.what}')
   with timing.no_compilation_cache():
-    found = module.run(config, *arguments, **options, report=_say)
-  found = documents.document(
+    measured = module.run(config, *arguments, **options, report=_say)
+  document = documents.document(
     'benchmark',
-    {'what': values.what, 'config': config.name, **options, **found},
+    {'what': values.what, 'config': config.name, **options, **measured},
     command=shlex.join(['python', '-m', 'dhat_jax.benchmark', *argv[1:]]),
   )
-  return found, module.table(found)
+  return document, module.table(document)
 
 
 def main(argv: list[str]) -> None:
   """Measures what the flags name; argv[0] is the program."""
   with cli.mistakes_in_one_line():
     values = _parse(argv)
-    found, table = _measure(values, argv)
+    document, table = _measure(values, argv)
   print(f'\n{table}')
   if values.out:
     from dhat_jax.runtime import documents
 
-    documents.write(values.out, found)
+    documents.write(values.out, document)
     print(f'\nwritten: {values.out}')
   if values.json:
-    rows = found['rows']
+    rows = document['rows']
     alone = values.what == 'training' and len(rows) == 1
-    print(json.dumps(rows[0] if alone else found))
+    print(json.dumps(rows[0] if alone else document))
 
 
 if __name__ == '__main__':

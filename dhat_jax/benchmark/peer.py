@@ -95,17 +95,16 @@ def compare(
   from dhat_jax.benchmark import torch_steps
 
   config = copy.deepcopy(config)
-  config.dataset.update(crop_padding=0, flip=False, augmentations=())
+  with config.unlocked():
+    config.dataset.augmentations = ()
   numbers = recipe(config, name)
   trainer = training.make_trainer(config, name, batch_size)
   variables = devices.to_host(trainer.state).variables()
-  state_dict = convert.to_torch(
-    {k: jax.tree.map(np.asarray, v) for k, v in variables.items()},
-    trainer.stage.net,
-  )
+  net = trainer.stage.net
+  state_dict = convert.to_torch(jax.tree.map(np.asarray, variables), net)
   images = devices.unshard(trainer.batch['images']).astype(np.float32) / 255
   labels = devices.unshard(trainer.batch['labels'])
-  arguments = trainer.stage.net, state_dict, numbers, name
+  arguments = net, state_dict, numbers, name
   peers = {
     'published': torch_steps.Published(*arguments),
     'optimised': torch_steps.Optimised(*arguments),

@@ -113,7 +113,7 @@ def make_trainer(
   image_shape = from_config.image_shape(config)
   state = devices.replicate(make_state(stage, image_shape))
   batch = random_batch(config, batch_size)
-  step = devices.pmap_train_step(stage.step)
+  step = devices.mapped_train_step(stage.step)
   started = time.perf_counter()
   lowered = step.lower(state, batch)
   traced = time.perf_counter()

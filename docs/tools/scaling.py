@@ -16,9 +16,9 @@ import jax
 
 DOCS = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(DOCS.parent))
-from configs import cifar10  # noqa: E402
 from dhat_jax import from_config  # noqa: E402
 from dhat_jax.benchmark import training  # noqa: E402
+from dhat_jax.configs import cifar10  # noqa: E402
 from dhat_jax.runtime import documents  # noqa: E402
 from dhat_jax.training import cost  # noqa: E402
 
@@ -102,6 +102,13 @@ def get_config(backbone='wrn34_10'):
   return cifar10.get_config(f'trades_{backbone}')
 
 
+def part_costs(config):
+  """Returns the multiply-adds per image of each part of a config's network."""
+  return cost.parts(
+    from_config.make_network(config), from_config.image_shape(config)
+  )
+
+
 def stage_cost(config, name):
   """Counts a stage of a config."""
   stage = training.make_stage(config, name, 128)
@@ -114,12 +121,11 @@ def stage_cost(config, name):
   def size(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
-  net = build.model(config, outputs=stage.role.outputs)
-  costs = cost.parts(net, training.image_shape(config))
-  steps = config[name].attack.steps
+  costs = cost.parts(stage.net, image_shape)
+  steps = stage.attack_steps
   return Cost(
     epochs=config[name].epochs,
-    operations=2 * cost.needed(costs, name, stage.loss, steps),
+    operations=2 * cost.needed(costs, stage.role, stage.loss, steps),
     trained=size(trained),
     parameters=size(state.params),
     norms=len(statistics) // 2,
@@ -257,15 +263,13 @@ def experiment_table(costs):
   """What the comparison costs at the paper's size, on one accelerator."""
   accelerator = ACCELERATORS[0]
   config = get_config()
-  parts = cost.parts(build.model(config), training.image_shape(config))
+  parts = part_costs(config)
   single = 2 * (parts['trunk'] + parts['main_head'])
   dual = 2 * sum(parts.values())
   wide_config = get_config('wrn34_14')
   wide_config.stages = ('main_head',)
   wide = {'main_head': stage_cost(wide_config, 'main_head')}
-  wide_parts = cost.parts(
-    build.model(wide_config), training.image_shape(wide_config)
-  )
+  wide_parts = part_costs(wide_config)
   wide_forward = 2 * (wide_parts['trunk'] + wide_parts['main_head'])
   rows = {
     'WRN-34-10: single head, DH-AT `pairwise` and `mean`': (

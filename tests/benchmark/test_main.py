@@ -7,10 +7,15 @@ import pytest
 
 from dhat_jax.benchmark import __main__ as command
 from dhat_jax.benchmark import scaling, training
+from dhat_jax.runtime import documents
 from tests.helpers import tiny_run
 
 CONFIG = '--config=configs/digits.py'
-SMALL = ('--config.main_head.attack.steps=1', '--repeats=2')
+SMALL = (
+  '--config.model.backbone=tiny',
+  '--config.main_head.attack.steps=1',
+  '--repeats=2',
+)
 
 
 def run(capsys, *arguments):
@@ -18,8 +23,7 @@ def run(capsys, *arguments):
   return capsys.readouterr().out
 
 
-def test_one_step_as_json(capsys, monkeypatch, tmp_path):
-  tiny_run.use_tiny_backbone(monkeypatch)
+def test_one_step_as_json(capsys, tmp_path):
   path = tmp_path / 'out.json'
   out = run(
     *(capsys, '--stage=main_head', '--batch_size=4', '--json'),
@@ -33,14 +37,14 @@ def test_one_step_as_json(capsys, monkeypatch, tmp_path):
   assert row['compile_seconds'] > 0
   assert 0 < row['utilisation'] < 1
   assert row['memory']['donated'] > 0
-  document = json.loads(path.read_text())
+  document = documents.read(str(path))
   assert document['rows'] == [row]
   assert document['machine']['versions']['jax']
-  assert '| main_head | 4 | float32 |' in out
+  assert document['kind'] == 'benchmark'
+  assert re.search(r'\n\| main_head +\| +4 \| +float32', out)
 
 
-def test_pipeline(capsys, monkeypatch):
-  tiny_run.use_tiny_backbone(monkeypatch)
+def test_pipeline(capsys):
   out = run(
     *(capsys, '--what=pipeline', '--stage=main_head', '--json'),
     *('--batch_size=4', '--steps=3'),
@@ -90,18 +94,29 @@ def test_help(capsys):
   assert '--what=autoattack' in capsys.readouterr().out
 
 
-def test_scaling(capsys, monkeypatch):
-  tiny_run.use_tiny_backbone(monkeypatch)
-  monkeypatch.setattr(scaling, 'BATCH_SIZES', (2,))
-  monkeypatch.setattr(scaling, 'ATTACK_STEPS', (2,))
-  monkeypatch.setattr(scaling, 'BACKBONES', ('wrn10_1',))
-  monkeypatch.setattr(scaling, 'CLASSES', (100,))
-  monkeypatch.setattr(scaling, 'AGGREGATORS', ('classwise',))
-  monkeypatch.setattr(scaling, 'DEVICES', (1,))
-  monkeypatch.setattr(scaling, 'IMAGES', (4,))
-  monkeypatch.setattr(scaling.autoattack_sides, 'STANDARD', ('apgd-ce',))
-  out = run(capsys, '--what=scaling', '--json', '--batch_size=4', *SMALL)
-  rows = json.loads(out.splitlines()[-1])['rows']
+AXES = scaling.Axes(
+  batch_sizes=(2,),
+  attack_steps=(2,),
+  backbones=('wrn10_1',),
+  classes=(100,),
+  aggregators=('classwise',),
+  devices=(1,),
+  images=(4,),
+  attacks=('apgd-ce',),
+)
+
+
+def test_scaling(capsys):
+  # The process with one device reads the config of its file, which registers
+  # the backbone.
+  arguments = '--config=tests/helpers/tiny_run.py', *SMALL
+  config = command._parse(['benchmark', *arguments]).config
+  measured = scaling.run(
+    config, 'main_head', 4, arguments, repeats=2, axes=AXES
+  )
+  assert '\ndevices 1: ' in capsys.readouterr().out
+  rows = measured['rows']
+  assert '\n| autoattack_images ' in scaling.table(measured)
   assert [(row['axis'], row['value']) for row in rows] == [
     ('batch_size', 2),
     ('attack_steps', 2),
@@ -125,9 +140,9 @@ def test_scaling(capsys, monkeypatch):
 def test_a_config_is_not_changed_by_measuring():
   config = tiny_run.get_config()
   before = config.to_json()
-  changed, stage = training.make_stage(config, 'main_head', 6)
-  assert stage.batch_size == changed.main_head.batch_size == 6
-  problems = dict(scaling._axes(config, 'main_head', 4))
+  stage = training.make_stage(config, 'main_head', 6)
+  assert stage.batch_size == 6
+  problems = dict(scaling._problems(config, 'main_head', 4, scaling.AXES))
   steps = [
     problem.config.main_head.attack.steps
     for problem in problems['attack_steps'].values()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import digits
+from dhat_jax.configs import digits
 
 pytest.importorskip('torch')
 pytest.importorskip('pyautoattack')

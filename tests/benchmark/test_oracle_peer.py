@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
 from dhat_jax import convert
 from dhat_jax.benchmark import training
+from dhat_jax.configs import digits
 from dhat_jax.runtime import devices, provenance
 
 torch = pytest.importorskip('torch')
@@ -37,7 +37,7 @@ def parameters(trainer):
   variables = jax.tree.map(
     np.asarray, devices.to_host(trainer.state).variables()
   )
-  return convert.to_torch(variables, trainer.net)
+  return convert.to_torch(variables, trainer.stage.net)
 
 
 @pytest.mark.parametrize('stage', list(PREFIXES))
@@ -49,10 +49,10 @@ def test_one_step_is_the_same_everywhere(stage):
   labels = devices.unshard(trainer.batch['labels'])
   recipe = peer.recipe(config, stage)
   peers = [
-    torch_steps.Published(trainer.net, before, recipe, stage),
-    torch_steps.Optimised(trainer.net, before, recipe, stage),
+    torch_steps.Published(trainer.stage.net, before, recipe, stage),
+    torch_steps.Optimised(trainer.stage.net, before, recipe, stage),
     torch_steps.Optimised(
-      trainer.net, before, recipe, stage, channels_last=True
+      trainer.stage.net, before, recipe, stage, channels_last=True
     ),
   ]
   start = peer.attack_start(trainer, config[stage].attack, images)

@@ -251,7 +251,7 @@ def test_folder_of_images_loads(folder):
 @pytest.fixture(scope='module')
 def state_dict():
   """A PyTorch state dict of the digits network, random."""
-  from configs import digits as digits_config
+  from dhat_jax.configs import digits as digits_config
 
   net = build.model(digits_config.get_config())
   variables = random_variables(net, np.zeros((1, 8, 8, 1), np.float32))
@@ -333,7 +333,7 @@ def test_links_to_files_lead_somewhere(page):
 
 def test_stages_of_the_method_page():
   """Its table of stages is that of the config."""
-  from configs import cifar10
+  from dhat_jax.configs import cifar10
 
   config = cifar10.get_config()
   text = (DOCS / 'method.md').read_text()

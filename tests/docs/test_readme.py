@@ -59,7 +59,7 @@ def test_tables_are_generated():
 
 
 def test_every_key_that_readme_names_exists():
-  from configs import cifar10
+  from dhat_jax.configs import cifar10
 
   flags = re.findall(r'--config\.([\w.]+)=', readme())
   assert flags
