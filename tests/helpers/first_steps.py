@@ -2,7 +2,7 @@
 
     python -m tests.helpers.first_steps FILE.npz STAGE,... [--cpu_devices=4 ...]
 
-Options with dashes are those of `devices.initialize`. The file gets
+Options with dashes are those of `processes.initialize`. The file gets
 `<stage>/<step>/<name>` of the metrics and the variables after each step.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from dhat_jax import build
 from dhat_jax.benchmark import training
 from dhat_jax.datasets import batches as input_pipeline
-from dhat_jax.runtime import devices
+from dhat_jax.runtime import devices, processes
 from dhat_jax.training import checkpoint
 from tests.helpers import tiny_run
 from tests.helpers.tiny import random_like
@@ -54,7 +54,7 @@ def main():
   """Runs the stages and writes the file."""
   path, stages, *options = sys.argv[1:]
   pairs = (option.removeprefix('--').partition('=') for option in options)
-  devices.initialize(**{k: ast.literal_eval(v) for k, _, v in pairs})
+  processes.initialize(**{k: ast.literal_eval(v) for k, _, v in pairs})
   tiny_run.use_tiny_backbone()
   config = tiny_run.get_config(
     **{'dataset.crop_padding': 1, 'dataset.flip': True}
@@ -63,7 +63,7 @@ def main():
   found = {}
   for name in stages.split(','):
     found |= first_steps(config, dataset, name)
-  if devices.is_first():
+  if processes.is_first():
     np.savez(path, **found)
 
 
