@@ -11,7 +11,6 @@ import pytest
 from dhat_jax import losses
 from dhat_jax.attacks import balls, pgd
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.runtime import devices
 from dhat_jax.training.stages import all_roles, roles
 from dhat_jax.training.state import create_train_state
 from dhat_jax.training.step import make_train_step

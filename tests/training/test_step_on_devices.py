@@ -1,12 +1,22 @@
 """The training step on several devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
+from dhat_jax import losses
 from dhat_jax.runtime import devices
-from tests.training.test_step import *
+from tests.training.test_step import (
+  ROLES,
+  compiled,
+  flip,
+  keys_by_hand,
+  make,
+  make_batch,
+  make_net,
+)
 
 
 def test_two_devices_equal_one():
