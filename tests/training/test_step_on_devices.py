@@ -9,6 +9,7 @@ import numpy as np
 from dhat_jax import losses
 from dhat_jax.runtime import devices
 from tests.training.test_step import (
+  HALVES,
   ROLES,
   compiled,
   flip,
