@@ -12,12 +12,20 @@ import jax
 import ml_collections
 import numpy as np
 
-from dhat_jax import from_config
 from dhat_jax.datasets.base import Dataset
 from dhat_jax.evaluation import robustbench
 from dhat_jax.evaluation.results import evaluate
 from dhat_jax.evaluation.summary import summary
-from dhat_jax.from_config.values import workdir_defaults
+from dhat_jax.from_config.check import check
+from dhat_jax.from_config.data import load_dataset
+from dhat_jax.from_config.experiment import Experiment, make_experiment
+from dhat_jax.from_config.training import find_role, make_natural, make_network
+from dhat_jax.from_config.values import (
+  as_json,
+  completed,
+  in_unit,
+  workdir_defaults,
+)
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.outputs import Outputs
 from dhat_jax.runtime import documents, files, processes, provenance, workdir
@@ -48,7 +56,7 @@ def train_and_evaluate(
     Preempted: SIGTERM came; the state is saved, call again to resume.
     metrics.NonFiniteError: training diverged.
   """
-  from_config.check(config)
+  check(config)
   directory = files.user_path(directory)
   results_path = os.path.join(directory, 'results.json')
   if mode == 'evaluate' and not os.path.exists(
@@ -66,7 +74,7 @@ def train_and_evaluate(
     # Data first: a run that finds none leaves nothing behind. And one process
     # first: what it downloads and caches is there for the others.
     with processes.first_alone('data'):
-      dataset = from_config.load_dataset(config)
+      dataset = load_dataset(config)
     prepare_workdir(config, directory, may_differ=may_differ)
     with jax.debug_nans(config.debug_nans or jax.config.jax_debug_nans):
       results = _run(config, directory, dataset, mode)
@@ -87,7 +95,7 @@ def check_workdir(
   """Checks that a folder can hold a run of a config; see `workdir.check`."""
   workdir.check(
     directory,
-    from_config.as_json(config),
+    as_json(config),
     may_differ=may_differ,
     defaults=workdir_defaults(),
   )
@@ -102,7 +110,7 @@ def prepare_workdir(
   """Takes a folder for a run of a config; see `workdir.prepare`."""
   workdir.prepare(
     directory,
-    from_config.as_json(config),
+    as_json(config),
     may_differ=may_differ,
     defaults=workdir_defaults(),
   )
@@ -112,16 +120,14 @@ def _run(
   config: ml_collections.ConfigDict, directory: str, dataset: Dataset, mode: str
 ) -> dict[str, Any]:
   """Trains and evaluates, the natural twin too; returns the results."""
-  experiment = from_config.make_experiment(config, dataset)
+  experiment = make_experiment(config, dataset)
   results = _train_and_score(config, experiment, directory, mode)
   if config.compare_with_natural:
-    natural = from_config.make_natural(config)
+    natural = make_natural(config)
     folder = os.path.join(directory, 'natural')
     prepare_workdir(natural, folder, may_differ=('evaluation.',))
     # The same network: the twin is attacked by what is compiled already.
-    twin = from_config.make_experiment(
-      natural, dataset, evaluator=experiment.evaluator
-    )
+    twin = make_experiment(natural, dataset, evaluator=experiment.evaluator)
     scored = _train_and_score(natural, twin, folder, mode)
     results['natural'] = {key: scored[key] for key in ('accuracy', 'seconds')}
   return results
@@ -129,7 +135,7 @@ def _run(
 
 def _train_and_score(
   config: ml_collections.ConfigDict,
-  experiment: from_config.Experiment,
+  experiment: Experiment,
   directory: str,
   mode: str,
 ) -> dict[str, Any]:
@@ -160,10 +166,10 @@ def _train_and_score(
       'dataset': config.dataset.name,
       'data_source': dataset.source,
       'n_test': len(dataset.test.labels),
-      'config': from_config.as_json(config),
+      'config': as_json(config),
       'versions': provenance.versions(),
       'seed': config.seed,
-      'epsilon': from_config.in_unit(config.evaluation, 'epsilon'),
+      'epsilon': in_unit(config.evaluation, 'epsilon'),
       **scores,
       'seconds': {name: round(value, 1) for name, value in seconds.items()},
     },
@@ -243,17 +249,17 @@ def load_run(workdir: str, stage: str | None = None) -> Run:
   if not os.path.exists(path):
     raise ValueError(f'workdir {workdir}: holds no run (no config.json)')
   values = files.read_json(path)
-  config = from_config.completed(ml_collections.ConfigDict(values))
+  config = completed(ml_collections.ConfigDict(values))
   stages = tuple(config.stages)
   stage = stages[-1] if stage is None else stage
   if stage not in stages:
     raise ValueError(f'stage: got {stage!r}, choices are {stages}')
-  role = from_config.find_role(config, stage)
+  role = find_role(config, stage)
   folder = loop.checkpoint_folder(directory, stage)
   if not stored.steps(folder):
     raise ValueError(f'workdir {workdir}: stage {stage!r} is not trained')
   return Run(
-    net=from_config.make_network(config, outputs=role.outputs),
+    net=make_network(config, outputs=role.outputs),
     variables=stored.read_variables(folder, keep=config[stage].keep),
     config=config,
     output=role.output,

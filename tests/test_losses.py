@@ -7,46 +7,17 @@ import pytest
 
 from dhat_jax import losses
 from dhat_jax.models.outputs import Outputs
+from tests.helpers.float64 import (
+  LABELS,
+  ce_in_float64,
+  finite_differences,
+  kl_in_float64,
+  logits_at,
+  pick,
+  softmax,
+)
 
 BETA = 3.0
-LABELS = np.array([0, 1, 2, 0])
-
-
-def logits_at(gap, seed=0, classes=4):
-  """Two [4, K] float32: clean and adversarial; the largest gap is `gap`.
-
-  Examples are right on both, fooled, wrong on both, and lead by a near tie.
-  """
-  normal = np.random.default_rng(seed).normal(size=(2, 4, classes)) / 8
-  normal[:, 0, 0] += 1
-  normal[0, 1, 1] += 1
-  normal[1, 1, 0] += 1
-  normal[:, 2, 0] += 1
-  normal[:, 3, 0] += 1
-  normal[:, 3, 1] = normal[:, 3, 0] - 0.7 / gap
-  normal *= gap / np.ptp(normal, axis=2).max()
-  return np.float32(normal)
-
-
-# Independent float64 forms with probabilities, as the papers write them.
-
-
-def softmax(z):
-  z = np.float64(z)
-  exp = np.exp(z - z.max(axis=1, keepdims=True))
-  return exp / exp.sum(axis=1, keepdims=True)
-
-
-def pick(values, labels=LABELS):
-  return values[np.arange(len(values)), labels]
-
-
-def ce_in_float64(z):
-  return -np.log(pick(softmax(z)))
-
-
-def kl_in_float64(p, q):
-  return (p * np.log(p / q)).sum(axis=1)
 
 
 def trades_in_float64(clean, adversarial):
@@ -93,18 +64,6 @@ CASES = {
     ),
   ),
 }
-
-
-def finite_differences(function, points, step=1e-5):
-  """Central differences of float64 [2, 4, K] -> float."""
-  points = np.float64(points)
-  gradient = np.zeros_like(points)
-  for index in np.ndindex(points.shape):
-    shift = np.zeros_like(points)
-    shift[index] = step
-    change = function(points + shift) - function(points - shift)
-    gradient[index] = change / (2 * step)
-  return gradient
 
 
 @functools.cache
@@ -267,103 +226,6 @@ def test_an_absent_output_is_refused():
     losses.sat().per_example(None, outputs, LABELS, 'aggregated')
 
 
-# Reverse smoothing.
-
-
-def rev_in_float64(z, factor, labels=LABELS):
-  s = softmax(z)
-  m = pick(s, labels)
-  scaled = s * (1 + factor * m / (1.0001 - m))[:, None]
-  scaled[np.arange(len(s)), labels] = m
-  return scaled
-
-
-def reverse_smoothing_in_float64(main, second, keep):
-  """Per example; `keep` is the factor on x' or None, by example."""
-  robust = np.zeros(4)
-  for factor in (1.0, 1.1):
-    term = kl_in_float64(rev_in_float64(main[1], factor), softmax(second[1]))
-    robust += np.where(np.array(keep) == factor, term, 0)
-  clean = kl_in_float64(rev_in_float64(main[0], 0.9), softmax(second[0]))
-  return robust + 0.1 * clean
-
-
-@functools.cache
-def reverse_evaluate():
-  loss = losses.reverse_smoothing()
-
-  @jax.jit
-  def evaluate(main, second):
-    def total(main, second):
-      values, diagnostics = loss.per_example(
-        Outputs(main[0], second[0]),
-        Outputs(main[1], second[1]),
-        LABELS,
-        'second',
-      )
-      return values.sum(), (values, diagnostics)
-
-    gradients, aux = jax.grad(total, (0, 1), has_aux=True)(main, second)
-    return (*aux, *gradients)
-
-  return evaluate
-
-
-def test_reversed_predictions_by_hand():
-  # s = (.5, .3, .2), y = 0, a = 1: b = .5 / .5001, others times 1 + b.
-  logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
-  log_target = losses.reverse_log_probabilities(logits, jnp.array([0]), 1.0)
-  np.testing.assert_allclose(
-    np.exp(log_target), [[0.5, 0.59994, 0.39996]], rtol=1e-6
-  )
-  unchanged = losses.reverse_log_probabilities(logits, jnp.array([0]), 0.0)
-  np.testing.assert_allclose(unchanged, logits, rtol=1e-6)
-
-
-@pytest.mark.parametrize('gap', [3.0, 120.0])
-def test_reverse_smoothing_matches_float64(gap):
-  # Right on both, fooled, wrong on both, right on both.
-  keep = [1.0, 1.1, None, 1.0]
-  main, second = logits_at(gap), logits_at(gap, seed=1)
-  values, diagnostics, by_main, by_second = reverse_evaluate()(main, second)
-  np.testing.assert_allclose(
-    values,
-    reverse_smoothing_in_float64(main, second, keep),
-    rtol=5e-5,
-    atol=1e-6,
-  )
-  np.testing.assert_array_equal(by_main, np.zeros_like(main))
-  expected = finite_differences(
-    lambda both: reverse_smoothing_in_float64(main, both, keep).sum(), second
-  )
-  assert np.abs(expected).max() > 0.1
-  np.testing.assert_allclose(by_second, expected, rtol=1e-4, atol=1e-4)
-  assert diagnostics['robust_loss'][2] == 0
-  # Accuracies are the second head's, whatever decides the masks.
-  np.testing.assert_array_equal(
-    diagnostics['clean_accuracy'], second[0].argmax(axis=1) == LABELS
-  )
-
-
-def test_the_main_head_decides_the_masks():
-  main, second = logits_at(3.0), logits_at(3.0, seed=1)
-  second = second[:, ::-1]  # The second head is right elsewhere.
-  values, diagnostics, _, _ = reverse_evaluate()(main, second)
-  np.testing.assert_allclose(
-    values,
-    reverse_smoothing_in_float64(main, second, [1.0, 1.1, None, 1.0]),
-    rtol=5e-5,
-  )
-  assert not diagnostics['clean_accuracy'].all()
-
-
-def test_reverse_smoothing_trains_the_second_head_only():
-  outputs = Outputs(*np.zeros((3, 4, 3), np.float32))
-  for output in ('main', 'mean', 'aggregated'):
-    with pytest.raises(ValueError, match=f"got output '{output}', expected"):
-      losses.reverse_smoothing().per_example(outputs, outputs, LABELS, output)
-
-
 # The registry and its arguments.
 
 
@@ -448,32 +310,3 @@ def test_values_and_gradients_match_pytorch(loss, published):
   values, _, gradients = compiled(loss)(pair, LABELS)
   np.testing.assert_allclose(values, expected.detach(), rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(gradients, double.grad, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.oracle
-def test_reverse_smoothing_matches_pytorch():
-  torch = pytest.importorskip('torch')
-  functional = torch.nn.functional
-  main, second = logits_at(3.0), logits_at(3.0, seed=1)
-  labels = torch.tensor(LABELS)
-  target, trained = torch.tensor(main), torch.tensor(second, requires_grad=True)
-
-  def term(index, factor):
-    s = functional.softmax(target[index], 1)
-    m = s.gather(1, labels[:, None])
-    b = factor * m / (1.0001 - m)
-    reverse = s * (1 + b) - b * functional.one_hot(labels, 4) * m
-    log_r = functional.log_softmax(trained[index], 1)
-    return functional.kl_div(log_r, reverse, reduction='none').sum(1)
-
-  right, withstands = (z.argmax(1) == labels for z in target)
-  fooled = (right & ~withstands).float()
-  expected = (
-    fooled * term(1, 1.1)
-    + (right & withstands).float() * term(1, 1.0)
-    + 0.1 * term(0, 0.9)
-  )
-  expected.sum().backward()
-  values, _, _, gradients = reverse_evaluate()(main, second)
-  np.testing.assert_allclose(values, expected.detach(), rtol=1e-4)
-  np.testing.assert_allclose(gradients, trained.grad, rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from dhat_jax.attacks.autoattack import passes
+from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.benchmark import autoattack_sides, timing
 from dhat_jax.benchmark.autoattack_sides import STANDARD, Problem
 from dhat_jax.pytorch import jax_module
@@ -156,7 +157,7 @@ def run(
   problem = autoattack_sides.make_problem(config, directory, count)
   torch_net = autoattack_sides.make_torch_twin(problem)
   classes = problem.net.num_classes
-  budget = passes.Budget(
+  budget = Budget(
     n_iter=n_iter, n_queries=n_queries, n_targets=min(9, classes - 1)
   )
   size = min(batch_size, len(problem.images))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from dhat_jax.attacks.autoattack import passes
+from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.benchmark import autoattack_sides, timing, training
 from dhat_jax.runtime import documents
 
@@ -49,7 +49,7 @@ class Axes:
 
 AXES = Axes()
 # Of AutoAttack: small, for what grows with it is known.
-BUDGET = passes.Budget(n_iter=5, n_queries=40, n_targets=2)
+BUDGET = Budget(n_iter=5, n_queries=40, n_targets=2)
 IMAGES_AT_ONCE = 64
 
 

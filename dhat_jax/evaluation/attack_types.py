@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dhat_jax.attacks import autoattack
+from dhat_jax.attacks.autoattack import checks
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation.evaluator import Target, joined
 from dhat_jax.evaluation.records import (
@@ -51,6 +52,10 @@ class EvaluationAttack(abc.ABC):
   def num_images(self, total: int) -> int:
     """Returns how many images of a split it sees: the first ones."""
     return total
+
+  def check(self, num_classes: int) -> None:
+    """Raises ValueError if it cannot attack networks of so many classes."""
+    del num_classes
 
   def identity(self) -> Any:
     """Returns what its record depends on beside target and data: a tree."""
@@ -258,6 +263,16 @@ class EnsembleAttack(EvaluationAttack):
   def num_images(self, total: int) -> int:
     """Returns the smaller of `first` and all."""
     return min(self.first or total, total)
+
+  def check(self, num_classes: int) -> None:
+    """Raises ValueError if one of its attacks needs more classes."""
+    for name in self.attacks or checks.VERSIONS[self.version]:
+      fewest = checks.FEWEST_CLASSES.get(name, 2)
+      if num_classes < fewest:
+        raise ValueError(
+          f'got {self.title!r} for {num_classes} classes, expected at least '
+          f"{fewest} for its {name!r}; 'apgd-ce', 'fab-t' and 'square' need 2"
+        )
 
   def identity(self) -> dict[str, Any]:
     """Returns the fields, but for whom it is made against."""

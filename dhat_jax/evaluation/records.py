@@ -11,7 +11,7 @@ import numpy as np
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation.evaluator import Target
 from dhat_jax.evaluation.store import Arrays, Store
-from dhat_jax.runtime import devices, files
+from dhat_jax.runtime import files, processes
 
 # How many attacked images each record has, for people to look at.
 EXAMPLES = 10
@@ -301,7 +301,7 @@ class Recorder:
         f'{path}: got a record without images_adv, expected them where '
         '`keep_images` is set'
       )
-    if not devices.is_first():
+    if not processes.is_first():
       return
     arrays = {
       'images_adv': record.images_adv,

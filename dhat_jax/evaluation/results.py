@@ -1,10 +1,12 @@
 """The whole evaluation of a network: what results.json holds of it."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import tqdm
 
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import aggregator_analysis, audit
@@ -14,7 +16,7 @@ from dhat_jax.evaluation.plan import Job, Plan, jobs
 from dhat_jax.evaluation.records import Record, Recorder, example_places
 from dhat_jax.evaluation.store import Store, digest
 from dhat_jax.models.outputs import OUTPUTS
-from dhat_jax.runtime import devices, provenance, streams
+from dhat_jax.runtime import devices, processes, provenance, streams
 from dhat_jax.runtime.progress import progress_bar
 
 Records = dict[tuple[str, str], Record]
@@ -99,7 +101,7 @@ def _records(
   progress: str | None,
 ) -> Records:
   """Runs all jobs, one after the other, or reads what they left."""
-  silent = progress is None or not devices.is_first()
+  silent = progress is None or not processes.is_first()
   with progress_bar(
     progress or '', len(todo), unit='attack', disable=silent
   ) as bar:
@@ -108,13 +110,27 @@ def _records(
       store,
       rng=streams.key(seed),
       export=[a.name for a in plan.attacks] if plan.export_images else (),
-      show=None if silent else bar.set_postfix_str,
+      show=None if silent else _throttled(bar),
     )
     records = {}
     for job in todo:
       records[job.key] = recorder.record(job.target, job.attack)
       bar.update()
     return records
+
+
+def _throttled(bar: tqdm.tqdm) -> Callable[[str], None]:
+  """Returns what shows a line behind a bar, no more often than it moves."""
+  shown = time.monotonic()
+
+  def show(text: str) -> None:
+    nonlocal shown
+    due = time.monotonic() - shown >= bar.mininterval
+    bar.set_postfix_str(text, refresh=due)
+    if due:
+      shown = time.monotonic()
+
+  return show
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

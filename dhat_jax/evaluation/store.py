@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dhat_jax.runtime import devices, files
+from dhat_jax.runtime import files, processes
 
 Arrays = dict[str, np.ndarray]
 
@@ -92,7 +92,7 @@ class Store:
     return arrays if str(arrays.pop('digest', '')) == owner else None
 
   def _save(self, name: str, owner: str, arrays: Arrays) -> None:
-    if self.directory is not None and devices.is_first():
+    if self.directory is not None and processes.is_first():
       files.write_npz(self._path(name), {**arrays, 'digest': np.array(owner)})
 
   def folder(self, name: str, settings: Any) -> str | None:
@@ -103,9 +103,9 @@ class Store:
     if self.directory is None:
       return None
     path = os.path.join(self.directory, name)
-    if devices.is_first():
+    if processes.is_first():
       self._claim(path, {'digest': self._digest(settings)})
-    devices.wait_for_all('folder claimed')
+    processes.wait_for_all('folder claimed')
     return path
 
   def _claim(self, path: str, owner: dict[str, str]) -> None:

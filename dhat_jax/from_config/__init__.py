@@ -4,6 +4,12 @@ Nothing below this package sees a ConfigDict.
 """
 
 from dhat_jax.from_config.check import check
+from dhat_jax.from_config.data import (
+  image_shape,
+  load_dataset,
+  make_augmentation,
+  make_source,
+)
 from dhat_jax.from_config.evaluation import (
   make_evaluator,
   make_plan,
@@ -12,13 +18,9 @@ from dhat_jax.from_config.evaluation import (
 from dhat_jax.from_config.experiment import Experiment, make_experiment
 from dhat_jax.from_config.training import (
   find_role,
-  image_shape,
-  load_dataset,
-  make_augmentation,
   make_intervals,
   make_natural,
   make_network,
-  make_source,
   make_stage,
 )
 from dhat_jax.from_config.values import as_json, completed, in_unit

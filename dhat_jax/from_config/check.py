@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from dhat_jax.from_config import evaluation, training
+from dhat_jax.from_config import data, evaluation, training
 from dhat_jax.from_config.values import choose
 from dhat_jax.training.stages import JOINT, roles
 
@@ -17,8 +17,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   expected = [names[:count] for count in range(1, len(names) + 1)]
   choose('config.stages', tuple(config.stages), [*expected, (JOINT,)])
   net = training.make_network(config)
-  training.make_source(config)
-  training.make_augmentation(config)
+  data.make_source(config)
+  data.make_augmentation(config)
   for name in config.stages:
     training.find_role(config, name)
     # The number of training images is not known yet: any that fits will do.

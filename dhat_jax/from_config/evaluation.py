@@ -53,17 +53,29 @@ def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
   names = tuple(spec.attacks)
   if not names or len(set(names)) < len(names):
     raise ValueError(f'{_WHERE}.attacks: got {names}, expected different names')
-  where = f'{_WHERE}.attacks'
   audited = aggregator_analysis.aggregated(net.outputs)
   audit = _audit(spec, shared)  # mistakes show even if it does not run
   return Plan(
     clean=attacks.make('clean', **shared),
-    attacks=tuple(attacks.make(n, where=where, **shared) for n in names),
+    attacks=tuple(_listed(name, shared, net.num_classes) for name in names),
     sweep=_sweep(spec),
     loss_by_steps=_loss_by_steps(spec, shared),
     audit=audit if audited and spec.audit else None,
     export_images=spec.export_images,
   )
+
+
+def _listed(
+  name: str, shared: dict[str, Any], num_classes: int
+) -> EvaluationAttack:
+  """Returns an attack of the list, which can do with so many classes."""
+  where = f'{_WHERE}.attacks'
+  attack = attacks.make(name, where=where, **shared)
+  try:
+    attack.check(num_classes)
+  except ValueError as error:
+    raise ValueError(f'{where}: {error}') from error
+  return attack
 
 
 def validation_attacks(

@@ -6,12 +6,15 @@ import jax
 import ml_collections
 
 from dhat_jax.datasets import batches
-from dhat_jax.datasets.base import Dataset
+from dhat_jax.datasets.base import Dataset, Split
+from dhat_jax.evaluation import validation
+from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.evaluator import Evaluator
 from dhat_jax.evaluation.plan import Plan
-from dhat_jax.from_config import evaluation, training
+from dhat_jax.from_config import data, evaluation, training
+from dhat_jax.runtime import streams
 from dhat_jax.training.loop import Intervals
-from dhat_jax.training.stages import Stage
+from dhat_jax.training.stages import Stage, Validation
 
 # Which images are held out is the same for every seed of a run.
 _HOLD_OUT_SEED = 0
@@ -44,6 +47,52 @@ class Experiment:
     return self.dataset.train.images.shape[1:]
 
 
+def make_validation(
+  evaluator: Evaluator,
+  split: Split,
+  attacks: tuple[EvaluationAttack, EvaluationAttack],
+  *,
+  output: str,
+  seed: int,
+) -> Validation:
+  """Returns what judges a stage's checkpoints.
+
+  Args:
+    evaluator: of the run's network.
+    split: the held-out images.
+    attacks: (the clean images, the attack that the best one is chosen by).
+    output: the output that the stage trains.
+    seed: of the attack's noise.
+  """
+  clean, attack = attacks
+  scores = validation.Validation(
+    evaluator=evaluator, output=output, clean=clean, attack=attack, seed=seed
+  )
+
+  def pictures(variables):
+    images, images_adv = scores.images(variables, split, count=8)
+    return {
+      'images/clean': images,
+      'images/attacked': images_adv,
+      # Gray where nothing is changed.
+      'images/change': 0.5 + 5 * (images_adv - images),
+    }
+
+  return Validation(
+    accuracies=lambda variables: scores.accuracies(variables, split),
+    pictures=pictures,
+  )
+
+
+def order_seed(seed: int, stage: str) -> int | tuple[int, int]:
+  """Returns the seed of a stage's batches: another order in each stage."""
+  # The stages that had a place in a table keep the order that it gave them.
+  numbered = ('main_head', 'second_head', 'aggregator', 'joint')
+  if stage in numbered:
+    return seed * len(numbered) + numbered.index(stage)
+  return seed, streams.number(f'order/{stage}')
+
+
 def make_experiment(
   config: ml_collections.ConfigDict,
   dataset: Dataset,
@@ -65,14 +114,14 @@ def make_experiment(
   train, held_out = batches.hold_out(
     dataset.train, config.dataset.validation_size, seed=_HOLD_OUT_SEED
   )
-  source = training.make_source(config)
+  source = data.make_source(config)
   make_batches = source.make_batches or batches.ShuffledSplit
   stages = []
   for name in config.stages:
     stage = training.make_stage(config, name, len(train.labels))
-    validation = None
+    judge = None
     if held_out is not None:
-      validation = training.make_validation(
+      judge = make_validation(
         evaluator,
         held_out,
         evaluation.validation_attacks(config),
@@ -82,11 +131,11 @@ def make_experiment(
     stages.append(
       dataclasses.replace(
         stage,
-        validation=validation,
+        validation=judge,
         source=make_batches(
           train,
           batch_size=stage.batch_size,
-          seed=training.order_seed(config.seed, name),
+          seed=order_seed(config.seed, name),
           process_index=jax.process_index(),
           process_count=jax.process_count(),
         ),

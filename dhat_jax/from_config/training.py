@@ -1,8 +1,7 @@
-"""From a config to networks, data and training stages.
+"""From a config to networks and training stages.
 
-The one place, with `from_config.evaluation`, that turns a config's names and
-numbers into objects. Every value is read, and every mistake in it reported,
-before anything expensive starts: see `from_config.check`.
+Every value is read, and every mistake in it reported, before anything expensive
+starts: see `from_config.check`.
 """
 
 import copy
@@ -13,11 +12,7 @@ import optax
 
 from dhat_jax import losses
 from dhat_jax.attacks.training import TRAINING_ATTACKS
-from dhat_jax.datasets.base import Dataset, Source, Split
-from dhat_jax.datasets.loaders import DATASETS
-from dhat_jax.evaluation import validation
-from dhat_jax.evaluation.attack_types import EvaluationAttack
-from dhat_jax.evaluation.evaluator import Evaluator
+from dhat_jax.from_config import data
 from dhat_jax.from_config.values import (
   at_least,
   choose,
@@ -30,22 +25,13 @@ from dhat_jax.models.backbones import BACKBONES
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.layers import DTYPES
 from dhat_jax.runtime import devices, streams
-from dhat_jax.training import augment, optim
+from dhat_jax.training import optim
 from dhat_jax.training.loop import Intervals
 from dhat_jax.training.perturbation import WEIGHT_PERTURBATIONS
-from dhat_jax.training.stages import Role, Stage, Validation, all_roles
+from dhat_jax.training.stages import Role, Stage, all_roles
 from dhat_jax.training.step import make_train_step
 
 ConfigDict = ml_collections.ConfigDict
-
-# What may be in `config.dataset` beside the options of its loader.
-_DATASET_KEYS = (
-  'loader',
-  'validation_size',
-  'augmentations',
-  'crop_padding',
-  'flip',
-)
 
 
 def find_role(config: ConfigDict, name: str) -> Role:
@@ -95,54 +81,6 @@ def make_network(
   )
 
 
-def make_source(config: ConfigDict) -> Source:
-  """Returns the data set of a config, described but not loaded."""
-  spec = completed(config).dataset
-  options = options_of(spec, without=(*_DATASET_KEYS, *DATASETS.shared))
-  return DATASETS.make(
-    spec.loader,
-    options,
-    where='config.dataset.loader',
-    **{key: spec.get(key) for key in DATASETS.shared},
-  )
-
-
-def load_dataset(config: ConfigDict, source: Source | None = None) -> Dataset:
-  """Loads and validates the data set of a config.
-
-  Args:
-    config: the run's config.
-    source: of `make_source`, if it is there already.
-
-  Raises:
-    ValueError: broken data, or data that the config does not describe.
-  """
-  data = (source or make_source(config)).dataset
-  classes = config.dataset.num_classes
-  if len(data.class_names) != classes:
-    raise ValueError(
-      f'config.dataset.num_classes: got {classes}, but {data.source} has '
-      f'{len(data.class_names)} classes'
-    )
-  return data
-
-
-def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-  """Returns (H, W, C) of a config's images, without loading them if it can."""
-  return make_source(config).shape()
-
-
-def make_augmentation(config: ConfigDict) -> augment.Augmentation | None:
-  """Returns (rngs, images) -> images, or None where nothing changes."""
-  spec = completed(config).dataset
-  return augment.make_augmentation(
-    spec.augmentations,
-    crop_padding=spec.crop_padding,
-    flip=spec.flip,
-    where='config.dataset.augmentations',
-  )
-
-
 def make_loss(spec: ConfigDict, where: str, role: Role) -> losses.Loss:
   """Makes the loss of a stage: its name and its options.
 
@@ -180,7 +118,7 @@ def make_training_attack(spec: ConfigDict, where: str) -> Any:
   )
 
 
-def _make_attack_scale(
+def make_attack_scale(
   spec: ConfigDict, where: str, steps_per_epoch: int
 ) -> optax.Schedule:
   """Returns step -> factor of epsilon and step size: their warm-up."""
@@ -277,12 +215,12 @@ def make_stage(config: ConfigDict, name: str, num_train: int) -> Stage:
       tx=tx,
       loss=loss,
       attack=attack if loss.uses_adversarial else None,
-      attack_scale=_make_attack_scale(
+      attack_scale=make_attack_scale(
         spec.attack, f'{where}.attack', steps_per_epoch
       ),
       trains=role.trains,
       output=role.output,
-      augment=make_augmentation(config),
+      augment=data.make_augmentation(config),
       ema_decay=spec.ema_decay,
       freeze_statistics=config.model.freeze_statistics,
       axis_name=devices.AXIS,
@@ -325,49 +263,3 @@ def make_natural(config: ConfigDict) -> ConfigDict:
       sweep_epsilons_255=(), loss_steps=(), audit=False, export_images=False
     )
   return config
-
-
-def make_validation(
-  evaluator: Evaluator,
-  split: Split,
-  attacks: tuple[EvaluationAttack, EvaluationAttack],
-  *,
-  output: str,
-  seed: int,
-) -> Validation:
-  """Returns what judges a stage's checkpoints.
-
-  Args:
-    evaluator: of the run's network.
-    split: the held-out images.
-    attacks: (the clean images, the attack that the best one is chosen by).
-    output: the output that the stage trains.
-    seed: of the attack's noise.
-  """
-  clean, attack = attacks
-  scores = validation.Validation(
-    evaluator=evaluator, output=output, clean=clean, attack=attack, seed=seed
-  )
-
-  def pictures(variables):
-    images, images_adv = scores.images(variables, split, count=8)
-    return {
-      'images/clean': images,
-      'images/attacked': images_adv,
-      # Gray where nothing is changed.
-      'images/change': 0.5 + 5 * (images_adv - images),
-    }
-
-  return Validation(
-    accuracies=lambda variables: scores.accuracies(variables, split),
-    pictures=pictures,
-  )
-
-
-def order_seed(seed: int, stage: str) -> int | tuple[int, int]:
-  """Returns the seed of a stage's batches: another order in each stage."""
-  # The stages that had a place in a table keep the order that it gave them.
-  numbered = ('main_head', 'second_head', 'aggregator', 'joint')
-  if stage in numbered:
-    return seed * len(numbered) + numbered.index(stage)
-  return seed, streams.number(f'order/{stage}')

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sysconfig
 import time
 import traceback
 from collections.abc import Mapping
@@ -53,18 +54,20 @@ def check_finite_arrays(arrays: Mapping[str, Any], where: str) -> None:
 
 
 def nan_source(error: FloatingPointError) -> str:
-  """Returns what `jax.debug_nans` found, and the line that computed it."""
-  said = str(error).splitlines()[0]
-  package = os.path.dirname(os.path.abspath(__file__))
-  own = [
-    frame
-    for frame in traceback.extract_tb(error.__traceback__)
-    if os.path.abspath(frame.filename).startswith(package)
-  ]
-  if not own:
-    return said
-  name = os.path.relpath(own[-1].filename, os.path.dirname(package))
-  return f'{said}, in {name}:{own[-1].lineno}: {own[-1].line}'
+  """Returns what `jax.debug_nans` reports, and the line that computed it.
+
+  The line is the innermost one of this project or of a user's own files.
+  """
+  report = str(error).splitlines()[0]
+  libraries = (sysconfig.get_path('purelib'), sysconfig.get_path('stdlib'))
+  project = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    path = os.path.abspath(frame.filename)
+    in_project = path.startswith(os.path.join(project, 'dhat_jax', ''))
+    if in_project or not path.startswith(libraries):
+      name = os.path.relpath(path, project) if in_project else path
+      return f'{report}, in {name}:{frame.lineno}: {frame.line}'
+  return report
 
 
 def means(records: list[tuple[int, Mapping]]) -> dict[str, float]:

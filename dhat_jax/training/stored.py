@@ -9,8 +9,14 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from dhat_jax.training import checkpoint
+
+# Orbax looks for metadata that only its checkpoint manager writes.
+logging.get_absl_logger().addFilter(
+  lambda record: 'Metadata file does not exist' not in str(record.msg)
+)
 
 
 def steps(directory: str) -> list[int]:

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cifar10, digits
-from dhat_jax import build
+from dhat_jax import from_config
+from dhat_jax.configs import cifar10, digits
+from dhat_jax.from_config import training
+from dhat_jax.models.backbones import BACKBONES
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
 from dhat_jax.training import optim
@@ -89,78 +91,79 @@ def set_key(config, path, value):
 def test_check_names_the_mistake(config, path, value, message):
   set_key(config, path, value)
   with pytest.raises(ValueError, match=message):
-    build.check(config)
+    from_config.check(config)
 
 
 def test_image_folder_needs_a_folder():
   config = cifar10.get_config()
   config.dataset.loader = 'image_folder'
   with pytest.raises(ValueError, match='data_dir: got nothing'):
-    build.check(config)
+    from_config.check(config)
 
 
 def test_unknown_loss_option_is_named(config):
   set_key(config, 'main_head.loss', ConfigDict({'name': 'sat', 'beta': 6.0}))
   with pytest.raises(ValueError, match=r"config.main_head.loss.*'beta'"):
-    build.check(config)
+    from_config.check(config)
 
 
 def test_backbones():
-  assert build.backbone('wrn34_10') == WideResNet(34, 10)
-  assert build.backbone('resnet18') == ResNet18()
-  assert build.backbone('preact_resnet18') == ResNet18(preact=True)
+  assert BACKBONES.make('wrn34_10') == WideResNet(34, 10)
+  assert BACKBONES.make('resnet18') == ResNet18()
+  assert BACKBONES.make('preact_resnet18') == ResNet18(preact=True)
 
 
 def test_255_has_precedence():
   spec = ConfigDict({'epsilon': 0.031, 'epsilon_255': None})
-  assert build.epsilon(spec) == 0.031
+  assert from_config.in_unit(spec, 'epsilon') == 0.031
   with spec.ignore_type():
     spec.epsilon_255 = 8.0
-  assert build.epsilon(spec) == 8 / 255
+  assert from_config.in_unit(spec, 'epsilon') == 8 / 255
 
 
 def test_schedule_counts_epochs_as_published():
   config = cifar10.get_config()
-  stage = build.stage(config, 'main_head', num_train=49_000)
+  stage = from_config.make_stage(config, 'main_head', num_train=49_000)
   assert stage.steps_per_epoch == 382
   assert stage.num_steps == 100 * 382
   assert stage.schedule(74 * 382 - 1) == pytest.approx(0.1)
   assert stage.schedule(74 * 382) == pytest.approx(0.01)
-  assert build.stage(config, 'second_head', 49_000).num_steps == 76 * 382
+  assert from_config.make_stage(config, 'second_head', 49_000).num_steps == 76 * 382
 
 
 def test_epsilon_warm_up():
   config = digits.get_config()
   config.main_head.attack.warmup_epochs = 2.0
-  stage = build.stage(config, 'main_head', num_train=640)
-  assert stage.attack_scale(0) == 0
-  assert stage.attack_scale(10) == pytest.approx(0.5)
-  assert stage.attack_scale(20) == stage.attack_scale(100) == 1
+  scale = training.make_attack_scale(
+    config.main_head.attack, 'config.main_head.attack', steps_per_epoch=10
+  )
+  assert scale(0) == 0
+  assert scale(10) == pytest.approx(0.5)
+  assert scale(20) == scale(100) == 1
 
 
 def test_mean_aggregator_trains_nothing(config):
   config.model.aggregator = 'mean'
-  assert build.stage(config, 'aggregator', num_train=640).num_steps == 0
+  assert from_config.make_stage(config, 'aggregator', num_train=640).num_steps == 0
 
 
 def test_plain_network_has_one_output(config):
   config.stages = ('main_head',)
-  net = build.model(config)
+  net = from_config.make_network(config)
   images = jnp.zeros((2, 8, 8, 1))
   variables = jax.eval_shape(net.init, jax.random.key(0), images)
   outputs = jax.eval_shape(net.apply, variables, images)
   assert outputs.main.shape == (2, 10)
-  assert outputs.second is None
-  assert outputs.aggregated is None
+  assert list(outputs) == ['main']
   assert set(variables['params']) == {'trunk', 'main_head'}
 
 
 def test_natural_config_attacks_nothing(config):
-  natural = build.natural(config)
+  natural = from_config.make_natural(config)
   for name in natural.stages:
-    stage = build.stage(natural, name, num_train=640)
-    assert stage.attack is None
+    stage = from_config.make_stage(natural, name, num_train=640)
     assert stage.loss.name == 'natural'
+    assert not stage.loss.uses_adversarial
   assert config.main_head.loss.name == 'trades'
 
 

@@ -51,6 +51,16 @@ def test_mistakes_name_their_key(net, path, value, message):
   assert str(error.value).startswith(f'config.evaluation.{path}: ')
 
 
+def test_attacks_that_need_more_classes_are_refused(net):
+  two = net.clone(num_classes=2)
+  config = tiny_suite.get_config(attacks=('clean', 'apgd-ce', 'square'))
+  assert len(evaluation.make_plan(config, two).attacks) == 3
+  config = tiny_suite.get_config(attacks=('clean', 'autoattack'))
+  message = r"config.evaluation.attacks: got 'autoattack' for 2 classes, .*4 f"
+  with pytest.raises(ValueError, match=message):
+    evaluation.make_plan(config, two)
+
+
 def test_validation_attacks():
   config = tiny_suite.get_config()
   for name in ('clean', 'fgsm', 'pgd_3'):

@@ -10,10 +10,11 @@ import time
 import numpy as np
 import pytest
 
+from dhat_jax.run import train_and_evaluate
 from dhat_jax.runtime import files
 from dhat_jax.training.checkpoint import Checkpoints
-from dhat_jax.training.loop import checkpoint_folder, train_and_evaluate
-from dhat_jax.training.stages import ROLES
+from dhat_jax.training.loop import checkpoint_folder
+from dhat_jax.training.stages import roles
 from tests.helpers import processes, tiny_run
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,7 @@ def test_first_steps_are_equal_on_any_devices(tmp_path):
   found = {}
   for count, devices in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2)):
     path = str(tmp_path / f'{count}_{devices}.npz')
-    stages = 'main_head' if count == 1 < devices else ','.join(ROLES)
+    stages = 'main_head' if count == 1 < devices else ','.join(roles())
     processes.run(
       ['tests.helpers.first_steps', path, stages],
       count=count,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dhat_jax.runtime import documents
-from tests import processes
+from tests.helpers import processes
 from tests.survival import campaign, run, table
 
 

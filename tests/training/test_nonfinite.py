@@ -1,6 +1,8 @@
-"""What is not finite is told, with its place, and never saved."""
+"""What is not finite is reported, with its place, and never saved."""
 
+import dataclasses
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +10,13 @@ import numpy as np
 import pytest
 
 from dhat_jax import losses
-from dhat_jax.runtime import devices
-from dhat_jax.training import checkpoint, metrics
-from dhat_jax.training.loop import train_and_evaluate
+from dhat_jax.run import train_and_evaluate
+from dhat_jax.training import checkpoint, loop, metrics
+from dhat_jax.training.loop import Intervals
 from tests.helpers import tiny_run
+from tests.training import test_loop
 
 STAGE = {'stages': ('main_head',)}
-
-
-@pytest.fixture(autouse=True)
-def tiny_backbone(monkeypatch):
-  tiny_run.use_tiny_backbone(monkeypatch)
 
 
 def saved_steps(folder):
@@ -47,55 +45,57 @@ def test_check_finite_arrays():
 
 
 @pytest.mark.parametrize('where', ['params', 'opt_state'])
-def test_an_update_that_overflows_is_not_saved(tmp_path, monkeypatch, where):
+def test_an_update_that_overflows_is_not_saved(tmp_path, where):
   """Losses and gradients of all steps are finite, what step 6 leaves is not."""
-  make = devices.pmap_train_step
+  stage = test_loop.make_stage('main_head', num_steps=8)
 
-  def overflowing(step):
-    step_fn = make(step)
+  def overflowing(state, batch):
+    state, sums = stage.step(state, batch)
+    tree = jax.tree.map(
+      lambda leaf: jnp.where(state.step == 6, jnp.inf, leaf).astype(leaf.dtype),
+      getattr(state, where),
+    )
+    return state.replace(**{where: tree}), sums
 
-    def call(state, batch):
-      state, sums = step_fn(state, batch)
-      if int(np.asarray(state.step).max()) == 6:
-        tree = jax.tree.map(lambda leaf: leaf + np.inf, getattr(state, where))
-        state = state.replace(**{where: tree})
-      return state, sums
-
-    return call
-
-  monkeypatch.setattr(devices, 'pmap_train_step', overflowing)
-  # A record at steps 5 and 10 only, a checkpoint at 3 and 6.
-  config = tiny_run.get_config(**STAGE, log_every_steps=5)
   with pytest.raises(metrics.NonFiniteError) as error:
-    train_and_evaluate(config, str(tmp_path))
+    loop.train(
+      [dataclasses.replace(stage, step=overflowing)],
+      str(tmp_path),
+      image_shape=test_loop.SHAPE,
+      # A record at step 5 only, a checkpoint at 3 and 6.
+      intervals=Intervals(log_steps=5, checkpoint_steps=3),
+    )
   message = str(error.value)
   assert message.startswith(where)
   assert 'not finite after step 6 of stage main_head' in message
   folder = tmp_path / 'checkpoints' / 'main_head'
   assert message.endswith(f'last good checkpoint: {folder}/3')
   assert saved_steps(tmp_path) == [3]
-  assert not (tmp_path / 'results.json').exists()
 
 
-def planted(monkeypatch):
-  """Makes SAT's loss take the logarithm of negative numbers."""
-  cross_entropy = losses._smoothed_cross_entropy
+@losses.register('nan')
+def nan_loss():
+  """SAT, times the logarithm of negative numbers."""
+  sat = losses.sat()
 
-  def with_nan(logits, *args):
-    return cross_entropy(logits, *args) * jnp.log(-1 - logits[:, 0] ** 2)
+  def per_example(clean, adversarial, labels, output):
+    values, more = sat.per_example(clean, adversarial, labels, output)
+    logits = adversarial.select(output)
+    return values * jnp.log(-1 - logits[:, 0] ** 2), more
 
-  monkeypatch.setattr(losses, '_smoothed_cross_entropy', with_nan)
+  return dataclasses.replace(sat, name='nan', per_example=per_example)
 
 
-def test_debug_nans_names_the_operation(tmp_path, monkeypatch):
-  planted(monkeypatch)
+def test_debug_nans_names_the_operation(tmp_path):
   config = tiny_run.get_config(**STAGE, debug_nans=True)
-  config.main_head.loss = {'name': 'sat'}
+  config.main_head.loss = {'name': 'nan'}
   with pytest.raises(metrics.NonFiniteError) as error:
     train_and_evaluate(config, str(tmp_path))
-  assert 'invalid value (nan) encountered in log' in str(error.value)
-  assert 'in dhat_jax/losses.py:' in str(error.value)
-  assert 'at step 1 of stage main_head' in str(error.value)
+  message = str(error.value)
+  assert 'invalid value (nan) encountered in log' in message
+  # In a user's own file, as this one is.
+  assert re.search(rf'in {re.escape(__file__)}:\d+: return values \*', message)
+  assert 'at step 1 of stage main_head' in message
   # Outside the run it is as it was.
   assert not jax.config.jax_debug_nans
 

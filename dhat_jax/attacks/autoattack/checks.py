@@ -10,7 +10,7 @@ VERSIONS = {
   'plus': ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t'),
   'rand': ('apgd-ce', 'apgd-dlr'),
 }
-_FEWEST_CLASSES = {'apgd-dlr': 3, 'apgd-t': 4}
+FEWEST_CLASSES = {'apgd-dlr': 3, 'apgd-t': 4}
 
 
 def choose_attacks(
@@ -105,7 +105,7 @@ def check_logits(
       'network before its softmax (or return log-probabilities)'
     )
   for name in names:
-    fewest = _FEWEST_CLASSES.get(name, 2)
+    fewest = FEWEST_CLASSES.get(name, 2)
     if classes < fewest:
       raise ValueError(
         f'{name}: got {classes} classes, expected at least {fewest}; use '

@@ -15,11 +15,11 @@ import numpy as np
 
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.evaluation import Evaluation, make_predict
 from dhat_jax.attacks.autoattack.journal import Journal, digest
 from dhat_jax.attacks.autoattack.passes import (
   ATTACK_AXES,
-  Budget,
   jit_hoisted,
   make_attack,
 )

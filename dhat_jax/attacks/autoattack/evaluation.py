@@ -15,8 +15,8 @@ import numpy as np
 
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.journal import Journal
-from dhat_jax.attacks.autoattack.passes import Budget
 from dhat_jax.attacks.autoattack.progress import Reporter
 
 Piece = dict[str, np.ndarray]  # see `journal.Journal`

@@ -1,65 +1,19 @@
 """The attacks of AutoAttack as compiled passes over batches of one shape."""
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from dhat_jax.attacks.apgd import apgd, apgd_targeted
+from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.fab import fab, fab_targeted
 from dhat_jax.attacks.square import square_points
 from dhat_jax.runtime import hoisting
 
 # Of the functions that are given to `map_fn`: what is per example, what not.
 ATTACK_AXES = (0, 0, 0, 0, 0, None, None, None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-  """How much each attack may spend; the defaults are the reference's.
-
-  Attributes:
-    n_iter: iterations of APGD and FAB.
-    n_queries: of Square.
-    n_restarts: of apgd-ce, apgd-dlr and fab.
-    n_targets: target classes of apgd-t and fab-t.
-    eot_iter: gradients averaged per iteration of APGD.
-  """
-
-  n_iter: int = 100
-  n_queries: int = 5000
-  n_restarts: int = 1
-  n_targets: int = 9
-  eot_iter: int = 1
-
-  def passes(self, name: str) -> list[int]:
-    """Restarts, target ranks or pieces of Square, in order.
-
-    After each of them broken images drop out.
-    """
-    if name.endswith('-t'):
-      return list(range(2, self.n_targets + 2))
-    if name == 'square':
-      return list(range(len(self.square_pieces()) - 1))
-    return list(range(self.n_restarts))
-
-  def square_pieces(self) -> list[int]:
-    """First query of each piece, and the end of the last one."""
-    ends = [0, 10]  # most images that break do so early
-    while ends[-1] < self.n_queries:
-      ends.append(math.ceil(1.3 * ends[-1]))
-    return [end for end in ends if end < self.n_queries] + [self.n_queries]
-
-  def cost(self, name: str, index: int, classes: int) -> int:
-    """Evaluations per image of one pass, a gradient counted as two."""
-    if name == 'square':
-      pieces = self.square_pieces()
-      return pieces[index + 1] - pieces[index]
-    per_iteration = {'fab': 2 + 2 * classes, 'fab-t': 4}
-    return per_iteration.get(name, 3 * self.eot_iter) * self.n_iter
 
 
 def jit_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:

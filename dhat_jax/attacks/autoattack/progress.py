@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dhat_jax.attacks.autoattack.passes import Budget
+from dhat_jax.attacks.autoattack.budget import Budget
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""From a config to its data set and what happens to the images."""
+
+import ml_collections
+
+from dhat_jax.datasets.base import Dataset, Source
+from dhat_jax.datasets.loaders import DATASETS
+from dhat_jax.from_config.values import completed, options_of
+from dhat_jax.training import augment
+
+ConfigDict = ml_collections.ConfigDict
+
+# What may be in `config.dataset` beside the options of its loader.
+_DATASET_KEYS = (
+  'loader',
+  'validation_size',
+  'augmentations',
+  'crop_padding',
+  'flip',
+)
+
+
+def make_source(config: ConfigDict) -> Source:
+  """Returns the data set of a config, described but not loaded."""
+  spec = completed(config).dataset
+  options = options_of(spec, without=(*_DATASET_KEYS, *DATASETS.shared))
+  return DATASETS.make(
+    spec.loader,
+    options,
+    where='config.dataset.loader',
+    **{key: spec.get(key) for key in DATASETS.shared},
+  )
+
+
+def load_dataset(config: ConfigDict, source: Source | None = None) -> Dataset:
+  """Loads and validates the data set of a config.
+
+  Args:
+    config: the run's config.
+    source: of `make_source`, if it is there already.
+
+  Raises:
+    ValueError: broken data, or data that the config does not describe.
+  """
+  data = (source or make_source(config)).dataset
+  classes = config.dataset.num_classes
+  if len(data.class_names) != classes:
+    raise ValueError(
+      f'config.dataset.num_classes: got {classes}, but {data.source} has '
+      f'{len(data.class_names)} classes'
+    )
+  return data
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+  """Returns (H, W, C) of a config's images, without loading them if it can."""
+  return make_source(config).shape()
+
+
+def make_augmentation(config: ConfigDict) -> augment.Augmentation | None:
+  """Returns (rngs, images) -> images, or None where nothing changes."""
+  spec = completed(config).dataset
+  return augment.make_augmentation(
+    spec.augmentations,
+    crop_padding=spec.crop_padding,
+    flip=spec.flip,
+    where='config.dataset.augmentations',
+  )
