@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 
-from dhat_jax import build
 from dhat_jax.datasets import digits
+from dhat_jax.models.backbones import BACKBONES
 
 ROOT = str(pathlib.Path(__file__).parents[2])
 
@@ -72,7 +72,7 @@ def test_every_key_that_readme_names_exists():
 def test_names_in_the_choices_table_exist():
   for name in ('wrn34_10', 'wrn28_10', 'wrn16_4', 'resnet18'):
     assert f'`{name}`' in readme()
-    build.backbone(name)
+    BACKBONES.find(name)
 
 
 def test_figure_is_generated():
