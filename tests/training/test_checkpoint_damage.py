@@ -8,7 +8,11 @@ import pytest
 from absl import logging
 
 from dhat_jax.training.checkpoint import Checkpoints
-from tests.training.test_checkpoint import assert_bitwise_equal, make_state, save_all
+from tests.training.test_checkpoint import (
+  assert_bitwise_equal,
+  make_state,
+  save_all,
+)
 
 # What Orbax leaves behind when it fails to read a file.
 pytestmark = pytest.mark.filterwarnings(
