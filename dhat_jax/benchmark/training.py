@@ -73,14 +73,17 @@ class Trainer:
     return jax.block_until_ready(sums)
 
 
-def make_state(stage: Stage, image_shape: tuple[int, int, int]) -> TrainState:
-  """Returns a stage's state at step 0, from random weights."""
+def make_state(
+  stage: Stage, image_shape: tuple[int, int, int], variables: Any = None
+) -> TrainState:
+  """Returns a stage's state at step 0, from random weights by default."""
   return create_train_state(
     net=stage.net,
     tx=stage.tx,
     trains=stage.role.trains,
     rng=stage.rng,
     image_shape=image_shape,
+    variables=variables,
     ema=stage.ema,
   )
 

@@ -7,15 +7,14 @@ import re
 import jax
 import pytest
 
-from dhat_jax import build
 from dhat_jax.benchmark import training
 from dhat_jax.runtime import devices
-from dhat_jax.training.stages import ROLES
+from dhat_jax.training.stages import roles
 from tests.helpers import tiny_run
 
 # Whatever moves data between device and host inside a program.
 TRANSFERS = ('infeed', 'outfeed', ' send(', ' recv(', 'callback')
-STAGES = list(ROLES)
+STAGES = list(roles())
 
 
 @functools.cache
@@ -31,13 +30,12 @@ def lowered(stage, dtype='float32', shared=False):
       'model.backbone': 'wrn10_1',
     }
   )
-  config, built = training.make_stage(config, stage, 4)
-  net = build.stage_model(config, built)
-  state = jax.eval_shape(lambda: training.make_state(config, built))
+  built = training.make_stage(config, stage, 4)
+  state = jax.eval_shape(lambda: training.make_state(built, (8, 8, 1)))
   state = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), state
   )
-  step = devices.mapped_train_step(build.train_step(config, built, net))
+  step = devices.mapped_train_step(built.step)
   return step.lower(state, training.random_batch(config, 4)), state
 
 
@@ -84,7 +82,7 @@ def all_reduces(text):
 @pytest.mark.parametrize('stage', STAGES)
 def test_gradients_are_summed_in_one_all_reduce(stage):
   _, state = lowered(stage)
-  trained = [state.params[part] for part in ROLES[stage].trains]
+  trained = [state.params[part] for part in roles()[stage].trains]
   size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(trained))
   found = all_reduces(compiled(stage).as_text())
   # The other one counts the examples.
