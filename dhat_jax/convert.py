@@ -2,8 +2,7 @@ r"""PyTorch state dicts <-> Flax variables, and workdirs made of them.
 
     python -m dhat_jax.convert --from_torch=model.pt \
         --config=configs/cifar10.py --workdir=runs/imported
-    python -m dhat_jax.convert --to_torch=model.pt \
-        --config=configs/cifar10.py --workdir=runs/cifar10
+    python -m dhat_jax.convert --to_torch=model.pt --workdir=runs/cifar10
 
 `.pt`, `.pth`, `.tar` and `.bin` files are PyTorch's and need it (the extra
 [oracle]); `.npz` files, one array per key, do not. The keys are those of the
@@ -150,11 +149,13 @@ def _parse(argv: list[str]) -> flags.FlagValues:
     ('to_torch', 'File to write the state dict of the workdir to.'),
   ):
     cli.define_path(values, name, text)
-  cli.parse(values, argv)
+  cli.parse(values, argv, needs_config=False)
   if values.workdir is None:
     raise ValueError('--workdir: got nothing, expected it to be given')
   if (values.from_torch is None) == (values.to_torch is None):
     raise ValueError('give one of --from_torch and --to_torch')
+  if values.from_torch and values.config is None:
+    raise ValueError('--config: got nothing, expected FILE.py')
   return values
 
 
@@ -172,6 +173,8 @@ def _convert(values: flags.FlagValues) -> None:
     import_workdir(state_dict, config, directory, source=source)
     print(f'{directory}: ready for dhat_jax.main --mode=evaluate')
   else:
+    if config is not None:  # which may register what the run names
+      run.check_workdir(config, directory, may_differ=('evaluation.',))
     state_dict = export_workdir(directory)
     state_dicts.write_state_dict(values.to_torch, state_dict)
     print(f'{values.to_torch}: {len(state_dict)} arrays')

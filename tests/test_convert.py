@@ -5,9 +5,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
-from dhat_jax import convert
+from dhat_jax import convert, from_config
+from dhat_jax.configs import digits
 from dhat_jax.datasets import digits as digits_data
+from dhat_jax.run import train_and_evaluate
 from dhat_jax.training import loop
 from tests.helpers.state_dicts import make, state_dict_of
 from tests.helpers.tiny import flat
@@ -74,7 +75,13 @@ def imported_plain(tmp_path_factory):
 
 def test_imported_stages_count_as_trained(imported_plain):
   config, workdir, model, state_dict = imported_plain
-  variables, seconds = loop.train(config, workdir, digits_data.load())
+  experiment = from_config.make_experiment(config, digits_data.load())
+  variables, seconds = loop.train(
+    experiment.stages,
+    workdir,
+    image_shape=experiment.image_shape,
+    intervals=experiment.intervals,
+  )
   assert seconds == {'main_head': 0}
   expected = flat(convert.from_torch(state_dict, model))
   for path, array in flat(variables).items():
@@ -84,7 +91,7 @@ def test_imported_stages_count_as_trained(imported_plain):
 @pytest.mark.slow
 def test_imported_workdir_is_evaluated(imported_plain):
   config, workdir, model, state_dict = imported_plain
-  results = loop.train_and_evaluate(config, workdir, mode='evaluate')
+  results = train_and_evaluate(config, workdir, mode='evaluate')
   test = digits_data.load().test
   logits = jax.jit(model.apply)(
     convert.from_torch(state_dict, model),
@@ -101,7 +108,7 @@ def test_imported_workdir_is_evaluated(imported_plain):
     (('--from_torch=a.npz', '--to_torch=b.npz'), 'give one of'),
     (('--from_torch=no_such.npz',), 'no_such.npz'),
     (('--from_torch=model.onnx',), "got suffix '.onnx', choices are"),
-    (('--to_torch=model.npz',), "stage 'aggregator' is not trained"),
+    (('--to_torch=model.npz',), 'holds no run'),
     (('--from_torch={npz}',), 'missing: WRN1.bn1.bias'),
     (
       ('--from_torch={npz}', '--config.compare_with_natural=true'),

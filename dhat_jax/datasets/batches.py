@@ -7,7 +7,7 @@ seeds and the step alone: not on the number of devices, processes or restarts.
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import chex
 import jax.numpy as jnp
@@ -201,14 +201,6 @@ def batches_from(
 ) -> Iterator[Batch]:
   """Iterates over the batches of the steps `start_step` ... `num_steps` - 1."""
   return map(source.batch, range(start_step, num_steps))
-
-
-def train_batches(
-  split: Split, *, start_step: int, num_steps: int, **options: Any
-) -> Iterator[Batch]:
-  """Iterates over batches of a `ShuffledSplit`, whose arguments it takes."""
-  source = ShuffledSplit(split, **options)
-  return batches_from(source, start_step, num_steps)
 
 
 def eval_batches(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dhat_jax.datasets import batches as input_pipeline
 from dhat_jax.datasets.base import Split
+from dhat_jax.datasets.batches import Batch, eval_batches
 from dhat_jax.evaluation.step import make_eval_step
 from dhat_jax.models import outputs as output_table
 from dhat_jax.runtime import devices
@@ -119,9 +119,9 @@ class Evaluator:
     ]
     return joined(rows, len(split.labels))
 
-  def batches(self, split: Split) -> Iterator[input_pipeline.Batch]:
+  def batches(self, split: Split) -> Iterator[Batch]:
     """Iterates over this process's shares of the padded batches."""
-    return input_pipeline.eval_batches(
+    return eval_batches(
       split,
       batch_size=self.batch_size,
       process_index=jax.process_index(),

@@ -95,12 +95,19 @@ def define_path(
     )
 
 
-def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+def parse(
+  values: flags.FlagValues,
+  argv: Sequence[str],
+  *,
+  needs_config: bool = True,
+) -> None:
   """Parses a command line; `values.config` is then the config, overridden.
 
   Args:
     values: of `new_flags`, with the command's flags.
     argv: the command line; argv[0] is the program.
+    needs_config: whether --config must be given; else `values.config` is None
+      without it.
 
   Raises:
     SystemExit: --help was given; the usage is printed.
@@ -118,6 +125,10 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     raise ValueError(
       f'--config: got {" and ".join(map(repr, paths))}, expected one'
     )
+  if not paths and not needs_config:
+    _refuse(rest, values)
+    values.config = None
+    return
   if not paths:
     raise ValueError('--config: got nothing, expected FILE.py')
   config = config_file.read(paths[0])

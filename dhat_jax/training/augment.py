@@ -92,8 +92,10 @@ def make_augmentation(
   """
   chain = []
   for spec in names:
-    options = {'name': spec} if isinstance(spec, str) else dict(spec)
-    name = options.pop('name')
+    name, options = spec, None
+    if not isinstance(spec, str):
+      options = dict(spec)
+      name = options.pop('name', None)
     augmentation = AUGMENTATIONS.make(
       name, options, where=where, crop_padding=crop_padding, flip=flip
     )

@@ -144,10 +144,10 @@ def test_eval_step_maps_what_in_axes_says():
 def test_initialize_sets_the_flag_for_one_version_alone(monkeypatch):
   flag = '--xla_cpu_experimental_ynn_fusion_type='
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
-  monkeypatch.setattr(devices, '_ONE_CORE_CONVOLUTIONS', 'another version')
+  monkeypatch.setattr(processes, '_ONE_CORE_CONVOLUTIONS', 'another version')
   processes.initialize()
   assert flag not in os.environ['XLA_FLAGS']
-  monkeypatch.setattr(devices, '_ONE_CORE_CONVOLUTIONS', jax.lib.__version__)
+  monkeypatch.setattr(processes, '_ONE_CORE_CONVOLUTIONS', jax.lib.__version__)
   for _ in range(2):  # once, however often it is called
     processes.initialize()
     assert os.environ['XLA_FLAGS'] == f'--xla_cpu_enable_fast_math=false {flag}'

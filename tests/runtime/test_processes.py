@@ -143,7 +143,7 @@ def test_a_killed_process_ends_the_others_and_the_rerun_is_equal(
 
 
 def test_sigterm_to_one_process_stops_all_and_fewer_devices_resume(
-  whole, tmp_path, monkeypatch
+  whole, tmp_path
 ):
   directory = str(tmp_path / 'four')
   started = processes.start(arguments(directory), count=2, cpu_devices=2)
@@ -158,7 +158,6 @@ def test_sigterm_to_one_process_stops_all_and_fewer_devices_resume(
 
   two = str(tmp_path / 'two')
   shutil.copytree(directory, two)
-  tiny_run.use_tiny_backbone(monkeypatch)
   train_and_evaluate(tiny_run.get_config(**SMALL), two)  # on two devices
   processes.run(arguments(directory), count=1, cpu_devices=1)
   for resumed in (two, directory):
