@@ -34,6 +34,7 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
       'cache_dir': '',
       'num_classes': 10,
       'validation_size': 128,
+      'augmentations': ('crop_flip',),
       'crop_padding': 0,
       'flip': False,
     },

@@ -60,6 +60,7 @@ def attack(
 ) -> dict:
   """A training attack; see `dhat_jax.attacks.pgd.make_attack`."""
   return {
+    'name': 'pgd',
     **length('epsilon', epsilon, epsilon_255),
     **length('step_size', step_size, step_size_255),
     'steps': steps,
@@ -97,6 +98,7 @@ def stage(
       'warmup_epochs': 0.0,
     },
     'optimizer': {
+      'name': 'sgd',
       'momentum': 0.9,
       'nesterov': False,
       'weight_decay': weight_decay,
@@ -105,6 +107,8 @@ def stage(
       # 0: the gradient's norm is not clipped.
       'clip_norm': 0.0,
     },
+    # At which weights the gradient is taken; 'none': at the weights themselves.
+    'weight_perturbation': {'name': 'none'},
     # 0: no moving average of the weights.
     'ema_decay': 0.0,
     # Which checkpoint is handed on and evaluated: 'best' or 'last'.
@@ -213,6 +217,8 @@ def tfds_dataset(
     'num_classes': num_classes,
     # Images held out of the training set, for model selection.
     'validation_size': validation_size,
+    # In this order; `crop_flip` has the next two keys.
+    'augmentations': ('crop_flip',),
     'crop_padding': 4,
     'flip': flip,
   }

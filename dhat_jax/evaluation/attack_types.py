@@ -9,7 +9,6 @@ import chex
 import jax
 import numpy as np
 
-from dhat_jax.attacks import autoattack
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation.evaluator import Target, joined
@@ -213,6 +212,7 @@ class EnsembleAttack(EvaluationAttack):
   """AutoAttack with its budget, or one of its attacks; in float32.
 
   Attributes:
+    function: `dhat_jax.autoattack`.
     epsilon: radius in units of [0, 1].
     norm: 'linf' or 'l2'.
     version: 'standard', 'plus', ..., or 'custom'.
@@ -223,6 +223,7 @@ class EnsembleAttack(EvaluationAttack):
     first: attacks the first so many images; 0 for all.
   """
 
+  function: Callable
   epsilon: float
   norm: str
   version: str = 'standard'
@@ -276,7 +277,8 @@ class EnsembleAttack(EvaluationAttack):
 
   def identity(self) -> dict[str, Any]:
     """Returns the fields, but for whom it is made against."""
-    return {**dataclasses.asdict(self), 'outputs': None, 'made_of': None}
+    fields = dataclasses.asdict(self)
+    return {**fields, 'function': None, 'outputs': None, 'made_of': None}
 
   def details(self, record: Record) -> dict[str, Any]:
     """Returns accuracies after each of its attacks, budget and warnings."""
@@ -302,7 +304,7 @@ class EnsembleAttack(EvaluationAttack):
     images = np.asarray(split.images[:count], np.float32) / 255
     labels = split.labels[:count]
     padded = -(-count // jax.device_count()) * jax.device_count()
-    result = autoattack.autoattack(
+    result = self.function(
       target.logits_fn(),
       images,
       labels,

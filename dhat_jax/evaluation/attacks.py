@@ -22,6 +22,7 @@ from typing import Any
 
 from dhat_jax.attacks import pgd
 from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack.ensemble import autoattack
 from dhat_jax.evaluation.attack_types import (
   STANDARD,
   EnsembleAttack,
@@ -209,6 +210,7 @@ def whole_autoattack(
 ) -> EnsembleAttack:
   """AutoAttack (Croce & Hein 2020)."""
   return EnsembleAttack(
+    function=autoattack,
     epsilon=epsilon,
     norm=norm,
     version=autoattack_version,

@@ -13,7 +13,8 @@ from dhat_jax.evaluation import aggregator_analysis, audit
 from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.evaluator import Evaluator, Target
 from dhat_jax.evaluation.plan import Job, Plan, jobs
-from dhat_jax.evaluation.records import Record, Recorder, example_places
+from dhat_jax.evaluation.recorder import Recorder
+from dhat_jax.evaluation.records import Record, example_places
 from dhat_jax.evaluation.store import Store, digest
 from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.runtime import devices, processes, provenance, streams

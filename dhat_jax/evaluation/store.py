@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from dhat_jax.evaluation.records import Arrays
 from dhat_jax.runtime import files, processes
-
-Arrays = dict[str, np.ndarray]
 
 
 def digest(value: Any) -> str:

@@ -7,7 +7,6 @@ from dhat_jax.from_config.check import check
 from dhat_jax.from_config.data import (
   image_shape,
   load_dataset,
-  make_augmentation,
   make_source,
 )
 from dhat_jax.from_config.evaluation import (
@@ -18,6 +17,7 @@ from dhat_jax.from_config.evaluation import (
 from dhat_jax.from_config.experiment import Experiment, make_experiment
 from dhat_jax.from_config.training import (
   find_role,
+  make_augmentation,
   make_intervals,
   make_natural,
   make_network,

@@ -18,7 +18,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   choose('config.stages', tuple(config.stages), [*expected, (JOINT,)])
   net = training.make_network(config)
   data.make_source(config)
-  data.make_augmentation(config)
+  training.make_augmentation(config)
   for name in config.stages:
     training.find_role(config, name)
     # The number of training images is not known yet: any that fits will do.

@@ -5,7 +5,6 @@ import ml_collections
 from dhat_jax.datasets.base import Dataset, Source
 from dhat_jax.datasets.loaders import DATASETS
 from dhat_jax.from_config.values import completed, options_of
-from dhat_jax.training import augment
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -54,14 +53,3 @@ def load_dataset(config: ConfigDict, source: Source | None = None) -> Dataset:
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
   """Returns (H, W, C) of a config's images, without loading them if it can."""
   return make_source(config).shape()
-
-
-def make_augmentation(config: ConfigDict) -> augment.Augmentation | None:
-  """Returns (rngs, images) -> images, or None where nothing changes."""
-  spec = completed(config).dataset
-  return augment.make_augmentation(
-    spec.augmentations,
-    crop_padding=spec.crop_padding,
-    flip=spec.flip,
-    where='config.dataset.augmentations',
-  )

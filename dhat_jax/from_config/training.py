@@ -12,7 +12,6 @@ import optax
 
 from dhat_jax import losses
 from dhat_jax.attacks.training import TRAINING_ATTACKS
-from dhat_jax.from_config import data
 from dhat_jax.from_config.values import (
   at_least,
   choose,
@@ -25,7 +24,7 @@ from dhat_jax.models.backbones import BACKBONES
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.layers import DTYPES
 from dhat_jax.runtime import devices, streams
-from dhat_jax.training import optim
+from dhat_jax.training import augment, optim
 from dhat_jax.training.loop import Intervals
 from dhat_jax.training.perturbation import WEIGHT_PERTURBATIONS
 from dhat_jax.training.stages import Role, Stage, all_roles
@@ -78,6 +77,17 @@ def make_network(
     std=tuple(spec.std),
     dtype=choose('config.model.dtype', spec.dtype, DTYPES),
     axis_name=axis_name,
+  )
+
+
+def make_augmentation(config: ConfigDict) -> augment.Augmentation | None:
+  """Returns (rngs, images) -> images, or None where nothing changes."""
+  spec = completed(config).dataset
+  return augment.make_augmentation(
+    spec.augmentations,
+    crop_padding=spec.crop_padding,
+    flip=spec.flip,
+    where='config.dataset.augmentations',
   )
 
 
@@ -220,7 +230,7 @@ def make_stage(config: ConfigDict, name: str, num_train: int) -> Stage:
       ),
       trains=role.trains,
       output=role.output,
-      augment=data.make_augmentation(config),
+      augment=make_augmentation(config),
       ema_decay=spec.ema_decay,
       freeze_statistics=config.model.freeze_statistics,
       axis_name=devices.AXIS,

@@ -16,15 +16,6 @@ from flax import jax_utils
 from jax.experimental import multihost_utils
 
 from dhat_jax.runtime import hoisting
-from dhat_jax.runtime.processes import (  # noqa: F401
-  all_agree,
-  first_alone,
-  initialize,
-  is_first,
-  process_count,
-  stops_at,
-  wait_for_all,
-)
 
 AXIS = 'batch'
 

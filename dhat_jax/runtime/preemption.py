@@ -4,7 +4,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
-from dhat_jax.runtime import devices
+from dhat_jax.runtime import processes
 
 
 class Preempted(Exception):
@@ -17,7 +17,7 @@ def _on_sigterm(handle: Callable) -> Iterator[None]:
 
   Where there are several processes, JAX's distributed runtime listens.
   """
-  if devices.process_count() > 1:
+  if processes.process_count() > 1:
     yield
     return
   try:
@@ -54,5 +54,5 @@ class StopRequest:
   def ask(self) -> bool:
     """Returns `requested`; every process calls it once after every step."""
     self._calls += 1
-    self.requested |= devices.stops_at(self._calls)
+    self.requested |= processes.stops_at(self._calls)
     return self.requested

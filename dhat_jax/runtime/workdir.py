@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from dhat_jax.runtime import devices, files, provenance
+from dhat_jax.runtime import files, processes, provenance
 
 # What may be in a folder that belongs to no run yet: a run killed before it
 # wrote its config leaves environment.json alone, and a report may have been
@@ -132,7 +132,7 @@ def prepare(
 
   Args and errors as in `check`; the folder is created if need be.
   """
-  if devices.is_first():
+  if processes.is_first():
     check(path, values, may_differ=may_differ, defaults=defaults)
     config_path = os.path.join(path, 'config.json')
     resumed = os.path.exists(config_path)
@@ -167,9 +167,9 @@ def _utc_now() -> str:
 
 def _check_shared(path: str) -> None:
   """Checks that all processes see the folder which the first one wrote."""
-  devices.wait_for_all('workdir prepared')
+  processes.wait_for_all('workdir prepared')
   visible = os.path.exists(os.path.join(path, 'config.json'))
-  if not devices.all_agree(visible):
+  if not processes.all_agree(visible):
     raise ValueError(
       f'workdir {path}: the processes of this run do not see the same folder; '
       'choose one on a file system that all hosts share'

@@ -128,9 +128,8 @@ def test_schedule_counts_epochs_as_published():
   assert stage.num_steps == 100 * 382
   assert stage.schedule(74 * 382 - 1) == pytest.approx(0.1)
   assert stage.schedule(74 * 382) == pytest.approx(0.01)
-  assert (
-    from_config.make_stage(config, 'second_head', 49_000).num_steps == 76 * 382
-  )
+  second = from_config.make_stage(config, 'second_head', 49_000)
+  assert second.num_steps == 76 * 382
 
 
 def test_epsilon_warm_up():
@@ -146,9 +145,8 @@ def test_epsilon_warm_up():
 
 def test_mean_aggregator_trains_nothing(config):
   config.model.aggregator = 'mean'
-  assert (
-    from_config.make_stage(config, 'aggregator', num_train=640).num_steps == 0
-  )
+  stage = from_config.make_stage(config, 'aggregator', num_train=640)
+  assert stage.num_steps == 0
 
 
 def test_plain_network_has_one_output(config):

@@ -36,7 +36,7 @@ def start(arguments, *, count, cpu_devices):
 
   Args:
     arguments: module and its arguments, '{process}' in them replaced by the
-      process's number; flags of `devices.initialize` are added.
+      process's number; flags of `processes.initialize` are added.
     count: number of processes.
     cpu_devices: of each process.
 

@@ -246,7 +246,7 @@ def test_aggregator_of_a_user():
     DualHeadNet(TinyBackbone(), 4, aggregator='weighted')
 
 
-@aggregator.register('rounded')
+@aggregator.register('rounded_sum')
 class Rounded(aggregator.Aggregator):
   """A user's own, with a way around its steps."""
 
@@ -262,7 +262,7 @@ class Rounded(aggregator.Aggregator):
 
 
 def test_bypass_of_a_user():
-  net = DualHeadNet(TinyBackbone(), 4, aggregator='rounded')
+  net = DualHeadNet(TinyBackbone(), 4, aggregator='rounded_sum')
   module, logits = net.make_aggregator(), logits_of(4)
   variables = part_variables(
     random_variables(net, normal(2, 8, 8, 3)), 'aggregator'

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.runtime import devices
+from dhat_jax.runtime import devices, processes
 from tests.helpers.tiny import normal
 
 
@@ -145,11 +145,11 @@ def test_initialize_sets_the_flag_for_one_version_alone(monkeypatch):
   flag = '--xla_cpu_experimental_ynn_fusion_type='
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
   monkeypatch.setattr(devices, '_ONE_CORE_CONVOLUTIONS', 'another version')
-  devices.initialize()
+  processes.initialize()
   assert flag not in os.environ['XLA_FLAGS']
   monkeypatch.setattr(devices, '_ONE_CORE_CONVOLUTIONS', jax.lib.__version__)
   for _ in range(2):  # once, however often it is called
-    devices.initialize()
+    processes.initialize()
     assert os.environ['XLA_FLAGS'] == f'--xla_cpu_enable_fast_math=false {flag}'
 
 

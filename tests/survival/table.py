@@ -53,8 +53,8 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
   """Asks another process: JAX would keep the accelerator from the runs."""
   code = (
-    'import json; from dhat_jax.runtime import devices, provenance;'
-    'devices.initialize(); print(json.dumps(provenance.machine()))'
+    'import json; from dhat_jax.runtime import processes, provenance;'
+    'processes.initialize(); print(json.dumps(provenance.machine()))'
   )
   process = subprocess.run(
     [sys.executable, '-c', code],

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dhat_jax.datasets.reading import DataError, reason
-from dhat_jax.datasets.tfds import prepared
+from dhat_jax.datasets.tfds import INFO_FILE
 from dhat_jax.runtime import files
 
 _TIMEOUT_SECS = 10
@@ -95,7 +95,7 @@ def _instructions(
     '--config.dataset.manual_dir=FOLDER;\n'
     '- give --config.dataset.data_dir=FOLDER, a folder in which TFDS has '
     f'prepared {name} (it holds {name}/{builder.version}/'
-    f'{prepared.INFO_FILE}).'
+    f'{INFO_FILE}).'
   )
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from dhat_jax.datasets import cache
 from dhat_jax.datasets.base import Dataset, ImageShape, Split
 from dhat_jax.datasets.reading import DataError, reading
+from dhat_jax.datasets.tfds import INFO_FILE
 from dhat_jax.runtime import files
 
-INFO_FILE = 'dataset_info.json'
 # Length, its checksum; data; the data's checksum.
 _HEADER, _FOOTER = struct.Struct('<QI'), struct.Struct('<I')
 

@@ -1,0 +1,108 @@
+"""Records made, or read where they are there already."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+
+from dhat_jax.datasets.base import Split
+from dhat_jax.evaluation.attack_types import EvaluationAttack
+from dhat_jax.evaluation.evaluator import Target
+from dhat_jax.evaluation.records import Record, Workspace
+from dhat_jax.evaluation.store import Arrays, Store
+from dhat_jax.runtime import files, processes
+
+
+class Recorder:
+  """Makes the records of one split, or reads those that are there."""
+
+  def __init__(
+    self,
+    split: Split,
+    store: Store,
+    *,
+    rng: chex.PRNGKey,
+    export: Sequence[str] = (),
+    show: Callable[[str], Any] | None = None,
+  ):
+    """Creates it; nothing is attacked yet.
+
+    Args:
+      split: uint8 images; all of them count.
+      store: of the finished records.
+      rng: typed key of all noise.
+      export: the attacks whose images are written, below the store's folder.
+      show: shows a line of progress, or None.
+    """
+    self._split = split
+    self._store = store
+    self._rng = rng
+    self._export = () if store.directory is None else tuple(export)
+    self._show = show
+
+  def record(self, target: Target, attack: EvaluationAttack) -> Record:
+    """Returns what an `EvaluationAttack` finds on a target.
+
+    Raises:
+      ValueError: a record of other images than the attack says, or one that
+        disagrees with itself.
+    """
+    name = f'{target.name}/{attack.name}'
+    path = self._images_path(target.name, attack.name)
+
+    def make() -> Arrays:
+      record = attack.run(
+        target,
+        self._split,
+        self._rng,
+        Workspace(
+          keep_images=path is not None,
+          make_folder=lambda: self._store.folder(name, attack.identity()),
+          show=self._show and (lambda text: self._show(f'{name} {text}')),
+        ),
+      )
+      self._write_images(path, record)
+      return record.arrays()
+
+    arrays = self._store.get(
+      name,
+      attack.identity(),
+      make,
+      again=path is not None and not os.path.exists(path),
+    )
+    labels = self._split.labels
+    try:
+      record = Record.from_arrays(arrays, labels, target.scored)
+    except ValueError as error:
+      raise ValueError(f'{name}.npz: {error}') from error
+    expected = attack.num_images(len(labels))
+    if len(record.robust) != expected:
+      raise ValueError(
+        f'{name}: got a record of {len(record.robust)} images, expected '
+        f'{expected}'
+      )
+    return record
+
+  def _images_path(self, target: str, attack: str) -> str | None:
+    if attack not in self._export:
+      return None
+    folder = os.path.join(self._store.directory, 'images', target)
+    return os.path.join(folder, f'{attack}.npz')
+
+  def _write_images(self, path: str | None, record: Record) -> None:
+    if path is None:
+      return
+    if record.images_adv is None:
+      raise ValueError(
+        f'{path}: got a record without images_adv, expected them where '
+        '`keep_images` is set'
+      )
+    if not processes.is_first():
+      return
+    arrays = {
+      'images_adv': record.images_adv,
+      'labels': self._split.labels[: len(record.robust)],
+      'robust': record.robust,
+    }
+    files.write_npz(path, arrays)
