@@ -5,11 +5,15 @@ import pathlib
 import re
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 
+import dhat_jax
 from dhat_jax.datasets import digits
 from dhat_jax.models.backbones import BACKBONES
+from tests.helpers import tiny  # noqa: F401 - what the stored runs name
+from tests.test_stored_runs import ARCHIVE as STORED_RUNS
 
 ROOT = str(pathlib.Path(__file__).parents[2])
 
@@ -36,6 +40,20 @@ def test_training_loop_runs_as_it_stands():
   assert names['robust'].dtype == bool
   assert int(names['state'].step) == 4
   assert np.isfinite(float(names['metrics']['loss'][0]))
+
+
+def test_loading_a_run_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+  with zipfile.ZipFile(STORED_RUNS) as archive:
+    archive.extractall(tmp_path / 'runs')
+  (tmp_path / 'runs' / 'finished').rename(tmp_path / 'runs' / 'digits')
+  monkeypatch.chdir(tmp_path)
+  text = program('load_run')
+  assert len(text.strip().split('\n')) == 3
+  names = {'images': digits.load().test.images[:5], 'dhat_jax': dhat_jax}
+  exec(text, names)
+  assert names['logits'].shape == (5, 10)
+  printed = capsys.readouterr().out
+  assert printed.strip() == str(names['logits'].argmax(axis=1))
 
 
 def test_autoattack_runs_as_it_stands():
