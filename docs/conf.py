@@ -78,27 +78,54 @@ def _code(name, module, where):
   return f'``{name}``'
 
 
-def _read_docstring(app, what, name, obj, options, lines):
-  """Docstrings are plain text with `code`, not reStructuredText."""
-  del app, options
-  text = '\n'.join(lines)
-  if what == 'module' and name.endswith('__main__'):
-    lines[:] = ['::', '', *(f'  {line}' for line in lines)]
-    return
-  owner = name if what == 'module' else getattr(obj, '__module__', None)
-  module = sys.modules.get(owner) or sys.modules['dhat_jax']
+def _split_examples(lines):
+  """Yields (whether it is an example, lines): indented after a blank line."""
+  text, example = [], []
+  indented = False  # whether the last line that is not blank is
+  for line in lines:
+    blank = not line.strip()
+    starts = line.startswith('    ') and not indented and not (text or [''])[-1]
+    if example and (blank or line.startswith('    ')):
+      example.append(line)
+    elif starts:
+      yield False, text
+      text, example = [], [line]
+    else:
+      if example:
+        yield True, example
+      text, example = [*text, line], []
+    if not blank:
+      indented = line.startswith(' ') and not example
+  yield bool(example), example or text
+
+
+def _with_links(text, module, name):
+  """Returns plain text with `code` as reStructuredText."""
   pieces = _CODE.split(text)
   for index, piece in enumerate(pieces):
     if index % 2:
       pieces[index] = _code(' '.join(piece[1:-1].split()), module, name)
     else:
       pieces[index] = re.sub(r'([|*]|(?<=\w)_(?!\w))', r'\\\1', piece)
-  text = ''.join(pieces)
   # What comes before a colon there is no type.
-  text = re.sub(r'(?m)^( *Returns:\n +)(?=\S)', r'\1: ', text)
-  # Indented commands.
-  text = re.sub(r'\n\n(?=    python )', '\n\n::\n\n', text)
-  lines[:] = text.split('\n')
+  return re.sub(r'(?m)^( *Returns:\n +)(?=\S)', r'\1: ', ''.join(pieces))
+
+
+def _read_docstring(app, what, name, obj, options, lines):
+  """Docstrings are plain text with `code`, not reStructuredText."""
+  del app, options
+  if what == 'module' and name.endswith('__main__'):
+    lines[:] = ['::', '', *(f'  {line}' for line in lines)]
+    return
+  owner = name if what == 'module' else getattr(obj, '__module__', None)
+  module = sys.modules.get(owner) or sys.modules['dhat_jax']
+  read = []
+  for is_example, part in _split_examples(list(lines)):
+    if is_example:
+      read += ['::', '', *part, '']
+    else:
+      read += _with_links('\n'.join(part), module, name).split('\n')
+  lines[:] = read
 
 
 def _skip_fields(app, what, name, obj, skip, options):

@@ -55,34 +55,34 @@ REFERENCES = {
 }
 
 
-def config(seed: int, values: dict):
+def make_config(seed: int, values: dict):
   """Returns the digits' config with some values changed."""
   values = dict(values)
   reverse = values.pop('second_head__loss', None)
-  found = changed(digits.config('trades', seed), **values)
+  config = changed(digits.make_config('trades', seed), **values)
   if reverse:
-    del found.second_head.loss.beta
-    found.second_head.loss.name = 'reverse_smoothing'
-  if 'joint' in found.stages:
-    with found.unlocked():
-      found.joint = copy.deepcopy(found.main_head)
-    found.joint.epochs = JOINT_EPOCHS
-    found.joint.schedule.drop_epochs = (10,)
-    found.joint.schedule.learning_rate = JOINT_LEARNING_RATE
-  found.evaluation.autoattack_outputs = ('aggregated',)
-  return found
+    del config.second_head.loss.beta
+    config.second_head.loss.name = 'reverse_smoothing'
+  if 'joint' in config.stages:
+    with config.unlocked():
+      config.joint = copy.deepcopy(config.main_head)
+    config.joint.epochs = JOINT_EPOCHS
+    config.joint.schedule.drop_epochs = (10,)
+    config.joint.schedule.learning_rate = JOINT_LEARNING_RATE
+  config.evaluation.autoattack_outputs = ('aggregated',)
+  return config
 
 
 def of_seed(seed: int) -> list[Entry]:
   """Returns the rows of a seed."""
-  dual = Run(f'trades_{seed}/dual', digits.config('trades', seed))
+  dual = Run(f'trades_{seed}/dual', digits.make_config('trades', seed))
   entries = []
   for group, variants in GROUPS.items():
     entries.append(Entry(group, REFERENCES[group], seed, dual, 'aggregated'))
     for index, (variant, (values, shared)) in enumerate(variants.items()):
       name = f'trades_{seed}/ablation_{group.replace(" ", "_")}_{index}'
       source = dual if shared else None
-      run = Run(name, config(seed, values), source, shared)
+      run = Run(name, make_config(seed, values), source, shared)
       entries.append(Entry(group, variant, seed, run, 'aggregated'))
   return entries
 

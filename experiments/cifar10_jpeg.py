@@ -129,39 +129,39 @@ def compress(spec: ml_collections.ConfigDict, factor: float) -> None:
   )
 
 
-def config(
+def make_config(
   scale: Scale, backbone: str, seed: int, data_dir: str
 ) -> ml_collections.ConfigDict:
   """Returns configs/cifar10.py at a scale."""
-  found = cifar10.get_config(f'trades_{backbone}')
-  found.name = f'cifar10_jpeg_{backbone}'
-  found.seed = seed
-  found.dataset.update(
+  config = cifar10.get_config(f'trades_{backbone}')
+  config.name = f'cifar10_jpeg_{backbone}'
+  config.seed = seed
+  config.dataset.update(
     name='cifar10_jpeg',
     loader='image_folder',
     data_dir=data_dir,
     validation_size=scale.validation_size,
   )
-  for stage in found.stages:
-    with found.ignore_type():
-      compress(found[stage], scale.compression)
-    found[stage].batch_size = scale.batch_size
-    found[stage].keep = 'best' if scale.validation_size else 'last'
-  found.checkpoint.every_steps = 50 if scale.compression < 0.1 else 2000
-  found.evaluation.update(
+  for stage in config.stages:
+    with config.ignore_type():
+      compress(config[stage], scale.compression)
+    config[stage].batch_size = scale.batch_size
+    config[stage].keep = 'best' if scale.validation_size else 'last'
+  config.checkpoint.every_steps = 50 if scale.compression < 0.1 else 2000
+  config.evaluation.update(
     sweep_epsilons_255=(),
     loss_steps=(),
     autoattack_outputs=('main', 'mean', 'aggregated'),
     **scale.evaluation,
   )
-  return found
+  return config
 
 
 def of_seed(scale: Scale, seed: int, data_dir: str) -> list[Entry]:
   """Returns the rows of a seed."""
-  dual = Run(f'{seed}/dual', config(scale, scale.backbone, seed, data_dir))
+  dual = Run(f'{seed}/dual', make_config(scale, scale.backbone, seed, data_dir))
   wide = changed(
-    config(scale, scale.wide, seed, data_dir), stages=('main_head',)
+    make_config(scale, scale.wide, seed, data_dir), stages=('main_head',)
   )
   wide = Run(f'{seed}/wide', wide)
   return [

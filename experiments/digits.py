@@ -26,13 +26,13 @@ WIDE = 'wrn10_1.53'
 IMAGE_SHAPE, NUM_TRAIN = (8, 8, 1), 1309  # 128 of 1,437 are for validation
 
 
-def config(base: str, seed: int, backbone: str = 'wrn10_1'):
+def make_config(base: str, seed: int, backbone: str = 'wrn10_1'):
   """Returns configs/digits.py with the evaluation of this experiment."""
-  found = digits.get_config(f'{base}_{backbone}')
-  found.seed = seed
-  found.compare_with_natural = False
-  evaluate(found.evaluation, ('main', 'mean', 'aggregated'))
-  return found
+  config = digits.get_config(f'{base}_{backbone}')
+  config.seed = seed
+  config.compare_with_natural = False
+  evaluate(config.evaluation, ('main', 'mean', 'aggregated'))
+  return config
 
 
 def evaluate(spec: ml_collections.ConfigDict, outputs: tuple[str, ...]) -> None:
@@ -55,23 +55,23 @@ def changed(
   source: ml_collections.ConfigDict, **values
 ) -> ml_collections.ConfigDict:
   """Returns a copy with other values; keys are dotted, dots as '__'."""
-  found = copy.deepcopy(source)
-  with found.unlocked(), found.ignore_type():
-    found.update_from_flattened_dict(
+  config = copy.deepcopy(source)
+  with config.unlocked(), config.ignore_type():
+    config.update_from_flattened_dict(
       {key.replace('__', '.'): value for key, value in values.items()}
     )
-  return found
+  return config
 
 
 def of_seed(base: str, seed: int) -> Iterator[Entry]:
   """Yields the rows of a base method."""
-  dual = Run(f'{base}_{seed}/dual', config(base, seed))
+  dual = Run(f'{base}_{seed}/dual', make_config(base, seed))
   classwise = changed(dual.config, model__aggregator='classwise')
   classwise.evaluation.autoattack_outputs = ('aggregated',)
   classwise = Run(
     f'{base}_{seed}/classwise', classwise, dual, ('main_head', 'second_head')
   )
-  wide = changed(config(base, seed, WIDE), stages=('main_head',))
+  wide = changed(make_config(base, seed, WIDE), stages=('main_head',))
   wide.evaluation.autoattack_outputs = ('main',)
   wide = Run(f'{base}_{seed}/wide', wide)
   yield Entry(base, 'single head', seed, dual, 'main')

@@ -1,8 +1,8 @@
 """AutoAttack here and in PyTorch: same weights, same images, taking turns.
 
 Both sides run through their public entry point, so that the network, the
-attack's own arithmetic and the driver are all in the time. Compilation is told
-apart: it is what the first call takes longer than the others.
+attack's own arithmetic and the driver are all in the time. Compilation is
+measured apart: it is what the first call takes longer than the others.
 """
 
 import dataclasses

@@ -39,12 +39,12 @@ def alternate(
   for _ in range(warmup):
     for function in functions.values():
       jax.block_until_ready(function())
-  found = {name: [] for name in functions}
+  times = {name: [] for name in functions}
   for _ in range(repeats):
     for name, function in functions.items():
       total = seconds(lambda f=function: [f() for _ in range(calls)])
-      found[name].append(total / calls)
-  return found
+      times[name].append(total / calls)
+  return times
 
 
 def summary(times: list[float]) -> dict[str, Any]:

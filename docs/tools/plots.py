@@ -107,8 +107,8 @@ def forest(axes, points, attack, title):
     attack: which.
     title: of the axes.
   """
-  for place, (_, found) in enumerate(points):
-    mean, low, high = found[attack]
+  for place, (_, by_attack) in enumerate(points):
+    mean, low, high = by_attack[attack]
     certain = low > 0 or high < 0
     axes.errorbar(
       mean,

@@ -178,7 +178,7 @@ def measure():
   record = {
     'config': config.name,
     'stage': 'main_head',
-    'temporaries': {size: found['temporaries'] for size, found in held.items()},
+    'temporaries': {size: sizes['temporaries'] for size, sizes in held.items()},
   }
   command = 'python docs/tools/scaling.py --measure'
   documents.write(
@@ -314,12 +314,12 @@ def main():
   if '--measure' in sys.argv:
     measure()
     return
-  found = tables()
+  by_name = tables()
   for page in PAGES:
     old = page.read_text()
     new = PATTERN.sub(
       lambda match: (
-        f'<!-- scaling: {match[1]} -->\n{found[match[1]]}\n<!-- end -->'
+        f'<!-- scaling: {match[1]} -->\n{by_name[match[1]]}\n<!-- end -->'
       ),
       old,
     )

@@ -97,7 +97,7 @@ def test_joint_training_costs_as_much():
 
 
 def test_stages_that_differ_are_not_shared():
-  dual = Run('dual', digits.config('trades', 0))
+  dual = Run('dual', digits.make_config('trades', 0))
   other = digits.changed(dual.config, second_head__loss__beta=1.0)
   run = Run('other', other, dual, ('main_head', 'second_head'))
   with pytest.raises(ValueError, match=r"second_head\.loss\.beta'] differ"):
