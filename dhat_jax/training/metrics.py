@@ -111,7 +111,7 @@ class Writer:
     return self
 
   def __exit__(self, kind, *_):
-    # All is written already: what fails here has failed, and was told, before.
+    # All is written already: what fails here was reported before.
     with contextlib.suppress(*(() if kind is None else (OSError,))):
       try:
         self._file.close()
@@ -121,13 +121,13 @@ class Writer:
   def _drop_after(self, step: int) -> None:
     if not os.path.exists(self.path):
       return
-    kept = [
+    records = [
       record
       for record in files.read_json_lines(self.path)
       if record['stage'] != self._stage or record['step'] <= step
     ]
     with files.replacing(self.path, 'w') as file:
-      file.writelines(json.dumps(record) + '\n' for record in kept)
+      file.writelines(json.dumps(record) + '\n' for record in records)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes one record of numbers at a step of the stage."""

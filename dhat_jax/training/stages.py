@@ -37,14 +37,14 @@ def roles() -> dict[str, Role]:
   They follow from the table of outputs: a stage trains the parts of its output
   that no stage before it has trained. A run's stages are the first ones.
   """
-  found, trained_parts, computed = {}, [], []
+  by_name, trained_parts, computed = {}, [], []
   for name in outputs.trained():
     row = outputs.OUTPUTS[name]
     computed.append(name)
     trains = tuple(part for part in row.parts if part not in trained_parts)
     trained_parts += trains
-    found[row.stage] = Role(trains, name, tuple(computed))
-  return found
+    by_name[row.stage] = Role(trains, name, tuple(computed))
+  return by_name
 
 
 def all_roles() -> dict[str, Role]:
