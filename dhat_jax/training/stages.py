@@ -11,6 +11,7 @@ from flax import linen as nn
 from dhat_jax.datasets.batches import BatchSource
 from dhat_jax.losses import Loss
 from dhat_jax.models import outputs
+from dhat_jax.training.state import TrainState, create_train_state
 
 # What the method is compared with: all parts at once, alone in its run.
 JOINT = 'joint'
@@ -111,3 +112,24 @@ class Stage:
   keep: str = 'last'
   source: BatchSource | None = None
   validation: Validation | None = None
+
+
+def initial_state(
+  stage: Stage, image_shape: tuple[int, int, int], variables: Any = None
+) -> TrainState:
+  """Returns the state at step 0 of a stage.
+
+  Args:
+    stage: what is trained.
+    image_shape: (H, W, C).
+    variables: of the parts that earlier stages trained; others are new.
+  """
+  return create_train_state(
+    net=stage.net,
+    tx=stage.tx,
+    trains=stage.role.trains,
+    rng=stage.rng,
+    image_shape=image_shape,
+    variables=variables,
+    ema=stage.ema,
+  )
