@@ -165,13 +165,37 @@ def _num_epochs(config: ConfigDict, name: str, role: Role) -> float:
   return epochs
 
 
-def make_stage(config: ConfigDict, name: str, num_train: int) -> Stage:
+def check_batch_size(config: ConfigDict, name: str, num_train: int) -> None:
+  """Raises ValueError for a batch that devices or training images cannot fill.
+
+  Args:
+    config: the run's config.
+    name: of the stage.
+    num_train: number of training images.
+  """
+  where, size = f'config.{name}.batch_size', config[name].batch_size
+  devices.check_batch_size(where, size)
+  if size > num_train:
+    raise ValueError(
+      f'{where}: got {size}, expected at most the {num_train} training images'
+    )
+
+
+def make_stage(
+  config: ConfigDict,
+  name: str,
+  num_train: int,
+  *,
+  steps_per_epoch: int | None = None,
+) -> Stage:
   """Makes a stage, everything resolved but batches and validation.
 
   Args:
     config: the run's config.
     name: key of `stages.all_roles()`.
     num_train: number of training images.
+    steps_per_epoch: of the source of batches; default: as many as the images
+      fill.
 
   Raises:
     ValueError: any value that is out of its range.
@@ -179,17 +203,13 @@ def make_stage(config: ConfigDict, name: str, num_train: int) -> Stage:
   config = completed(config)
   role = find_role(config, name)
   spec, where = config[name], f'config.{name}'
-  devices.check_batch_size(f'{where}.batch_size', spec.batch_size)
-  if spec.batch_size > num_train:
-    raise ValueError(
-      f'{where}.batch_size: got {spec.batch_size}, expected at most the '
-      f'{num_train} training images'
-    )
+  check_batch_size(config, name, num_train)
   if not 0 <= spec.ema_decay < 1:
     raise ValueError(
       f'{where}.ema_decay: got {spec.ema_decay}, expected in [0, 1)'
     )
-  steps_per_epoch = num_train // spec.batch_size
+  if steps_per_epoch is None:
+    steps_per_epoch = num_train // spec.batch_size
   num_steps = round(_num_epochs(config, name, role) * steps_per_epoch)
   schedule = optim.make_schedule(
     num_steps=num_steps,

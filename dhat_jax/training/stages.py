@@ -84,7 +84,7 @@ class Stage:
       `devices.AXIS`.
     schedule: step -> learning rate, for the records.
     num_steps: the stage's length; 0 trains nothing.
-    steps_per_epoch: steps in one pass over the training set.
+    steps_per_epoch: of the source, in which schedules and intervals count.
     batch_size: global.
     attack_steps: gradient steps of the training attack.
     rng: typed key: initial values of the parts that no stage has trained yet,
