@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tqdm
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
@@ -203,18 +202,3 @@ class NullWriter:
 
   def write_pictures(self, step: int, rows: Mapping[str, np.ndarray]) -> None:
     """Writes nothing."""
-
-
-def progress_bar(
-  title: str, total: int, initial: int, *, unit: str, disable: bool
-) -> tqdm.tqdm:
-  """Returns a progress bar with rate and time left."""
-  return tqdm.tqdm(
-    desc=title,
-    total=total,
-    initial=initial,
-    unit=unit,
-    dynamic_ncols=True,
-    mininterval=0.5,
-    disable=disable,
-  )

@@ -105,18 +105,6 @@ def test_null_writer_writes_nothing(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == []
 
 
-def test_progress_bar_starts_where_training_continues(capsys):
-  with metrics.progress_bar(
-    'main_head', 10, 4, unit='step', disable=False
-  ) as bar:
-    bar.update()
-    assert (bar.n, bar.total) == (5, 10)
-  assert 'main_head:  50%' in capsys.readouterr().err
-  with metrics.progress_bar('x', 10, 4, unit='step', disable=True):
-    pass
-  assert capsys.readouterr().err == ''
-
-
 def test_pictures_are_rows_in_tensorboard(tmp_path, monkeypatch):
   shown = {}
 
