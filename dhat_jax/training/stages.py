@@ -48,10 +48,15 @@ def roles() -> dict[str, Role]:
 
 
 def all_roles() -> dict[str, Role]:
-  """Returns `roles`, and the joint stage that trains all parts at once."""
-  names = outputs.trained()
-  joint = Role(outputs.parts_of(names), names[-1], names)
-  return {**roles(), JOINT: joint}
+  """Returns `roles`, and the joint stage: all parts of the final output."""
+  output = outputs.final(outputs.trained())
+  parts = outputs.OUTPUTS[output].parts
+  computed = tuple(
+    name
+    for name in outputs.trained()
+    if set(outputs.OUTPUTS[name].parts) <= set(parts)
+  )
+  return {**roles(), JOINT: Role(parts, output, computed)}
 
 
 @dataclasses.dataclass(frozen=True)

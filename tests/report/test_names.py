@@ -20,6 +20,7 @@ def test_outputs_and_attacks_of_a_users_own(tmp_path):
   assert len(check(text).images) == 7
   assert 'This cannot be shown' not in text
   assert '<td>third &amp; last</td>' in text
+  assert '<td>only the main head right</td>' in text
   assert '<th class="number">my_attack</th>' in text
   assert (
     'The aggregated one output is right on 100.0 % of the clean images and on '
@@ -27,6 +28,17 @@ def test_outputs_and_attacks_of_a_users_own(tmp_path):
   )
   table = (tmp_path / 'one/report/one_accuracy.csv').read_text()
   assert 'third & last,100.0 (+25.0),25.0 (-25.0),12.5 (+0.0),25.0' in table
+
+
+def test_results_name_the_final_output(tmp_path):
+  results = workdirs.with_third()
+  assert read.load(workdirs.make(tmp_path / 'old', results=results)).outputs
+  results['final_output'] = 'second'
+  run = read.load(workdirs.make(tmp_path / 'new', results=results))
+  assert run.final_output.name == 'second'
+  results['final_output'] = 'nobody'
+  run = read.load(workdirs.make(tmp_path / 'wrong', results=results))
+  assert run.final_output.name == 'aggregated'
 
 
 def test_every_output_has_a_line_of_its_own(tmp_path):
