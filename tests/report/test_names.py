@@ -2,6 +2,9 @@
 
 import json
 
+import numpy as np
+import pytest
+
 from dhat_jax.report import examples, plots, read
 from tests.report import workdirs
 from tests.report.pages import check, page_of
@@ -58,6 +61,24 @@ def test_trained_outputs_stand_below_the_images(tmp_path):
   assert figure.axes[0].get_xlabel().splitlines() == [
     f'{short}: cat' for short in ('m', 's', 't', 'a')
   ]
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4])
+def test_images_of_other_channels_are_shown(tmp_path, channels):
+  run = read.load(workdirs.make(tmp_path, channels=channels))
+  assert examples.examples(run).axes[0].images[0].get_array().shape == (6, 6, 3)
+
+
+def test_no_class_is_predicted_of_what_is_not_finite(tmp_path):
+  run = read.load(workdirs.make(tmp_path))
+  path = tmp_path / 'evaluation' / 'aggregated' / 'clean.npz'
+  with np.load(path) as file:
+    arrays = dict(file)
+  arrays['main_predictions'] = np.full(4, -1)
+  np.savez(path, **arrays)
+  figure = examples.examples(run)
+  cross = '\N{BALLOT X}'
+  assert figure.axes[0].get_xlabel().splitlines()[0] == f'm: none {cross}'
 
 
 def test_names_are_as_short_as_they_differ():

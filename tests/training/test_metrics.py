@@ -129,7 +129,7 @@ def test_events_are_in_tensorboards_format(tmp_path):
   """Each record: length, its checksum, an Event, its checksum."""
   with metrics.Writer(str(tmp_path), 'main_head', 2) as writer:
     writer.write(3, {'train/loss': 0.5})
-    writer.write_pictures(3, {'gray': np.zeros((2, 2, 1, 1))})
+    writer.write_pictures(3, {'four channels': np.zeros((2, 2, 1, 4))})
   (path,) = (tmp_path / 'tensorboard' / 'main_head').iterdir()
   data, events = path.read_bytes(), []
   while data:
