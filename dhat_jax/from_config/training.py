@@ -19,10 +19,10 @@ from dhat_jax.from_config.values import (
   in_unit,
   options_of,
 )
-from dhat_jax.models.aggregator import AGGREGATORS
 from dhat_jax.models.backbones import BACKBONES
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.layers import DTYPES
+from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.runtime import devices, streams
 from dhat_jax.training import augment, optim
 from dhat_jax.training.loop import Intervals
@@ -68,16 +68,36 @@ def make_network(
   if outputs is None:
     outputs = choose('config.stages', config.stages[-1], all_roles()).outputs
   return DualHeadNet(
-    backbone=BACKBONES.make(spec.backbone, where='config.model.backbone'),
+    backbone=BACKBONES.make(
+      spec.backbone,
+      _part_options(spec, 'backbone'),
+      where='config.model.backbone',
+    ),
     num_classes=config.dataset.num_classes,
     attach=spec.attach,
     aggregator=spec.aggregator,
+    aggregator_options=_part_options(spec, 'aggregator') or {},
     outputs=outputs,
     mean=tuple(spec.mean),
     std=tuple(spec.std),
     dtype=choose('config.model.dtype', spec.dtype, DTYPES),
     axis_name=axis_name,
   )
+
+
+def _part_options(spec: ConfigDict, part: str) -> dict[str, Any] | None:
+  """Returns the options of a part of the network, hashable; None for none.
+
+  Args:
+    spec: `config.model`, which may have `<part>_options`.
+    part: 'backbone' or 'aggregator'.
+  """
+  options = options_of(spec.get(f'{part}_options', {}))
+  # Tuples come back from JSON as lists.
+  return {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in options.items()
+  } or None
 
 
 def make_augmentation(config: ConfigDict) -> augment.Augmentation | None:
@@ -157,10 +177,10 @@ def _make_optimizer(
 def _num_epochs(config: ConfigDict, name: str, role: Role) -> float:
   """Returns a stage's length, 0 where it has nothing to train."""
   epochs = at_least(f'config.{name}.epochs', config[name].epochs, 0)
-  aggregator = AGGREGATORS.make(
-    config.model.aggregator, where='config.model.aggregator'
-  )
-  if role.trains == ('aggregator',) and not aggregator.trains:
+  aggregator = make_network(config).make_aggregator()
+  row = OUTPUTS[role.output]
+  alone = row.aggregates and role.trains == row.parts[-1:]
+  if alone and not aggregator.trains:
     return 0
   return epochs
 
