@@ -255,12 +255,19 @@ def load_run(workdir: str, stage: str | None = None) -> Run:
   asked, stage = stage, stage or stages[-1]
   if stage not in stages:
     raise ValueError(f'stage: got {stage!r}, choices are {stages}')
-  role = find_role(config, stage)
+  try:
+    role = find_role(config, stage)
+    net = make_network(config, outputs=role.outputs)
+  except ValueError as error:
+    raise ValueError(
+      f'workdir {workdir}: {error}; if a config file of your own registers it, '
+      'import that file first (a command: give it as --config)'
+    ) from error
   folder = loop.checkpoint_folder(directory, stage)
   if not stored.steps(folder):
     raise ValueError(f'workdir {workdir}: stage {stage!r} is not trained')
   return Run(
-    net=make_network(config, outputs=role.outputs),
+    net=net,
     variables=stored.read_variables(folder, keep=config[stage].keep),
     config=config,
     output=role.output if asked else final(role.outputs),
