@@ -27,7 +27,7 @@ from dhat_jax.from_config.values import (
   workdir_defaults,
 )
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.models.outputs import Outputs
+from dhat_jax.models.outputs import Outputs, final
 from dhat_jax.runtime import documents, files, processes, provenance, workdir
 from dhat_jax.training import loop, stored
 
@@ -188,7 +188,8 @@ class Run:
     net: the network; `net.apply(variables, images)` returns its `Outputs`.
     variables: {'params': ..., 'batch_stats': ...}, NumPy arrays.
     config: the run's config.
-    output: what the run is about: the output that its stage trains.
+    output: what the run is about: the aggregated output if it has one; of a
+      stage that was asked for, the output that it trains.
   """
 
   net: DualHeadNet
@@ -251,16 +252,23 @@ def load_run(workdir: str, stage: str | None = None) -> Run:
   values = files.read_json(path)
   config = completed(ml_collections.ConfigDict(values))
   stages = tuple(config.stages)
-  stage = stages[-1] if stage is None else stage
+  asked, stage = stage, stage or stages[-1]
   if stage not in stages:
     raise ValueError(f'stage: got {stage!r}, choices are {stages}')
-  role = find_role(config, stage)
+  try:
+    role = find_role(config, stage)
+    net = make_network(config, outputs=role.outputs)
+  except ValueError as error:
+    raise ValueError(
+      f'workdir {workdir}: {error}; if a config file of your own registers it, '
+      'import that file first (a command: give it as --config)'
+    ) from error
   folder = loop.checkpoint_folder(directory, stage)
   if not stored.steps(folder):
     raise ValueError(f'workdir {workdir}: stage {stage!r} is not trained')
   return Run(
-    net=make_network(config, outputs=role.outputs),
+    net=net,
     variables=stored.read_variables(folder, keep=config[stage].keep),
     config=config,
-    output=role.output,
+    output=role.output if asked else final(role.outputs),
   )

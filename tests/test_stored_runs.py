@@ -119,6 +119,14 @@ def test_another_config_is_still_refused(runs):
   assert 'augmentations' not in str(error.value)
 
 
+def test_a_part_that_nobody_registered_is_named(runs, tmp_path):
+  config = config_of(runs / 'finished')
+  config.model.backbone = 'of_another_file'
+  (tmp_path / 'config.json').write_text(config.to_json())
+  with pytest.raises(ValueError, match=r"'of_another_file'.*import that file"):
+    dhat_jax.load_run(str(tmp_path))
+
+
 @pytest.mark.parametrize(
   ('workdir', 'stage', 'message'),
   [

@@ -196,13 +196,6 @@ class ShuffledSplit:
     return order
 
 
-def batches_from(
-  source: BatchSource, start_step: int, num_steps: int
-) -> Iterator[Batch]:
-  """Iterates over the batches of the steps `start_step` ... `num_steps` - 1."""
-  return map(source.batch, range(start_step, num_steps))
-
-
 def eval_batches(
   split: Split,
   *,

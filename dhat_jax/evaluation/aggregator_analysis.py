@@ -18,7 +18,7 @@ IMAGES = 128
 def aggregated(outputs: Collection[str]) -> str | None:
   """Returns the output that an aggregator computes, None if there is none."""
   names = [name for name in outputs if OUTPUTS[name].aggregates]
-  return names[0] if names else None
+  return names[-1] if names else None
 
 
 def influence(
@@ -42,13 +42,14 @@ def influence(
   Returns:
     {head: float [K]}.
   """
-  heads = OUTPUTS[aggregated(net.outputs)].aggregates
+  row = OUTPUTS[aggregated(net.outputs)]
+  heads = row.aggregates
   module = net.make_aggregator()
   stacked = np.stack([logits[head] for head in heads], axis=1)  # [N, 2, K]
   chosen = np.linspace(0, len(stacked) - 1, min(images, len(stacked)))
   means = _derivatives(
     lambda variables, x: module.apply(variables, x, train=False),
-    part_variables(variables, 'aggregator'),
+    part_variables(variables, row.parts[-1]),
     stacked[chosen.astype(int)],
   )
   return dict(zip(heads, means, strict=True))
@@ -95,17 +96,22 @@ def agreement(
 
   Returns:
     {'both': {'images': n, 'aggregated_right': m}, 'only_main': ...,
-    'only_second': ..., 'neither': ...}; n sums to N.
+    'only_second': ..., 'neither': ...}; n sums to N. Of more than two heads
+    'all' stands for 'both', and 'several' counts what is between.
   """
   output = aggregated(predictions)
   heads = OUTPUTS[output].aggregates
-  first, second = (predictions[head] == labels for head in heads)
-  groups = {
-    'both': first & second,
-    f'only_{heads[0]}': first & ~second,
-    f'only_{heads[1]}': ~first & second,
-    'neither': ~first & ~second,
-  }
+  head_right = {head: predictions[head] == labels for head in heads}
+  count = sum(flags.astype(int) for flags in head_right.values())
+  if len(heads) == 2:
+    groups = {'both': count == 2}
+  else:
+    groups = {
+      'all': count == len(heads),
+      'several': (count > 1) & (count < len(heads)),
+    }
+  groups |= {f'only_{h}': head_right[h] & (count == 1) for h in heads}
+  groups['neither'] = count == 0
   right = predictions[output] == labels
   return {
     name: {

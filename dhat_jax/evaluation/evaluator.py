@@ -128,10 +128,6 @@ class Evaluator:
       process_count=jax.process_count(),
     )
 
-  def num_batches(self, split: Split) -> int:
-    """Returns how many batches a split makes."""
-    return -(-len(split.labels) // self.batch_size)
-
 
 def joined(rows: list[dict[str, np.ndarray]], count: int) -> dict:
   """Joins batches: [{name: [B, ...]}, ...] -> {name: [count, ...]}."""

@@ -18,7 +18,7 @@ from dhat_jax.evaluation.records import (
   example_places,
 )
 from dhat_jax.evaluation.store import Store, digest
-from dhat_jax.models.outputs import OUTPUTS
+from dhat_jax.models.outputs import OUTPUTS, final
 from dhat_jax.runtime import devices, processes, provenance, streams
 from dhat_jax.runtime.progress import progress_bar, throttled
 
@@ -34,6 +34,7 @@ class Results(TypedDict):
   """
 
   outputs: list[dict[str, str | None]]
+  final_output: str
   accuracy: dict[str, dict[str, float]]
   worst_case: dict[str, float]
   worst_case_images: dict[str, int]
@@ -178,6 +179,7 @@ class _Findings:
         }
         for name in self.targets
       ],
+      'final_output': final(self.targets),
       'accuracy': self._each(self._accuracy),
       'worst_case': self._each(lambda o: float(self._worst(o).mean())),
       'worst_case_images': self._each(lambda o: len(self._worst(o))),

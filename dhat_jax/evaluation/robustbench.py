@@ -6,7 +6,7 @@ from typing import Any
 
 from dhat_jax.evaluation.attack_types import STANDARD
 from dhat_jax.models.aggregator import AGGREGATORS
-from dhat_jax.models.outputs import OUTPUTS
+from dhat_jax.models.outputs import OUTPUTS, final
 
 
 def _architecture(backbone: str) -> str:
@@ -79,18 +79,19 @@ def entry(results: Mapping[str, Any]) -> dict[str, Any] | None:
     results: as in results.json.
 
   Returns:
-    The entry of the last output that AutoAttack attacked, or None if it did
-    not run.
+    The entry of the final one of the outputs that AutoAttack attacked, or None
+    if it did not run.
   """
-  runs = [
-    (output, numbers)
+  runs = {
+    output: numbers
     for output, attacks in results.get('autoattack', {}).items()
     for name, numbers in attacks.items()
     if name.split('(')[0] == 'autoattack'
-  ]
+  }
   if not runs:
     return None
-  output, numbers = runs[-1]
+  output = final(runs)
+  numbers = runs[output]
   config = results['config']
   flags = [flag['name'] for flag in results.get('audit', {}).get('flags', ())]
   accuracy = numbers['accuracy_after']

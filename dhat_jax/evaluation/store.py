@@ -6,7 +6,6 @@ counts as missing.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import zipfile
@@ -111,9 +110,8 @@ class Store:
     """Empties a folder unless it belongs to the owner already."""
     label = os.path.join(path, 'evaluation.json')
     try:
-      with open(label) as file:
-        if json.load(file) == owner:
-          return
+      if files.read_json(label) == owner:
+        return
     except (OSError, ValueError):
       pass
     shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a stage is told of its network between its epochs."""
+"""Validation of a stage: accuracies on held-out images while it trains."""
 
 import dataclasses
 from typing import Any

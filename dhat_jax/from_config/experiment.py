@@ -118,7 +118,20 @@ def make_experiment(
   make_batches = source.make_batches or batches.ShuffledSplit
   stages = []
   for name in config.stages:
-    stage = training.make_stage(config, name, len(train.labels))
+    training.check_batch_size(config, name, len(train.labels))
+    batch_source = make_batches(
+      train,
+      batch_size=config[name].batch_size,
+      seed=order_seed(config.seed, name),
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    stage = training.make_stage(
+      config,
+      name,
+      len(train.labels),
+      steps_per_epoch=batch_source.steps_per_epoch,
+    )
     judge = None
     if held_out is not None:
       judge = make_validation(
@@ -129,17 +142,7 @@ def make_experiment(
         seed=config.seed,
       )
     stages.append(
-      dataclasses.replace(
-        stage,
-        validation=judge,
-        source=make_batches(
-          train,
-          batch_size=stage.batch_size,
-          seed=order_seed(config.seed, name),
-          process_index=jax.process_index(),
-          process_count=jax.process_count(),
-        ),
-      )
+      dataclasses.replace(stage, validation=judge, source=batch_source)
     )
   return Experiment(
     dataset=dataset,

@@ -19,10 +19,10 @@ from dhat_jax.from_config.values import (
   in_unit,
   options_of,
 )
-from dhat_jax.models.aggregator import AGGREGATORS
 from dhat_jax.models.backbones import BACKBONES
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.layers import DTYPES
+from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.runtime import devices, streams
 from dhat_jax.training import augment, optim
 from dhat_jax.training.loop import Intervals
@@ -68,16 +68,36 @@ def make_network(
   if outputs is None:
     outputs = choose('config.stages', config.stages[-1], all_roles()).outputs
   return DualHeadNet(
-    backbone=BACKBONES.make(spec.backbone, where='config.model.backbone'),
+    backbone=BACKBONES.make(
+      spec.backbone,
+      _part_options(spec, 'backbone'),
+      where='config.model.backbone',
+    ),
     num_classes=config.dataset.num_classes,
     attach=spec.attach,
     aggregator=spec.aggregator,
+    aggregator_options=_part_options(spec, 'aggregator') or {},
     outputs=outputs,
     mean=tuple(spec.mean),
     std=tuple(spec.std),
     dtype=choose('config.model.dtype', spec.dtype, DTYPES),
     axis_name=axis_name,
   )
+
+
+def _part_options(spec: ConfigDict, part: str) -> dict[str, Any] | None:
+  """Returns the options of a part of the network, hashable; None for none.
+
+  Args:
+    spec: `config.model`, which may have `<part>_options`.
+    part: 'backbone' or 'aggregator'.
+  """
+  options = options_of(spec.get(f'{part}_options', {}))
+  # Tuples come back from JSON as lists.
+  return {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in options.items()
+  } or None
 
 
 def make_augmentation(config: ConfigDict) -> augment.Augmentation | None:
@@ -157,21 +177,45 @@ def _make_optimizer(
 def _num_epochs(config: ConfigDict, name: str, role: Role) -> float:
   """Returns a stage's length, 0 where it has nothing to train."""
   epochs = at_least(f'config.{name}.epochs', config[name].epochs, 0)
-  aggregator = AGGREGATORS.make(
-    config.model.aggregator, where='config.model.aggregator'
-  )
-  if role.trains == ('aggregator',) and not aggregator.trains:
+  aggregator = make_network(config).make_aggregator()
+  row = OUTPUTS[role.output]
+  alone = row.aggregates and role.trains == row.parts[-1:]
+  if alone and not aggregator.trains:
     return 0
   return epochs
 
 
-def make_stage(config: ConfigDict, name: str, num_train: int) -> Stage:
+def check_batch_size(config: ConfigDict, name: str, num_train: int) -> None:
+  """Raises ValueError for a batch that devices or training images cannot fill.
+
+  Args:
+    config: the run's config.
+    name: of the stage.
+    num_train: number of training images.
+  """
+  where, size = f'config.{name}.batch_size', config[name].batch_size
+  devices.check_batch_size(where, size)
+  if size > num_train:
+    raise ValueError(
+      f'{where}: got {size}, expected at most the {num_train} training images'
+    )
+
+
+def make_stage(
+  config: ConfigDict,
+  name: str,
+  num_train: int,
+  *,
+  steps_per_epoch: int | None = None,
+) -> Stage:
   """Makes a stage, everything resolved but batches and validation.
 
   Args:
     config: the run's config.
     name: key of `stages.all_roles()`.
     num_train: number of training images.
+    steps_per_epoch: of the source of batches; default: as many as the images
+      fill.
 
   Raises:
     ValueError: any value that is out of its range.
@@ -179,17 +223,13 @@ def make_stage(config: ConfigDict, name: str, num_train: int) -> Stage:
   config = completed(config)
   role = find_role(config, name)
   spec, where = config[name], f'config.{name}'
-  devices.check_batch_size(f'{where}.batch_size', spec.batch_size)
-  if spec.batch_size > num_train:
-    raise ValueError(
-      f'{where}.batch_size: got {spec.batch_size}, expected at most the '
-      f'{num_train} training images'
-    )
+  check_batch_size(config, name, num_train)
   if not 0 <= spec.ema_decay < 1:
     raise ValueError(
       f'{where}.ema_decay: got {spec.ema_decay}, expected in [0, 1)'
     )
-  steps_per_epoch = num_train // spec.batch_size
+  if steps_per_epoch is None:
+    steps_per_epoch = num_train // spec.batch_size
   num_steps = round(_num_epochs(config, name, role) * steps_per_epoch)
   schedule = optim.make_schedule(
     num_steps=num_steps,

@@ -85,6 +85,16 @@ def required(name: str) -> tuple[str, ...]:
   return OUTPUTS[name].mean_of or (name,)
 
 
+def final(names: Collection[str]) -> str:
+  """Returns the output that a network is about: the aggregated one if it can.
+
+  Args:
+    names: outputs of the network, in the table's order; else its last one.
+  """
+  aggregated = [name for name in names if OUTPUTS[name].aggregates]
+  return [*names, *aggregated][-1]
+
+
 def parts_of(names: Collection[str]) -> tuple[str, ...]:
   """Returns the parts that some outputs need, in the order of their run."""
   needed = {part for name in names for part in OUTPUTS[name].parts}

@@ -13,6 +13,7 @@ import numpy as np
 
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.pytorch import jax_module, names
+from dhat_jax.runtime import files
 
 
 def _as_numpy(value: Any) -> np.ndarray:
@@ -139,14 +140,14 @@ def read_state_dict(path: str) -> dict[str, Any]:
 
 
 def write_state_dict(path: str, state_dict: Mapping[str, np.ndarray]) -> None:
-  """Writes a state dict of NumPy arrays; see `read_state_dict`."""
+  """Writes a state dict of NumPy arrays atomically; see `read_state_dict`."""
   if _is_npz(path):
-    np.savez(path, **state_dict)
+    files.write_npz(path, state_dict)
     return
   torch = jax_module.import_torch()
-  torch.save(
-    {key: torch.from_numpy(value) for key, value in state_dict.items()}, path
-  )
+  tensors = {key: torch.from_numpy(value) for key, value in state_dict.items()}
+  with files.replacing(path, 'wb') as file:
+    torch.save(tensors, file)
 
 
 def _is_npz(path: str) -> bool:

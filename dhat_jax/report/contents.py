@@ -16,8 +16,8 @@ from dhat_jax.report.tables import Table, percent
 # Which heads are right: the keys of the results' `agreement`.
 _AGREEMENT = {
   'both': 'both heads right',
-  'only_main': 'only the main head right',
-  'only_second': 'only the second head right',
+  'all': 'all heads right',
+  'several': 'several heads right',
   'neither': 'no head right',
 }
 
@@ -126,7 +126,7 @@ def agreement(run: Run) -> list[Block]:
   rows = [
     [
       attack,
-      _AGREEMENT.get(group, group),
+      _group_label(run, group),
       str(row['images']),
       str(row['aggregated_right']),
     ]
@@ -136,6 +136,17 @@ def agreement(run: Run) -> list[Block]:
   return [
     Grid(Table(['images', 'heads', 'how many', 'aggregated right'], rows))
   ]
+
+
+def _group_label(run: Run, group: str) -> str:
+  """Returns in words which heads are right."""
+  labels = {output.name: output.label for output in run.outputs}
+  name = group.removeprefix('only_')
+  if name == group:
+    return _AGREEMENT.get(group, group)
+  label = labels.get(name, name)
+  # Older results name their outputs alone.
+  return f'only the {label if label != name else f"{name} head"} right'
 
 
 def cost(run: Run) -> list[Block]:

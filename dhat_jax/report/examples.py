@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from dhat_jax.report.plots import WIDTH_INCHES, new_figure
 from dhat_jax.report.read import Run
+from dhat_jax.runtime import pictures
 
 _MAX_FACTOR = 10  # by which the changes of an attack are enlarged
 
@@ -62,7 +63,7 @@ def examples(run: Run) -> Figure | None:
 
 def _show_row(axes: np.ndarray, title: str, images: np.ndarray) -> None:
   for cell, image in zip(axes, images.clip(0, 1), strict=True):
-    cell.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, 'gray')
+    cell.imshow(pictures.rgb(image))
     cell.set(xticks=[], yticks=[])
   axes[0].set_ylabel(title)
 
@@ -76,7 +77,10 @@ def _predictions(
   for name, short in zip(names, shortened(names), strict=True):
     prediction = arrays[f'{name}_predictions'][place]
     mark = '' if prediction == label else ' \N{BALLOT X}'
-    lines.append(f'{short}: {run.class_names[prediction]}{mark}')
+    # Logits that are not finite predict no class.
+    known = 0 <= prediction < len(run.class_names)
+    shown = run.class_names[prediction] if known else 'none'
+    lines.append(f'{short}: {shown}{mark}')
   return '\n'.join(lines)
 
 

@@ -61,7 +61,10 @@ class Run:
   @property
   def final_output(self) -> Output | None:
     """What the run is about: the aggregated output if it has one."""
-    return self.outputs[-1] if self.outputs else None
+    # Older results do not name it: it is their last one.
+    name = self.results.get('final_output')
+    named = [output for output in self.outputs if output.name == name]
+    return [*self.outputs, *named][-1] if self.outputs else None
 
   @property
   def class_names(self) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from dhat_jax.runtime import files
+from dhat_jax.runtime import files, pictures
 
 
 class NonFiniteError(RuntimeError):
@@ -140,15 +140,14 @@ class Writer:
 
     Args:
       step: of the stage.
-      rows: {name: float [n, H, W, C] in [0, 1]}, C 1 or 3.
+      rows: {name: float [n, H, W, C] in [0, 1]}.
     """
-    pictures = {}
+    shown = {}
     for name, images in rows.items():
-      row = np.concatenate(list(images), axis=1)  # [H, n W, C]
-      row = np.repeat(row, 3 // row.shape[-1], axis=-1)
-      pictures[name] = np.round(255 * row.clip(0, 1)).astype(np.uint8)
+      row = pictures.rgb(np.concatenate(list(images), axis=1))  # [H, n W, 3]
+      shown[name] = np.round(255 * row.clip(0, 1)).astype(np.uint8)
     with files.writing(self.path, 'every checkpoint'):
-      self._tensorboard.write_pictures(step, pictures)
+      self._tensorboard.write_pictures(step, shown)
 
 
 class _TensorBoard:

@@ -49,10 +49,15 @@ def roles() -> dict[str, Role]:
 
 
 def all_roles() -> dict[str, Role]:
-  """Returns `roles`, and the joint stage that trains all parts at once."""
-  names = outputs.trained()
-  joint = Role(outputs.parts_of(names), names[-1], names)
-  return {**roles(), JOINT: joint}
+  """Returns `roles`, and the joint stage: all parts of the final output."""
+  output = outputs.final(outputs.trained())
+  parts = outputs.OUTPUTS[output].parts
+  computed = tuple(
+    name
+    for name in outputs.trained()
+    if set(outputs.OUTPUTS[name].parts) <= set(parts)
+  )
+  return {**roles(), JOINT: Role(parts, output, computed)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Stage:
       `devices.AXIS`.
     schedule: step -> learning rate, for the records.
     num_steps: the stage's length; 0 trains nothing.
-    steps_per_epoch: steps in one pass over the training set.
+    steps_per_epoch: of the source, in which schedules and intervals count.
     batch_size: global.
     attack_steps: gradient steps of the training attack.
     rng: typed key: initial values of the parts that no stage has trained yet,

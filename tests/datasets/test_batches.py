@@ -97,10 +97,8 @@ def make_source(num_images=14, **options):
 
 
 def train_indices(source, start_step=0, num_steps=9):
-  return [
-    indices(batch)
-    for batch in batches.batches_from(source, start_step, num_steps)
-  ]
+  steps = range(start_step, num_steps)
+  return [indices(source.batch(step)) for step in steps]
 
 
 def test_epochs_leave_out_the_remainder():

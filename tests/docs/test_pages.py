@@ -57,6 +57,15 @@ def test_programs_run_as_they_stand(page, folder, state_dict):
     assert names['images'].shape == (24, 8, 8, 1)
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_files_of_the_project_are_there(page):
+  paths = re.findall(
+    r'`((?:dhat_jax|tests|experiments|launch)/[\w/.-]+\.\w+)`',
+    page.read_text(),
+  )
+  assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_programs_of_readme_run_elsewhere():
   tests = (ROOT / 'tests' / 'docs' / 'test_readme.py').read_text()
   words = re.findall(r"program\('(\w+)'\)", tests)

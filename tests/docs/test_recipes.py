@@ -141,6 +141,10 @@ def test_mixed_in_data(folder):
   again = source.batch(5)
   np.testing.assert_array_equal(batch['images'], again['images'])
   assert source.steps_per_epoch == (1437 - 128) // 4
+  # The stage counts in the source's epochs.
+  stage = experiment.stages[0]
+  assert stage.steps_per_epoch == source.steps_per_epoch
+  assert stage.num_steps == config.main_head.epochs * source.steps_per_epoch
 
 
 def test_schedule_and_optimiser(folder):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from dhat_jax.evaluation import aggregator_analysis
 from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.outputs import OUTPUTS, Output
 from tests.helpers.tiny import TinyBackbone, normal, random_like
 
 LOGITS = {'main': normal(7, 4), 'second': normal(7, 4, seed=1)}
@@ -73,5 +76,28 @@ def test_agreement():
     'both': {'images': 1, 'aggregated_right': 1},
     'only_main': {'images': 2, 'aggregated_right': 1},
     'only_second': {'images': 1, 'aggregated_right': 0},
+    'neither': {'images': 1, 'aggregated_right': 1},
+  }
+
+
+def test_three_heads(monkeypatch):
+  third = Output(('trunk', 'third_head'), 'third head', stage='third_head')
+  row = dataclasses.replace(
+    OUTPUTS['aggregated'], aggregates=('main', 'second', 'third')
+  )
+  monkeypatch.setitem(OUTPUTS, 'third', third)
+  monkeypatch.setitem(OUTPUTS, 'aggregated', row)
+  predictions = {
+    'main': np.array([0, 0, 0, 1, 1]),
+    'second': np.array([0, 0, 1, 1, 1]),
+    'third': np.array([0, 1, 1, 0, 1]),
+    'aggregated': np.array([0, 0, 1, 1, 0]),
+  }
+  assert aggregator_analysis.agreement(predictions, np.zeros(5, int)) == {
+    'all': {'images': 1, 'aggregated_right': 1},
+    'several': {'images': 1, 'aggregated_right': 1},
+    'only_main': {'images': 1, 'aggregated_right': 0},
+    'only_second': {'images': 0, 'aggregated_right': 0},
+    'only_third': {'images': 1, 'aggregated_right': 0},
     'neither': {'images': 1, 'aggregated_right': 1},
   }

@@ -103,7 +103,5 @@ def test_logits_of_float_images(case):
 
 
 def test_batch_size_is_rounded_up_to_the_devices(case):
-  net, _, split = case
-  evaluator = tiny_suite.make_evaluator(net, batch_size=15)
+  evaluator = tiny_suite.make_evaluator(case[0], batch_size=15)
   assert evaluator.batch_size == 16
-  assert evaluator.num_batches(split) == len(list(evaluator.batches(split)))

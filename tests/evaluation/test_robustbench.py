@@ -1,6 +1,7 @@
 import pytest
 
 from dhat_jax.evaluation import robustbench
+from dhat_jax.models.outputs import OUTPUTS, Output
 
 
 def test_robustbench_entry():
@@ -35,7 +36,15 @@ def test_robustbench_entry():
   assert robustbench.entry({'config': {}}) is None
 
 
-def entry_of(output, aggregator='pairwise'):
+def test_the_final_output_is_described(monkeypatch):
+  row = Output(('trunk', 'third_head'), 'third head', stage='third_head')
+  monkeypatch.setitem(OUTPUTS, 'third', row)
+  assert entry_of('third', 'mean')['name'] == 'run (third head)'
+  entry = entry_of('aggregated', also='third')
+  assert entry['name'] == 'Dual Head Adversarial Training'
+
+
+def entry_of(output, aggregator='pairwise', also=None):
   numbers = {
     'images': 10,
     'not_standard': {},
@@ -49,7 +58,9 @@ def entry_of(output, aggregator='pairwise'):
         'model': {'backbone': 'resnet18', 'aggregator': aggregator},
         'evaluation': {'epsilon': 0.1},
       },
-      'autoattack': {output: {'autoattack': numbers}},
+      'autoattack': {
+        name: {'autoattack': numbers} for name in (output, also) if name
+      },
     }
   )
 

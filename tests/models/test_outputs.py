@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dhat_jax.models import outputs as output_table
-from dhat_jax.models.outputs import OUTPUTS, Outputs
+from dhat_jax.models.outputs import OUTPUTS, Output, Outputs
+from dhat_jax.training.stages import all_roles
 
 MAIN = np.array([[1.0, 2.0], [3.0, -4.0]])
 SECOND = np.array([[5.0, 0.0], [-3.0, 4.0]])
@@ -19,6 +20,12 @@ ALL = Outputs(MAIN, SECOND, AGGREGATED)
 # The table.
 
 
+@pytest.fixture
+def third(monkeypatch):
+  row = Output(('trunk', 'third_head'), 'third head', stage='third_head')
+  monkeypatch.setitem(OUTPUTS, 'third', row)
+
+
 def test_table():
   assert output_table.trained() == ('main', 'second', 'aggregated')
   assert output_table.heads() == {'main': 'main_head', 'second': 'second_head'}
@@ -27,6 +34,27 @@ def test_table():
   for name, row in OUTPUTS.items():
     assert set(row.aggregates) | set(row.mean_of) <= set(OUTPUTS)
     assert bool(row.stage) != bool(row.mean_of), name
+
+
+@pytest.mark.parametrize(
+  ('names', 'expected'),
+  [
+    (('main',), 'main'),
+    (('main', 'second', 'mean'), 'mean'),
+    (('main', 'second', 'aggregated'), 'aggregated'),
+    (('main', 'second', 'aggregated', 'third'), 'aggregated'),
+    (('main', 'third'), 'third'),
+  ],
+)
+def test_final_output(third, names, expected):
+  assert output_table.final(names) == expected
+
+
+def test_joint_stage_trains_what_the_final_output_needs(third):
+  role = all_roles()['joint']
+  assert role.output == 'aggregated'
+  assert role.outputs == ('main', 'second', 'aggregated')
+  assert role.trains == ('trunk', 'main_head', 'second_head', 'aggregator')
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 
@@ -246,6 +249,27 @@ def test_prefixes_follow_the_output_table(monkeypatch):
     np.testing.assert_array_equal(restored[path], array, err_msg=path)
   alone = DualHeadNet(WRN, 4, outputs=('third',))
   assert names.prefixes(alone) == {'trunk': '', 'third_head': ''}
+
+
+@pytest.mark.parametrize('suffix', ['npz', 'pt'])
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch, suffix):
+  if suffix == 'pt':
+    pytest.importorskip('torch')
+  path = tmp_path / f'model.{suffix}'
+  arrays = {'weight': np.arange(6.0, dtype=np.float32).reshape(2, 3)}
+  state_dicts.write_state_dict(str(path), arrays)
+  before = path.read_bytes()
+  (weight,) = state_dicts.read_state_dict(str(path)).values()
+  np.testing.assert_array_equal(np.asarray(weight), arrays['weight'])
+
+  def full(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, 'fsync', full)
+  with pytest.raises(OSError, match='no space left'):
+    state_dicts.write_state_dict(str(path), {'weight': arrays['weight'] + 1})
+  assert path.read_bytes() == before
+  assert os.listdir(tmp_path) == [path.name]
 
 
 def test_channels_come_from_the_state_dict_unless_given():

@@ -2,6 +2,9 @@
 
 import json
 
+import numpy as np
+import pytest
+
 from dhat_jax.report import examples, plots, read
 from tests.report import workdirs
 from tests.report.pages import check, page_of
@@ -20,6 +23,7 @@ def test_outputs_and_attacks_of_a_users_own(tmp_path):
   assert len(check(text).images) == 7
   assert 'This cannot be shown' not in text
   assert '<td>third &amp; last</td>' in text
+  assert '<td>only the main head right</td>' in text
   assert '<th class="number">my_attack</th>' in text
   assert (
     'The aggregated one output is right on 100.0 % of the clean images and on '
@@ -27,6 +31,17 @@ def test_outputs_and_attacks_of_a_users_own(tmp_path):
   )
   table = (tmp_path / 'one/report/one_accuracy.csv').read_text()
   assert 'third & last,100.0 (+25.0),25.0 (-25.0),12.5 (+0.0),25.0' in table
+
+
+def test_results_name_the_final_output(tmp_path):
+  results = workdirs.with_third()
+  assert read.load(workdirs.make(tmp_path / 'old', results=results)).outputs
+  results['final_output'] = 'second'
+  run = read.load(workdirs.make(tmp_path / 'new', results=results))
+  assert run.final_output.name == 'second'
+  results['final_output'] = 'nobody'
+  run = read.load(workdirs.make(tmp_path / 'wrong', results=results))
+  assert run.final_output.name == 'aggregated'
 
 
 def test_every_output_has_a_line_of_its_own(tmp_path):
@@ -46,6 +61,24 @@ def test_trained_outputs_stand_below_the_images(tmp_path):
   assert figure.axes[0].get_xlabel().splitlines() == [
     f'{short}: cat' for short in ('m', 's', 't', 'a')
   ]
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4])
+def test_images_of_other_channels_are_shown(tmp_path, channels):
+  run = read.load(workdirs.make(tmp_path, channels=channels))
+  assert examples.examples(run).axes[0].images[0].get_array().shape == (6, 6, 3)
+
+
+def test_no_class_is_predicted_of_what_is_not_finite(tmp_path):
+  run = read.load(workdirs.make(tmp_path))
+  path = tmp_path / 'evaluation' / 'aggregated' / 'clean.npz'
+  with np.load(path) as file:
+    arrays = dict(file)
+  arrays['main_predictions'] = np.full(4, -1)
+  np.savez(path, **arrays)
+  figure = examples.examples(run)
+  cross = '\N{BALLOT X}'
+  assert figure.axes[0].get_xlabel().splitlines()[0] == f'm: none {cross}'
 
 
 def test_names_are_as_short_as_they_differ():

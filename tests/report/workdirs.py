@@ -122,7 +122,7 @@ def records():
   return lines
 
 
-def make(directory, seed=0, shift=0.0, results=None):
+def make(directory, seed=0, shift=0.0, results=None, channels=3):
   """Writes a whole workdir; returns its path as text.
 
   Args:
@@ -130,6 +130,7 @@ def make(directory, seed=0, shift=0.0, results=None):
     seed: of the run.
     shift: added to every accuracy.
     results: results.json; default: `results_of` with the shift.
+    channels: of the images.
   """
   directory.mkdir(parents=True, exist_ok=True)
   if results is None:
@@ -144,7 +145,7 @@ def make(directory, seed=0, shift=0.0, results=None):
   lines = [json.dumps(record) + '\n' for record in records()]
   (directory / 'metrics.jsonl').write_text(''.join(lines))
   rng = np.random.default_rng(0)
-  clean = rng.uniform(size=(2, 6, 6, 3)).astype(np.float16)
+  clean = rng.uniform(size=(2, 6, 6, channels)).astype(np.float16)
   folder = directory / 'evaluation' / 'aggregated'
   folder.mkdir(parents=True, exist_ok=True)
   predictions = {

@@ -105,18 +105,6 @@ def test_null_writer_writes_nothing(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == []
 
 
-def test_progress_bar_starts_where_training_continues(capsys):
-  with metrics.progress_bar(
-    'main_head', 10, 4, unit='step', disable=False
-  ) as bar:
-    bar.update()
-    assert (bar.n, bar.total) == (5, 10)
-  assert 'main_head:  50%' in capsys.readouterr().err
-  with metrics.progress_bar('x', 10, 4, unit='step', disable=True):
-    pass
-  assert capsys.readouterr().err == ''
-
-
 def test_pictures_are_rows_in_tensorboard(tmp_path, monkeypatch):
   shown = {}
 
@@ -141,7 +129,7 @@ def test_events_are_in_tensorboards_format(tmp_path):
   """Each record: length, its checksum, an Event, its checksum."""
   with metrics.Writer(str(tmp_path), 'main_head', 2) as writer:
     writer.write(3, {'train/loss': 0.5})
-    writer.write_pictures(3, {'gray': np.zeros((2, 2, 1, 1))})
+    writer.write_pictures(3, {'four channels': np.zeros((2, 2, 1, 4))})
   (path,) = (tmp_path / 'tensorboard' / 'main_head').iterdir()
   data, events = path.read_bytes(), []
   while data:
