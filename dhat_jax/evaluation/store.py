@@ -6,10 +6,8 @@ counts as missing.
 """
 
 import hashlib
-import json
 import os
 import shutil
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -86,7 +84,7 @@ class Store:
     try:
       with np.load(self._path(name)) as file:
         arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except Exception:  # NumPy and zipfile raise a great many types
       return None  # missing or damaged: made again
     return arrays if str(arrays.pop('digest', '')) == owner else None
 
@@ -111,9 +109,8 @@ class Store:
     """Empties a folder unless it belongs to the owner already."""
     label = os.path.join(path, 'evaluation.json')
     try:
-      with open(label) as file:
-        if json.load(file) == owner:
-          return
+      if files.read_json(label) == owner:
+        return
     except (OSError, ValueError):
       pass
     shutil.rmtree(path, ignore_errors=True)
