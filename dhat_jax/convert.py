@@ -34,8 +34,8 @@ from dhat_jax.pytorch.state_dicts import from_torch, to_torch
 from dhat_jax.runtime import cli
 from dhat_jax.training import loop
 from dhat_jax.training.checkpoint import Checkpoints
-from dhat_jax.training.stages import Stage
-from dhat_jax.training.state import TrainState, create_train_state
+from dhat_jax.training.stages import Stage, initial_state
+from dhat_jax.training.state import TrainState
 
 __all__ = ['export_workdir', 'from_torch', 'import_workdir', 'to_torch']
 
@@ -114,16 +114,7 @@ def _trained_state(
 ) -> TrainState:
   """Returns a stage's last state, with the optimiser's numbers at zero."""
   # Shapes alone: initialising the network would have to be compiled.
-  shapes = jax.eval_shape(
-    lambda: create_train_state(
-      net=stage.net,
-      tx=stage.tx,
-      trains=stage.role.trains,
-      rng=stage.rng,
-      image_shape=image_shape,
-      ema=stage.ema,
-    )
-  )
+  shapes = jax.eval_shape(lambda: initial_state(stage, image_shape))
   state = jax.tree.map(
     lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.replace(rng=None)
   )

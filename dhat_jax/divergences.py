@@ -24,8 +24,8 @@ def label_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 def largest_other_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
   """Returns max_{k != y} z_k: [B, K] -> [B]."""
-  own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)  # [B, K]
-  return jnp.max(jnp.where(own, -jnp.inf, logits), axis=1)
+  is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)  # [B, K]
+  return jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=1)
 
 
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:

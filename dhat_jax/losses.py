@@ -207,8 +207,8 @@ def trades(*, beta: float, label_smoothing: float = 0.0) -> Loss:
 
 def _boosted_cross_entropy(q, labels):
   """CE(q, y) - log(1.0001 - max_{k != y} q_k + 1e-12): [B, K] -> [B]."""
-  own = jax.nn.one_hot(labels, q.shape[1], dtype=bool)
-  rivals = jnp.where(own, -jnp.inf, q).argmax(axis=1)  # [B]
+  is_label = jax.nn.one_hot(labels, q.shape[1], dtype=bool)
+  rivals = jnp.where(is_label, -jnp.inf, q).argmax(axis=1)  # [B]
   slack = 1e-4 + 1e-12 + _one_minus(q, rivals)
   return divergences.cross_entropy(q, labels) - jnp.log(slack)
 
@@ -266,9 +266,9 @@ def reverse_log_probabilities(
   log_probabilities = jax.nn.log_softmax(logits, axis=1)
   m = jnp.exp(divergences.label_logits(log_probabilities, labels))
   b = factor * m / (1e-4 + _one_minus(logits, labels))
-  own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+  is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
   scaled = log_probabilities + jnp.log1p(b)[:, None]
-  return jnp.where(own, log_probabilities, scaled)
+  return jnp.where(is_label, log_probabilities, scaled)
 
 
 def _kl_from_log(log_target, logits):

@@ -211,7 +211,9 @@ class Published(_Step):
         F.softmax(self._logits(self._images), dim=1),
         reduction='sum',
       ),
-      *(self._images, self._start, self._recipe),
+      self._images,
+      self._start,
+      self._recipe,
     )
 
   def _loss(self, images_adv):
@@ -284,7 +286,9 @@ class Optimised(_Step):
       lambda logits: F.kl_div(
         F.log_softmax(logits, dim=1), target, reduction='sum'
       ),
-      *(self._images, self._start, self._recipe),
+      self._images,
+      self._start,
+      self._recipe,
     )
 
   def _loss(self, images_adv):

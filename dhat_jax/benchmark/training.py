@@ -17,8 +17,8 @@ from dhat_jax.benchmark import timing
 from dhat_jax.datasets.base import Split
 from dhat_jax.runtime import devices, documents
 from dhat_jax.training import cost
-from dhat_jax.training.stages import Stage
-from dhat_jax.training.state import TrainState, create_train_state
+from dhat_jax.training.stages import Stage, initial_state
+from dhat_jax.training.state import TrainState
 
 # Rows and columns of the matrices that measure the peak.
 _PEAK_SIZES = {'cpu': 2048, 'gpu': 8192, 'tpu': 8192}
@@ -73,21 +73,6 @@ class Trainer:
     return jax.block_until_ready(sums)
 
 
-def make_state(
-  stage: Stage, image_shape: tuple[int, int, int], variables: Any = None
-) -> TrainState:
-  """Returns a stage's state at step 0, from random weights by default."""
-  return create_train_state(
-    net=stage.net,
-    tx=stage.tx,
-    trains=stage.role.trains,
-    rng=stage.rng,
-    image_shape=image_shape,
-    variables=variables,
-    ema=stage.ema,
-  )
-
-
 def make_stage(
   config: ml_collections.ConfigDict, name: str, batch_size: int
 ) -> Stage:
@@ -114,7 +99,7 @@ def make_trainer(
   """
   stage = make_stage(config, name, batch_size)
   image_shape = from_config.image_shape(config)
-  state = devices.replicate(make_state(stage, image_shape))
+  state = devices.replicate(initial_state(stage, image_shape))
   batch = random_batch(config, batch_size)
   step = devices.mapped_train_step(stage.step)
   started = time.perf_counter()

@@ -14,6 +14,8 @@ EXAMPLES = 10
 NO_CLASS = -1
 _PREDICTIONS = '_predictions'
 _FLAGS = 'flags/'
+# Of the arrays on disk; a record of another version is made again.
+SCHEMA_VERSION = 2
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -147,7 +149,11 @@ class Record:
 
   def arrays(self) -> Arrays:
     """Returns what is kept on disk: see docs/results_schema.md."""
-    arrays = {'robust': self.robust, 'losses': self.losses}
+    arrays = {
+      'schema_version': np.array(SCHEMA_VERSION),
+      'robust': self.robust,
+      'losses': self.losses,
+    }
     for name, values in self.predictions.items():
       arrays[f'{name}{_PREDICTIONS}'] = values
     for name, values in self.flags.items():
@@ -170,8 +176,13 @@ class Record:
       output: the scored one.
 
     Raises:
-      ValueError: it disagrees with itself.
+      ValueError: it disagrees with itself, or is of another version.
     """
+    version = int(arrays.get('schema_version', 1))
+    if version != SCHEMA_VERSION:
+      raise ValueError(
+        f'record: got schema_version {version}, expected {SCHEMA_VERSION}'
+      )
     record = cls(
       output=output,
       robust=arrays['robust'],

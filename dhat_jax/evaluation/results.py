@@ -1,12 +1,10 @@
 """The whole evaluation of a network: what results.json holds of it."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-import tqdm
 
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import aggregator_analysis, audit
@@ -14,13 +12,39 @@ from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.evaluator import Evaluator, Target
 from dhat_jax.evaluation.plan import Job, Plan, jobs
 from dhat_jax.evaluation.recorder import Recorder
-from dhat_jax.evaluation.records import Record, example_places
+from dhat_jax.evaluation.records import (
+  SCHEMA_VERSION,
+  Record,
+  example_places,
+)
 from dhat_jax.evaluation.store import Store, digest
 from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.runtime import devices, processes, provenance, streams
-from dhat_jax.runtime.progress import progress_bar
+from dhat_jax.runtime.progress import progress_bar, throttled
 
 Records = dict[tuple[str, str], Record]
+ByOutput = dict[str, Any]
+
+
+class Results(TypedDict):
+  """What an evaluation puts into results.json; docs/results_schema.md.
+
+  The version of this schema is `runtime.documents.SCHEMA_VERSION`, which every
+  document carries.
+  """
+
+  outputs: list[dict[str, str | None]]
+  accuracy: dict[str, dict[str, float]]
+  worst_case: dict[str, float]
+  worst_case_images: dict[str, int]
+  per_class: ByOutput
+  confusion: ByOutput
+  examples: dict[str, list[int]]
+  autoattack: NotRequired[ByOutput]
+  sweep: NotRequired[ByOutput]
+  loss_by_steps: NotRequired[ByOutput]
+  heads: NotRequired[dict[str, Any]]
+  audit: NotRequired[dict[str, Any]]
 
 
 def evaluate(
@@ -33,7 +57,7 @@ def evaluate(
   seed: int,
   directory: str | None = None,
   progress: str | None = None,
-) -> dict[str, Any]:
+) -> Results:
   """Evaluates a network.
 
   Called again with the same arguments after being killed it makes only what is
@@ -88,6 +112,7 @@ def _identity(
       'batch_size': evaluator.batch_size,
       'seed': seed,
       'versions': provenance.versions(),
+      'schema_version': SCHEMA_VERSION,
     }
   )
 
@@ -111,27 +136,13 @@ def _records(
       store,
       rng=streams.key(seed),
       export=[a.name for a in plan.attacks] if plan.export_images else (),
-      show=None if silent else _throttled(bar),
+      show=None if silent else throttled(bar),
     )
     records = {}
     for job in todo:
       records[job.key] = recorder.record(job.target, job.attack)
       bar.update()
     return records
-
-
-def _throttled(bar: tqdm.tqdm) -> Callable[[str], None]:
-  """Returns what shows a line behind a bar, no more often than it moves."""
-  shown = time.monotonic()
-
-  def show(text: str) -> None:
-    nonlocal shown
-    due = time.monotonic() - shown >= bar.mininterval
-    bar.set_postfix_str(text, refresh=due)
-    if due:
-      shown = time.monotonic()
-
-  return show
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,11 +167,16 @@ class _Findings:
   store: Store
   records: Records
 
-  def results(self) -> dict[str, Any]:
+  def results(self) -> Results:
     """Returns what results.json holds of the evaluation."""
-    results = {
+    results: Results = {
       'outputs': [
-        {'name': name, 'label': OUTPUTS[name].label} for name in self.targets
+        {
+          'name': name,
+          'label': OUTPUTS[name].label,
+          'stage': OUTPUTS[name].stage,
+        }
+        for name in self.targets
       ],
       'accuracy': self._each(self._accuracy),
       'worst_case': self._each(lambda o: float(self._worst(o).mean())),
@@ -257,7 +273,7 @@ class _Findings:
       attack.name: attack.details(self._of(output, attack))
       for attack in self.plan.against(output)
     }
-    return {name: found for name, found in details.items() if found is not None}
+    return {name: more for name, more in details.items() if more is not None}
 
   def _sweep(self, output: str) -> dict[str, float]:
     return {

@@ -99,22 +99,22 @@ def validation_attacks(
 
 def _shared(spec: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns what all attacks are given; every value is checked."""
-  own = f'{_WHERE}.autoattack_'
+  prefix = f'{_WHERE}.autoattack_'
   for output in spec.autoattack_outputs:
-    choose(f'{own}outputs', output, tuple(OUTPUTS))
+    choose(f'{prefix}outputs', output, tuple(OUTPUTS))
   return {
     'epsilon': in_unit(spec, 'epsilon', _WHERE),
     'step_size': in_unit(spec, 'step_size', _WHERE),
     'norm': choose(f'{_WHERE}.norm', spec.norm, balls.NORMS),
     'restarts': at_least(f'{_WHERE}.restarts', spec.restarts),
     'autoattack_version': choose(
-      f'{own}version', spec.autoattack_version, tuple(checks.VERSIONS)
+      f'{prefix}version', spec.autoattack_version, tuple(checks.VERSIONS)
     ),
     'autoattack_outputs': tuple(spec.autoattack_outputs),
-    'autoattack_images': at_least(f'{own}images', spec.autoattack_images, 0),
-    'autoattack_n_iter': at_least(f'{own}n_iter', spec.autoattack_n_iter),
-    'autoattack_queries': at_least(f'{own}queries', spec.autoattack_queries),
-    'autoattack_targets': at_least(f'{own}targets', spec.autoattack_targets),
+    'autoattack_images': at_least(f'{prefix}images', spec.autoattack_images, 0),
+    'autoattack_n_iter': at_least(f'{prefix}n_iter', spec.autoattack_n_iter),
+    'autoattack_queries': at_least(f'{prefix}queries', spec.autoattack_queries),
+    'autoattack_targets': at_least(f'{prefix}targets', spec.autoattack_targets),
   }
 
 

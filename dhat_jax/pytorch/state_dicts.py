@@ -164,6 +164,7 @@ def read_state_dict(path: str, entry: str | None = None) -> dict[str, Any]:
     ValueError: no such kind of file, a broken one, or no state dict in it.
     ImportError: it needs PyTorch, which is not installed.
   """
+  path = files.user_path(path)
   if not _is_npz(path):
     return torch_files.find_state_dict(path, torch_files.load(path), entry)
   with reading(path, 'npz file'), np.load(path, allow_pickle=False) as file:
@@ -172,6 +173,7 @@ def read_state_dict(path: str, entry: str | None = None) -> dict[str, Any]:
 
 def write_state_dict(path: str, state_dict: Mapping[str, np.ndarray]) -> None:
   """Writes a state dict of NumPy arrays atomically; see `read_state_dict`."""
+  path = files.user_path(path)
   if _is_npz(path):
     files.write_npz(path, state_dict)
     return

@@ -1,5 +1,8 @@
 """Progress bars."""
 
+import time
+from collections.abc import Callable
+
 import tqdm
 
 
@@ -21,3 +24,17 @@ def progress_bar(
     mininterval=0.5,
     disable=disable,
   )
+
+
+def throttled(bar: tqdm.tqdm) -> Callable[[str], None]:
+  """Returns what shows a line behind a bar, no more often than it moves."""
+  shown = time.monotonic()
+
+  def show(text: str) -> None:
+    nonlocal shown
+    due = time.monotonic() - shown >= bar.mininterval
+    bar.set_postfix_str(text, refresh=due)
+    if due:
+      shown = time.monotonic()
+
+  return show

@@ -146,9 +146,9 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, *_):
-    # An error of the background that was told already comes here once more.
-    told = () if kind is None else (Exception,)
-    with contextlib.suppress(*told), self._writing():
+    # An error of the background that was raised already comes here again.
+    raised = () if kind is None else (Exception,)
+    with contextlib.suppress(*raised), self._writing():
       self._manager.close()
 
   def _writing(self) -> contextlib.AbstractContextManager:

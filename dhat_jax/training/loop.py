@@ -17,8 +17,8 @@ from dhat_jax.runtime.preemption import Preempted, StopRequest
 from dhat_jax.runtime.progress import progress_bar
 from dhat_jax.training import checkpoint, metrics
 from dhat_jax.training.checkpoint import Checkpoints
-from dhat_jax.training.stages import Stage
-from dhat_jax.training.state import TrainState, create_train_state
+from dhat_jax.training.stages import Stage, initial_state
+from dhat_jax.training.state import TrainState
 
 _logger = logging.getLogger(__name__)
 
@@ -287,15 +287,7 @@ def train(
   stop = StopRequest()
   with stop.listening():
     for stage in stages:
-      state = create_train_state(
-        net=stage.net,
-        tx=stage.tx,
-        trains=stage.role.trains,
-        rng=stage.rng,
-        image_shape=image_shape,
-        variables=variables,
-        ema=stage.ema,
-      )
+      state = initial_state(stage, image_shape, variables)
       training = _StageTraining(stage, directory, intervals, stop)
       variables, seconds[stage.name] = training.run(state, mode=mode)
       if stop.requested:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tqdm
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
@@ -111,7 +110,7 @@ class Writer:
     return self
 
   def __exit__(self, kind, *_):
-    # All is written already: what fails here has failed, and was told, before.
+    # All is written already: what fails here was reported before.
     with contextlib.suppress(*(() if kind is None else (OSError,))):
       try:
         self._file.close()
@@ -121,14 +120,14 @@ class Writer:
   def _drop_after(self, step: int) -> None:
     if not os.path.exists(self.path):
       return
-    kept = [
+    records = [
       record
       for record in files.read_json_lines(self.path)
       if _is_record(record)
       and (record['stage'] != self._stage or record['step'] <= step)
     ]
     with files.replacing(self.path, 'w') as file:
-      file.writelines(json.dumps(record) + '\n' for record in kept)
+      file.writelines(json.dumps(record) + '\n' for record in records)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes one record of numbers at a step of the stage."""
@@ -209,18 +208,3 @@ class NullWriter:
 def _is_record(value: Any) -> bool:
   """Whether a line of metrics.jsonl is one of ours."""
   return isinstance(value, dict) and {'stage', 'step'} <= value.keys()
-
-
-def progress_bar(
-  title: str, total: int, initial: int, *, unit: str, disable: bool
-) -> tqdm.tqdm:
-  """Returns a progress bar with rate and time left."""
-  return tqdm.tqdm(
-    desc=title,
-    total=total,
-    initial=initial,
-    unit=unit,
-    dynamic_ncols=True,
-    mininterval=0.5,
-    disable=disable,
-  )

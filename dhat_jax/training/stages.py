@@ -11,6 +11,7 @@ from flax import linen as nn
 from dhat_jax.datasets.batches import BatchSource
 from dhat_jax.losses import Loss
 from dhat_jax.models import outputs
+from dhat_jax.training.state import TrainState, create_train_state
 
 # What the method is compared with: all parts at once, alone in its run.
 JOINT = 'joint'
@@ -37,14 +38,14 @@ def roles() -> dict[str, Role]:
   They follow from the table of outputs: a stage trains the parts of its output
   that no stage before it has trained. A run's stages are the first ones.
   """
-  found, trained_parts, computed = {}, [], []
+  by_name, trained_parts, computed = {}, [], []
   for name in outputs.trained():
     row = outputs.OUTPUTS[name]
     computed.append(name)
     trains = tuple(part for part in row.parts if part not in trained_parts)
     trained_parts += trains
-    found[row.stage] = Role(trains, name, tuple(computed))
-  return found
+    by_name[row.stage] = Role(trains, name, tuple(computed))
+  return by_name
 
 
 def all_roles() -> dict[str, Role]:
@@ -111,3 +112,24 @@ class Stage:
   keep: str = 'last'
   source: BatchSource | None = None
   validation: Validation | None = None
+
+
+def initial_state(
+  stage: Stage, image_shape: tuple[int, int, int], variables: Any = None
+) -> TrainState:
+  """Returns the state at step 0 of a stage.
+
+  Args:
+    stage: what is trained.
+    image_shape: (H, W, C).
+    variables: of the parts that earlier stages trained; others are new.
+  """
+  return create_train_state(
+    net=stage.net,
+    tx=stage.tx,
+    trains=stage.role.trains,
+    rng=stage.rng,
+    image_shape=image_shape,
+    variables=variables,
+    ema=stage.ema,
+  )

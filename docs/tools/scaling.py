@@ -21,6 +21,7 @@ from dhat_jax.benchmark import training  # noqa: E402
 from dhat_jax.configs import cifar10  # noqa: E402
 from dhat_jax.runtime import documents  # noqa: E402
 from dhat_jax.training import cost  # noqa: E402
+from dhat_jax.training.stages import initial_state  # noqa: E402
 
 PAGES = (DOCS / 'scaling.md', DOCS / 'results.md')
 MEMORY = DOCS / 'results' / 'memory_wrn34_10.json'
@@ -113,7 +114,7 @@ def stage_cost(config, name):
   """Counts a stage of a config."""
   stage = training.make_stage(config, name, 128)
   image_shape = from_config.image_shape(config)
-  state = jax.eval_shape(lambda: training.make_state(stage, image_shape))
+  state = jax.eval_shape(lambda: initial_state(stage, image_shape))
   parts = [part for part in stage.role.trains if part in state.batch_stats]
   statistics = jax.tree.leaves({p: state.batch_stats[p] for p in parts})
   trained = {part: state.params[part] for part in stage.role.trains}

@@ -74,6 +74,7 @@ def test_arrays_come_back():
   )
   arrays = record.arrays()
   assert set(arrays) == {
+    'schema_version',
     'robust',
     'losses',
     'main_predictions',
@@ -90,6 +91,9 @@ def test_arrays_come_back():
   assert again.warnings == ('odd',)
   arrays['main_predictions'] = np.zeros(4, np.int32)
   with pytest.raises(ValueError, match='predictions and `robust` disagree'):
+    Record.from_arrays(arrays, labels, 'main')
+  del arrays['schema_version']
+  with pytest.raises(ValueError, match='schema_version 1, expected 2'):
     Record.from_arrays(arrays, labels, 'main')
 
 

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from dhat_jax import from_config
-from dhat_jax.benchmark import training
 from dhat_jax.datasets import batches
 from dhat_jax.runtime import devices, processes
 from dhat_jax.training import checkpoint
+from dhat_jax.training.stages import initial_state
 from tests.helpers import tiny_run
 from tests.helpers.tiny import random_like
 
@@ -27,9 +27,9 @@ def first_steps(config, dataset, name):
   """Trains one stage from random weights; returns {name: array}."""
   stage = from_config.make_stage(config, name, len(dataset.train.labels))
   image_shape = dataset.train.images.shape[1:]
-  state = training.make_state(stage, image_shape)
+  state = initial_state(stage, image_shape)
   variables = random_like(state.variables(), seed=1)
-  state = training.make_state(stage, image_shape, variables)
+  state = initial_state(stage, image_shape, variables)
   step = devices.pmap_train_step(stage.step)
   source = batches.ShuffledSplit(
     dataset.train,

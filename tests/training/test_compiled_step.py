@@ -9,7 +9,7 @@ import pytest
 
 from dhat_jax.benchmark import training
 from dhat_jax.runtime import devices
-from dhat_jax.training.stages import roles
+from dhat_jax.training.stages import initial_state, roles
 from tests.helpers import tiny_run
 
 # Whatever moves data between device and host inside a program.
@@ -31,7 +31,7 @@ def lowered(stage, dtype='float32', shared=False):
     }
   )
   built = training.make_stage(config, stage, 4)
-  state = jax.eval_shape(lambda: training.make_state(built, (8, 8, 1)))
+  state = jax.eval_shape(lambda: initial_state(built, (8, 8, 1)))
   state = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), state
   )

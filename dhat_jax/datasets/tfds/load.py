@@ -54,15 +54,15 @@ def load(
   if data_dir is None and name in builders.VERSIONS:
     # Without a folder of the user's own it is the official data, whichever
     # way it comes: the cache file alone will do, also on another machine.
-    key, found = builders.VERSIONS[name], None
+    key, folder = builders.VERSIONS[name], None
   else:
-    found = find_or_prepare()
-    key = prepared.fingerprint(found)
+    folder = find_or_prepare()
+    key = prepared.fingerprint(folder)
   return cache.read_or_make(
     os.path.join(
       cache.folder(cache_dir), f'tfds_{name.replace("/", "_")}_{key}.npz'
     ),
-    lambda: prepared.read(name, found or find_or_prepare()),
+    lambda: prepared.read(name, folder or find_or_prepare()),
   )
 
 
