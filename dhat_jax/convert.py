@@ -4,9 +4,11 @@ r"""PyTorch state dicts <-> Flax variables, and workdirs made of them.
         --config=configs/cifar10.py --workdir=runs/imported
     python -m dhat_jax.convert --to_torch=model.pt --workdir=runs/cifar10
 
-`.pt`, `.pth`, `.tar` and `.bin` files are PyTorch's and need it (the extra
-[oracle]); `.npz` files, one array per key, do not. The keys are those of the
-published code: see `dhat_jax.pytorch.names`.
+`.pt`, `.pth`, `.tar`, `.bin` and `.ckpt` files are PyTorch's and need it (the
+extra [oracle]); `.npz` files, one array per key, do not. The keys are those of
+the published code: see `dhat_jax.pytorch.names`; a prefix that all share does
+not matter. Of several state dicts in a file the likeliest is taken, or the one
+that `--entry` names, as `--entry=ema`.
 
 Batch norm's running variances are taken over as they are, though PyTorch's
 estimate is unbiased and ours is not (see `dhat_jax.models.layers`): in
@@ -14,10 +16,11 @@ evaluation the numbers mean the same. Per-channel normalisation of the images
 is no part of a state dict; it belongs to the config.
 """
 
+import contextlib
+import logging
 import os
-import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -57,7 +60,7 @@ def import_workdir(
     source: where the weights came from, for the record.
 
   Raises:
-    ValueError: bad config, workdir or state dict.
+    ValueError: bad config, workdir or state dict, NaN in it included.
   """
   from_config.check(config)
   if config.compare_with_natural:
@@ -71,11 +74,14 @@ def import_workdir(
       raise ValueError(f'{folder} is there already; choose another --workdir')
   dataset = from_config.load_dataset(config)
   experiment = from_config.make_experiment(config, dataset)
-  variables = state_dicts.from_torch(
-    state_dict,
-    from_config.make_network(config),
-    image_channels=experiment.image_shape[-1],
-  )
+  try:
+    variables = state_dicts.from_torch(
+      state_dict,
+      from_config.make_network(config),
+      image_channels=experiment.image_shape[-1],
+    )
+  except ValueError as error:
+    raise ValueError(f'{source}: {error}') from error
   run.prepare_workdir(config, directory)
   for stage in experiment.stages:
     state = _trained_state(stage, variables, experiment.image_shape)
@@ -95,7 +101,7 @@ def export_workdir(directory: str) -> dict[str, np.ndarray]:
     directory: the workdir.
 
   Raises:
-    ValueError: no run, or not trained.
+    ValueError: no run, not trained, or NaN in its weights.
   """
   trained = run.load_run(directory)
   return state_dicts.to_torch(trained.variables, trained.net)
@@ -140,6 +146,9 @@ def _parse(argv: list[str]) -> flags.FlagValues:
     ('to_torch', 'File to write the state dict of the workdir to.'),
   ):
     cli.define_path(values, name, text)
+  flags.DEFINE_string(
+    'entry', None, 'Which of several state dicts.', flag_values=values
+  )
   cli.parse(values, argv, needs_config=False)
   if values.workdir is None:
     raise ValueError('--workdir: got nothing, expected it to be given')
@@ -147,19 +156,35 @@ def _parse(argv: list[str]) -> flags.FlagValues:
     raise ValueError('give one of --from_torch and --to_torch')
   if values.from_torch and values.config is None:
     raise ValueError('--config: got nothing, expected FILE.py')
+  state_dicts.check_path(values.from_torch or values.to_torch)
   return values
+
+
+@contextlib.contextmanager
+def _log_lines() -> Iterator[None]:
+  """Shows on stderr what was read how."""
+  logger, handler = (
+    logging.getLogger('dhat_jax.pytorch'),
+    logging.StreamHandler(),
+  )
+  logger.setLevel(logging.INFO)
+  logger.addHandler(handler)
+  try:
+    yield
+  finally:
+    logger.removeHandler(handler)
 
 
 def main(argv: list[str]) -> None:
   """Converts what the flags name; argv[0] is the program."""
-  with cli.mistakes_in_one_line(pickle.UnpicklingError):
+  with cli.mistakes_in_one_line(), _log_lines():
     _convert(_parse(argv))
 
 
 def _convert(values: flags.FlagValues) -> None:
   config, directory = values.config, values.workdir
   if values.from_torch:
-    state_dict = state_dicts.read_state_dict(values.from_torch)
+    state_dict = state_dicts.read_state_dict(values.from_torch, values.entry)
     source = os.path.basename(values.from_torch)
     import_workdir(state_dict, config, directory, source=source)
     print(f'{directory}: ready for dhat_jax.main --mode=evaluate')

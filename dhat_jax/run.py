@@ -250,25 +250,31 @@ def load_run(workdir: str, stage: str | None = None) -> Run:
   if not os.path.exists(path):
     raise ValueError(f'workdir {workdir}: holds no run (no config.json)')
   values = files.read_json(path)
-  config = completed(ml_collections.ConfigDict(values))
-  stages = tuple(config.stages)
+  with files.reading(path, 'config of a run'):
+    config = completed(ml_collections.ConfigDict(values))
+    stages = tuple(config.stages)
   asked, stage = stage, stage or stages[-1]
   if stage not in stages:
     raise ValueError(f'stage: got {stage!r}, choices are {stages}')
   try:
     role = find_role(config, stage)
     net = make_network(config, outputs=role.outputs)
+    keep = config[stage].keep
   except ValueError as error:
-    raise ValueError(
-      f'workdir {workdir}: {error}; if a config file of your own registers it, '
-      'import that file first (a command: give it as --config)'
+    raise files.DataError(
+      f'{path}: {error}; if a config file of your own registers it, import that '
+      'file first (a command: give it as --config)'
+    ) from error
+  except (AttributeError, KeyError, TypeError) as error:
+    raise files.DataError(
+      f'{path}: is not a readable config of a run ({files.reason(error)})'
     ) from error
   folder = loop.checkpoint_folder(directory, stage)
   if not stored.steps(folder):
     raise ValueError(f'workdir {workdir}: stage {stage!r} is not trained')
   return Run(
     net=net,
-    variables=stored.read_variables(folder, keep=config[stage].keep),
+    variables=stored.read_variables(folder, keep=keep),
     config=config,
     output=role.output if asked else final(role.outputs),
   )

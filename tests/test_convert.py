@@ -108,8 +108,11 @@ def test_imported_workdir_is_evaluated(imported_plain):
     (('--from_torch=a.npz', '--to_torch=b.npz'), 'give one of'),
     (('--from_torch=no_such.npz',), 'no_such.npz'),
     (('--from_torch=model.onnx',), "got suffix '.onnx', choices are"),
+    (('--to_torch=model.onnx',), "got suffix '.onnx', choices are"),
+    (('--from_torch={folder}.npz',), 'folder.npz: is not a readable npz file'),
+    (('--from_torch={npz}', '--entry=ema'), "got entry 'ema', choices are ()"),
     (('--to_torch=model.npz',), 'holds no run'),
-    (('--from_torch={npz}',), 'missing: WRN1.bn1.bias'),
+    (('--from_torch={npz}',), 'missing: WRN1.block1.layer.0.bn1.bias'),
     (
       ('--from_torch={npz}', '--config.compare_with_natural=true'),
       'give --config.compare_with_natural=false',
@@ -120,13 +123,54 @@ def test_imported_workdir_is_evaluated(imported_plain):
 )
 def test_mistakes_are_one_message(arguments, message, tmp_path, capsys):
   np.savez(tmp_path / 'small.npz', surplus=np.zeros(1))
-  arguments = [a.format(npz=tmp_path / 'small.npz') for a in arguments]
+  (tmp_path / 'folder.npz').mkdir()
+  paths = {'npz': tmp_path / 'small.npz', 'folder': tmp_path / 'folder'}
+  arguments = [argument.format(**paths) for argument in arguments]
   with pytest.raises(SystemExit) as stop:
     run(*OVERRIDES, f'--workdir={tmp_path}/workdir', *arguments)
   assert stop.value.code == 2
   printed = capsys.readouterr().err
   assert printed.startswith('error: ')
   assert message in printed
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda d: d['WRN1.fc.bias'].fill(np.nan), 'WRN1.fc.bias (10 of 10 are N'),
+    (lambda d: d.update(mu=np.zeros(3)), 'surplus: mu, got (3,)'),
+    (lambda d: d.update(x=np.array(['a'])), 'x: got <U1, expected numbers'),
+  ],
+)
+def test_bad_weights_are_named_with_their_file(
+  change, message, digits_model, tmp_path, capsys
+):
+  state_dict = state_dict_of(digits_model, channels=1)
+  change(state_dict)
+  np.savez(tmp_path / 'bad.npz', **state_dict)
+  with pytest.raises(SystemExit) as stop:
+    run(
+      *OVERRIDES,
+      f'--from_torch={tmp_path}/bad.npz',
+      f'--workdir={tmp_path}/workdir',
+    )
+  assert stop.value.code == 2
+  printed = capsys.readouterr().err
+  assert printed.startswith('error: bad.npz: ')
+  assert message in printed
+  assert not (tmp_path / 'workdir').exists()
+
+
+def test_what_was_read_how_is_said(digits_model, tmp_path, capsys):
+  state_dict = state_dict_of(digits_model, channels=1)
+  wrapped = {f'_orig_mod.{key}': value for key, value in state_dict.items()}
+  np.savez(tmp_path / 'model.npz', **wrapped)
+  run(
+    *OVERRIDES,
+    f'--from_torch={tmp_path}/model.npz',
+    f'--workdir={tmp_path}/workdir',
+  )
+  assert capsys.readouterr().err == 'left out of the keys: _orig_mod.\n'
 
 
 def test_existing_checkpoints_are_not_overwritten(imported, tmp_path, capsys):

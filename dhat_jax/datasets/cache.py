@@ -13,8 +13,8 @@ import numpy as np
 from absl import logging
 
 from dhat_jax.datasets.base import Dataset, Split, validate
-from dhat_jax.datasets.reading import reading
 from dhat_jax.runtime import files
+from dhat_jax.runtime.files import reading
 
 
 def folder(cache_dir: str | None) -> str:

@@ -4,12 +4,12 @@ import concurrent.futures
 import os
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dhat_jax.datasets import cache
 from dhat_jax.datasets.base import Dataset, ImageShape, Split
-from dhat_jax.datasets.reading import DataError, reading
 from dhat_jax.runtime import files
+from dhat_jax.runtime.files import DataError, reading
 
 SPLITS = ('train', 'test')
 _LAYOUT = 'expected train/<class>/<image> and test/<class>/<image> in it'
@@ -24,6 +24,17 @@ _SUFFIXES = (
   '.tiff',
   '.webp',
 )
+# Changes with what a file's pixels become: older cache files are not read.
+_DECODING = 2
+_UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 # Files per task of the thread pool: a task's overhead is about one decoding's.
 _CHUNK = 256
 
@@ -32,10 +43,15 @@ def load(*, data_dir: str, cache_dir: str | None = None) -> Dataset:
   """Loads a folder of images.
 
   The classes are the names of the folders in alphabetical order, images come
-  in the order of class and file name, and every image is converted to RGB
-  (an alpha channel is dropped). Names that start with a dot are ignored. The
-  decoded arrays are cached, under a name that changes when a file's name, size
-  or time of modification does.
+  in the order of class and file name. Names that start with a dot are ignored.
+  The decoded arrays are cached, under a name that changes when a file's name,
+  size or time of modification does.
+
+  Every image becomes RGB as viewers show it: turned and mirrored as its EXIF
+  orientation says; grey, palette and CMYK converted (without ICC profiles);
+  transparent pixels on white. What has no such meaning is refused: more than 8
+  bits per channel, floating point, and files of several images (animations,
+  pages).
 
   Args:
     data_dir: holds `train/<class>/<image>` and `test/<class>/<image>`.
@@ -77,7 +93,10 @@ def load(*, data_dir: str, cache_dir: str | None = None) -> Dataset:
 
   key = cache.fingerprint(data_dir, paths)
   return cache.read_or_make(
-    os.path.join(cache.folder(cache_dir), f'image_folder_{key}.npz'), decode
+    os.path.join(
+      cache.folder(cache_dir), f'image_folder_{_DECODING}_{key}.npz'
+    ),
+    decode,
   )
 
 
@@ -91,13 +110,11 @@ def check_folder(data_dir: str | None) -> str:
 
 
 def image_shape(data_dir: str) -> ImageShape:
-  """Returns (H, W, 3) from the header of the first training image."""
+  """Returns (H, W, 3) of the first training image."""
   data_dir = check_folder(data_dir)
   name, images = next(iter(_list_split(data_dir, SPLITS[0]).items()))
-  path = os.path.join(data_dir, SPLITS[0], name, images[0])
-  with reading(path, 'image'), Image.open(path) as image:
-    width, height = image.size
-  return height, width, 3
+  # Decoded: its header does not tell in which direction it is shown.
+  return _decode(os.path.join(data_dir, SPLITS[0], name, images[0])).shape
 
 
 def _entries(path: str) -> list[os.DirEntry]:
@@ -109,6 +126,7 @@ def _entries(path: str) -> list[os.DirEntry]:
 
 def _list_split(data_dir: str, split: str) -> dict[str, list[str]]:
   """Returns {class: file names}, both in alphabetical order."""
+  files.check_folder('config.dataset.data_dir', data_dir, new=True)
   path = os.path.join(data_dir, split)
   if not os.path.isdir(path):
     raise ValueError(f'{path} is not a folder; {data_dir}: {_LAYOUT}')
@@ -180,11 +198,49 @@ def _size(image: np.ndarray) -> str:
 
 
 def _decode(path: str) -> np.ndarray:
-  """Returns uint8 [H, W, 3]."""
+  """Returns uint8 [H, W, 3]: the image as viewers show it."""
   with reading(path, 'image'), Image.open(path) as image:
-    mode = image.mode
-    array = np.asarray(image.convert('RGB'))
-  if mode[0] in 'IF':
-    # Its conversion to RGB would clip.
-    raise DataError(f'{path}: got pixels of mode {mode!r}, expected 8 bits')
-  return array
+    _check(path, image)
+    image.load()
+    return np.asarray(_opaque(_upright(image)).convert('RGB'))
+
+
+def _check(path: str, image: Image.Image) -> None:
+  """Raises DataError for what would lose bits or images, before decoding."""
+  if image.mode[0] in 'IF' or _has_16_bits(image):
+    bits = image.mode if image.mode[0] in 'IF' else f'{image.mode}, 16 bits'
+    raise DataError(f'{path}: got pixels of mode {bits!r}, expected 8 bits')
+  count = getattr(image, 'n_frames', 1)
+  # In an MPO, a kind of JPEG that cameras write, the first one is the image.
+  if count > 1 and image.format != 'MPO':
+    raise DataError(f'{path}: holds {count} images, expected one')
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+  """Whether colours have 16 bits per channel, of which PIL drops 8."""
+  for _, _, _, args in image.tile:
+    args = args if isinstance(args, tuple) else (args,)
+    for arg in args:
+      if isinstance(arg, str) and arg.endswith((';16B', ';16L', ';16N')):
+        return True
+      if image.format == 'PPM' and isinstance(arg, int) and arg > 255:
+        return True
+  return False
+
+
+def _upright(image: Image.Image) -> Image.Image:
+  """Turns an image as its EXIF orientation says; damaged EXIF says nothing."""
+  try:
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+  except Exception:
+    orientation = None
+  method = _UPRIGHT.get(orientation)
+  return image if method is None else image.transpose(method)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+  """Puts an image with transparent pixels, which have no colour, on white."""
+  if not image.has_transparency_data:
+    return image
+  image = image.convert('RGBA')
+  return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)

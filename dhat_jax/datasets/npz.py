@@ -6,14 +6,13 @@ Images are uint8 [N, H, W, C], or [N, H, W] (grey: a channel is added); labels
 are integers [N] or [N, 1]. An array `class_names` of K strings is optional.
 """
 
-import os
 import zipfile
 
 import numpy as np
 
 from dhat_jax.datasets.base import Dataset, ImageShape, Split
-from dhat_jax.datasets.reading import DataError, reading
 from dhat_jax.runtime import files
+from dhat_jax.runtime.files import DataError, reading
 
 _KEYS = ('x_train', 'y_train', 'x_test', 'y_test')
 _NAMES = 'class_names'
@@ -30,7 +29,7 @@ def check_path(path: str | None) -> str:
   """Returns a path, ~ expanded.
 
   Raises:
-    ValueError: none is given.
+    ValueError: none is given, or a folder.
     FileNotFoundError: there is no such file.
   """
   if not path:
@@ -39,7 +38,13 @@ def check_path(path: str | None) -> str:
       f'with the arrays {_KEYS}'
     )
   path = files.user_path(path)
-  if not os.path.isfile(path):
+  path_kind = files.kind(path)
+  if path_kind == 'folder':
+    raise DataError(
+      f'config.dataset.data_dir: got {path}, which is a folder, expected an '
+      'npz file'
+    )
+  if path_kind is None:
     raise FileNotFoundError(f'config.dataset.data_dir: {path} is not a file')
   return path
 

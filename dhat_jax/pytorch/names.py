@@ -16,9 +16,8 @@ Key names, as published:
 """
 
 import dataclasses
-import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,8 +28,6 @@ from dhat_jax.models import outputs as output_table
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
-
-_logger = logging.getLogger(__name__)
 
 # Of the module of an aggregator; others than these have no PyTorch names.
 _AGGREGATORS = ('pairwise', 'classwise', 'mean')
@@ -49,7 +46,6 @@ _UNIT_NAMES = {
   'shortcut': 'shortcut.0',
   'shortcut_norm': 'shortcut.1',
 }
-_HEAD = re.compile(r'WRN[0-9]+')
 _BLOCK_PATH = re.compile(r'blocks/block(\d+)_unit(\d+)/(\w+)')
 COUNTER = '.num_batches_tracked'
 
@@ -198,139 +194,3 @@ def counters(entries: Mapping[str, Entry]) -> list[str]:
   return [
     key.removesuffix(suffix) + COUNTER for key in entries if suffix in key
   ]
-
-
-def check_state_dict(
-  arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]
-) -> None:
-  """Raises one ValueError that lists all missing, surplus, misshapen keys.
-
-  Accepted though not used: batch norm's counters; copies of the trunk under
-  `WRN2.` that equal the one under `WRN1.`; and, with a warning, `sub_block1`,
-  which TRADES' published WideResNet stores but never runs.
-
-  Args:
-    arrays: {PyTorch's key: array}.
-    entries: of the function `entries`.
-  """
-  copies = _trunk_copies(arrays, entries)
-  unused = _unused_blocks(arrays, entries)
-  if unused:
-    _logger.warning(
-      'left out, because the published network never runs it: sub_block1 '
-      '(%d arrays)',
-      len(unused),
-    )
-  ignored = {*copies, *unused, *counters(entries)}
-  check_shapes(
-    {key: a.shape for key, a in arrays.items() if key not in ignored},
-    {key: entry.torch_shape for key, entry in entries.items()},
-    wrong=[
-      f'  surplus: {key}, which is not equal to the trunk in WRN1, and that is '
-      'what feeds the second head'
-      for key, same in copies.items()
-      if not same
-    ],
-    hint=lambda: _hint(arrays.keys(), entries.keys()),
-  )
-
-
-def _other_heads(key: str, entries: Mapping[str, Entry]) -> list[str]:
-  """Returns a key as it would be under the other heads' prefixes."""
-  prefix, _, name = key.partition('.')
-  heads = {other.partition('.')[0] for other in entries} - {prefix}
-  return [f'{head}.{name}' for head in heads if _HEAD.fullmatch(head)]
-
-
-def _trunk_copies(
-  arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]
-) -> dict[str, bool]:
-  """Finds the trunk's keys under other heads: {key: whether it is the same}."""
-  trunk = {k: e for k, e in entries.items() if e.path[1] == 'trunk'}
-  copies = {}
-  for key in [*trunk, *counters(trunk)]:
-    for copy in _other_heads(key, entries):
-      if copy in arrays and copy not in entries:
-        copies[copy] = key.endswith(COUNTER) or (
-          key in arrays and np.array_equal(arrays[copy], arrays[key])
-        )
-  return copies
-
-
-def _unused_blocks(
-  arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]
-) -> set[str]:
-  """Finds the keys of `sub_block1`, where they are shaped as `block1`'s."""
-  shapes = {key: entry.torch_shape for key, entry in entries.items()}
-  shapes |= dict.fromkeys(counters(entries), ())
-  unused = set()
-  for key, shape in shapes.items():
-    if 'block1.' not in key:
-      continue
-    for name in (key, *_other_heads(key, entries)):
-      name = name.replace('block1.', 'sub_block1.', 1)
-      if name in arrays and arrays[name].shape == shape:
-        unused.add(name)
-  return unused
-
-
-def check_shapes(
-  got: Mapping[str, tuple[int, ...]],
-  expected: Mapping[str, tuple[int, ...]],
-  *,
-  wrong: Sequence[str] = (),
-  hint: Callable[[], str] = str,
-) -> None:
-  """Raises one ValueError that lists everything that does not fit.
-
-  Args:
-    got: {name: shape}.
-    expected: {name: shape}.
-    wrong: further lines of the error.
-    hint: what to say at its end; called only if there is an error.
-  """
-  lines = [
-    *(
-      f'  missing: {key}, expected {tuple(expected[key])}'
-      for key in sorted(expected.keys() - got.keys())
-    ),
-    *(
-      f'  surplus: {key}, got {tuple(got[key])}'
-      for key in sorted(got.keys() - expected.keys())
-    ),
-    *(
-      f'  misshapen: {key}, got {tuple(got[key])}, '
-      f'expected {tuple(expected[key])}'
-      for key in sorted(got.keys() & expected.keys())
-      if tuple(got[key]) != tuple(expected[key])
-    ),
-    *wrong,
-  ]
-  if lines:
-    raise ValueError(
-      f'{len(lines)} arrays do not fit the network:\n'
-      + '\n'.join(lines)
-      + hint()
-    )
-
-
-def _hint(arrays: Collection[str], expected: Collection[str]) -> str:
-  """Says what the likely reason is, where there is one."""
-  missing = set(expected) - set(arrays)
-  dual, dual_expected = (
-    any(key.startswith('WRN1.') for key in keys) for keys in (arrays, expected)
-  )
-  if arrays and dual != dual_expected:
-    kinds = ('a network with one head', "DH-AT's network with two heads")
-    return (
-      f'\nThe state dict is of {kinds[dual]}, the model is '
-      f"{kinds[dual_expected]}: config.stages=('main_head',) "
-      'makes one head, all three make two.'
-    )
-  if missing and all(re.match(r'(WRN[0-9]+\.)?bn\.', key) for key in missing):
-    return (
-      '\nThis network has batch norm and ReLU before the pooling (bn.*), as '
-      'adversarial training code has; the state dict is of the other '
-      'PreActResNet-18, without them, which computes something else.'
-    )
-  return ''

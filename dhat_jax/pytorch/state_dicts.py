@@ -1,7 +1,7 @@
 """PyTorch state dicts: to and from Flax variables, to and from files.
 
-`.pt`, `.pth`, `.tar` and `.bin` files are PyTorch's and need it (the extra
-[oracle]); `.npz` files, one array per key, do not.
+`.pt`, `.pth`, `.tar`, `.bin` and `.ckpt` files are PyTorch's and need it (the
+extra [oracle]); `.npz` files, one array per key, do not.
 """
 
 import os
@@ -9,27 +9,46 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.pytorch import jax_module, names
+from dhat_jax.pytorch import fitting, jax_module, keys, names, torch_files
 from dhat_jax.runtime import files
+from dhat_jax.runtime.files import reading
+
+_SUFFIXES = ('.npz', '.pt', '.pth', '.tar', '.bin', '.ckpt')
 
 
-def _as_numpy(value: Any) -> np.ndarray:
-  """Converts an array of any library, PyTorch's bfloat16 included."""
+def _as_numpy(key: str, value: Any) -> np.ndarray:
+  """Converts an array of any library, PyTorch's bfloat16 and sparse included.
+
+  Raises:
+    ValueError: no array of real numbers; it names the key.
+  """
   if hasattr(value, 'detach'):
-    value = value.detach().cpu()
-    value = value.float() if value.is_floating_point() else value
-  return np.asarray(value)
+    value = _dense(key, value)
+  array = np.asarray(value)
+  if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+    raise ValueError(f'{key}: got {array.dtype}, expected numbers')
+  if np.iscomplexobj(array):
+    raise ValueError(f'{key}: got complex numbers, expected real ones')
+  return array
 
 
-def _strip_module(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-  """Removes the prefix that `DataParallel` adds to all keys."""
-  prefix = 'module.'
-  if state_dict and all(key.startswith(prefix) for key in state_dict):
-    return {key.removeprefix(prefix): v for key, v in state_dict.items()}
-  return dict(state_dict)
+def _dense(key: str, tensor: Any) -> Any:
+  """Returns a tensor of PyTorch's that NumPy can take."""
+  if tensor.is_quantized:
+    raise ValueError(
+      f'{key}: got a quantised tensor, expected floating point; save the '
+      'network as it was before its quantisation'
+    )
+  if tensor.is_meta:
+    raise ValueError(f'{key}: got a tensor on the device meta, without numbers')
+  tensor = tensor.detach().cpu()
+  if str(tensor.layout) != 'torch.strided':
+    tensor = tensor.to_dense()
+  return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def from_torch(
@@ -40,10 +59,12 @@ def from_torch(
 ) -> dict[str, Any]:
   """Converts a PyTorch state dict; `dhat_jax.pytorch.names` has its keys.
 
-  A prefix `module.` on all keys and `num_batches_tracked` are accepted. So is
-  a second head that is stored as a whole network, if its trunk equals the
-  main head's, which is the one that feeds it; and, with a warning, the block
-  `sub_block1` that TRADES' code stores but never runs.
+  A prefix that all keys share (`module.`, `_orig_mod.`, `model.`, ...) and
+  `num_batches_tracked` are accepted. So are a second head that is stored as a
+  whole network, if its trunk equals the main head's, which is the one that
+  feeds it; the mean and the standard deviation of images, if the model has the
+  same; and, with a warning, the block `sub_block1` that TRADES' code stores
+  but never runs.
 
   Args:
     state_dict: {key: array} of NumPy, PyTorch or JAX.
@@ -56,14 +77,18 @@ def from_torch(
     {'params': ..., 'batch_stats': ...} for `model.apply`, float32 on the host.
 
   Raises:
-    ValueError: keys are missing, surplus or misshapen; all are listed.
+    ValueError: keys are missing, surplus or misshapen; NaN or infinity; what
+      is no array of real numbers.
   """
-  arrays = {k: _as_numpy(v) for k, v in _strip_module(state_dict).items()}
+  arrays = {key: _as_numpy(key, value) for key, value in state_dict.items()}
   if image_channels is None:
-    first = arrays.get('conv1.weight', arrays.get('WRN1.conv1.weight'))
-    image_channels = first.shape[1] if np.ndim(first) == 4 else 3
+    image_channels = _image_channels(arrays)
   entries = names.entries(model, image_channels)
-  names.check_state_dict(arrays, entries)
+  arrays = keys.plain_keys(arrays, entries)
+  fitting.check_state_dict(arrays, entries, model, image_channels)
+  with np.errstate(over='ignore'):  # what overflows is infinite, and named
+    arrays = {key: arrays[key].astype(np.float32) for key in entries}
+  fitting.check_numbers(arrays)
   variables = {}
   for key, entry in entries.items():
     node = variables
@@ -73,6 +98,17 @@ def from_torch(
       entry.layout.to_flax(arrays[key]), np.float32, order='C'
     )
   return variables
+
+
+def _image_channels(arrays: Mapping[str, np.ndarray]) -> int:
+  """Returns how many channels the first convolution reads; 3 without one."""
+  for key, array in arrays.items():
+    first = key == 'conv1.weight' or key.endswith('.conv1.weight')
+    # Others of that name are inside of blocks.
+    inside = any(name.startswith(('block', 'layer')) for name in key.split('.'))
+    if first and not inside and array.ndim == 4:
+      return array.shape[1]
+  return 3
 
 
 def to_torch(
@@ -88,7 +124,7 @@ def to_torch(
     {key: float32 array}, and an int64 zero for each `num_batches_tracked`.
 
   Raises:
-    ValueError: arrays are missing, surplus or misshapen; all are listed.
+    ValueError: arrays are missing, surplus or misshapen; NaN or infinity.
   """
   flat = {
     tuple(part.key for part in path): leaf
@@ -98,49 +134,46 @@ def to_torch(
   entries = names.entries(
     model, np.shape(first)[2] if np.ndim(first) == 4 else 3
   )
-  names.check_shapes(
+  fitting.check_shapes(
     {'/'.join(path): np.shape(leaf) for path, leaf in flat.items()},
     {'/'.join(entry.path): entry.shape for entry in entries.values()},
   )
   state_dict = {
     key: np.array(
-      entry.layout.to_torch(_as_numpy(flat[entry.path])), np.float32, order='C'
+      entry.layout.to_torch(_as_numpy(key, flat[entry.path])),
+      np.float32,
+      order='C',
     )
     for key, entry in entries.items()
   }
+  fitting.check_numbers(state_dict)
   state_dict |= {key: np.zeros((), np.int64) for key in names.counters(entries)}
   return dict(sorted(state_dict.items()))
 
 
-def read_state_dict(path: str) -> dict[str, Any]:
+def read_state_dict(path: str, entry: str | None = None) -> dict[str, Any]:
   """Reads a state dict, also one that is wrapped with other things.
 
   Args:
-    path: `.npz`, or a file of PyTorch's, of which only tensors and plain
-      containers are unpickled.
+    path: `.npz`, or a file of PyTorch's, of which only tensors, plain
+      containers and harmless classes are unpickled.
+    entry: which of several state dicts in it: 'ema'; default: the likeliest by
+      its name. A log line says which was taken.
 
   Raises:
-    ValueError: no such kind of file, or no state dict in it.
+    ValueError: no such kind of file, a broken one, or no state dict in it.
     ImportError: it needs PyTorch, which is not installed.
   """
-  if _is_npz(path):
-    with np.load(path, allow_pickle=False) as file:
-      return dict(file)
-  loaded = jax_module.import_torch().load(
-    path, map_location='cpu', weights_only=True
-  )
-  for wrapper in ('state_dict', 'model', 'model_state_dict', 'net'):
-    if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-      loaded = loaded[wrapper]
-  if not isinstance(loaded, Mapping) or not all(
-    hasattr(value, 'shape') for value in loaded.values()
-  ):
-    raise ValueError(f'{path}: holds no state dict (no {{name: tensor}})')
-  return dict(loaded)
+  path = files.user_path(path)
+  if not _is_npz(path):
+    return torch_files.find_state_dict(path, torch_files.load(path), entry)
+  with reading(path, 'npz file'), np.load(path, allow_pickle=False) as file:
+    return torch_files.find_state_dict(path, dict(file), entry)
 
 
 def write_state_dict(path: str, state_dict: Mapping[str, np.ndarray]) -> None:
   """Writes a state dict of NumPy arrays atomically; see `read_state_dict`."""
+  path = files.user_path(path)
   if _is_npz(path):
     files.write_npz(path, state_dict)
     return
@@ -150,9 +183,18 @@ def write_state_dict(path: str, state_dict: Mapping[str, np.ndarray]) -> None:
     torch.save(tensors, file)
 
 
+def check_path(path: str) -> None:
+  """Raises ValueError for a file whose suffix no state dict has."""
+  _is_npz(path)
+
+
 def _is_npz(path: str) -> bool:
-  suffix = os.path.splitext(path)[1]
-  choices = ('.npz', '.pt', '.pth', '.tar', '.bin')
-  if suffix not in choices:
-    raise ValueError(f'{path}: got suffix {suffix!r}, choices are {choices}')
+  suffix = os.path.splitext(path)[1].lower()
+  if suffix == '.safetensors':
+    raise ValueError(
+      f'{path}: got suffix {suffix!r}, which is not read; make an npz file of '
+      "it: np.savez('model.npz', **safetensors.numpy.load_file(PATH))"
+    )
+  if suffix not in _SUFFIXES:
+    raise ValueError(f'{path}: got suffix {suffix!r}, choices are {_SUFFIXES}')
   return suffix == '.npz'

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -92,7 +91,7 @@ class Run:
     try:
       with np.load(path) as file:
         return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except Exception:  # NumPy and zipfile raise a great many types
       return {}
 
 
@@ -100,7 +99,7 @@ def load(directory: str) -> Run:
   """Reads a workdir; whatever is missing or damaged is left empty.
 
   Raises:
-    ValueError: no such folder.
+    ValueError: no such folder, or nothing of a run in it.
   """
   if not os.path.isdir(directory):
     raise ValueError(
@@ -109,11 +108,19 @@ def load(directory: str) -> Run:
     )
   problems: list[str] = []
   results = _results(directory, problems)
+  records = _records(directory, problems)
+  config = _object(directory, 'config.json', files.read_json, problems)
+  # Other programs have a config.json, too. What is damaged was there once.
+  if not (results or records or problems or 'stages' in config):
+    raise ValueError(
+      f'--workdir: got {directory!r}, which holds no run; expected a folder '
+      'with the config.json, metrics.jsonl or results.json of one'
+    )
   return Run(
     directory=directory,
     results=results,
-    records=_records(directory, problems),
-    config=_object(directory, 'config.json', files.read_json, problems),
+    records=records,
+    config=config,
     environment=_object(
       directory, 'environment.json', files.read_json, problems
     ),
@@ -126,7 +133,7 @@ def load_all(directories: Sequence[str]) -> list[Run]:
   """Reads workdirs; folders of one name are told apart by a number.
 
   Raises:
-    ValueError: no such folder.
+    ValueError: no such folder, or nothing of a run in one.
   """
   runs: list[Run] = []
   names: set[str] = set()

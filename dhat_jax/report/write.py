@@ -18,7 +18,7 @@ def write(workdirs: Sequence[str], out: str | None = None) -> str:
     The path of the page.
 
   Raises:
-    ValueError: a workdir that is no folder.
+    ValueError: a workdir that is no folder, or holds no run.
     OSError: nothing can be written there.
   """
   report = page.render(read.load_all(workdirs))

@@ -1,10 +1,12 @@
-"""Files: the one atomic writer, JSON, and full disks reported in one line."""
+"""Files: one atomic writer, one door for readers, JSON; errors in one line."""
 
 import contextlib
 import errno
 import json
 import os
 import secrets
+import stat
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
@@ -22,6 +24,20 @@ _REFUSALS = {
     errno.EIO,
   )
 }
+_MAX_REASON = 300
+# Libraries advise to load pickled objects by these, which runs their code.
+_UNSAFE = ('allow_pickle', 'weights_only')
+_STARTS = {
+  b'version https://git-lfs': (
+    'it is a git-lfs pointer; get the file itself with: git lfs pull'
+  ),
+  b'<!doctype html': 'it is a web page; download the file again',
+  b'<html': 'it is a web page; download the file again',
+}
+
+
+class DataError(ValueError):
+  """A user's file that is not what it should be: one line that names it."""
 
 
 class WriteError(OSError):
@@ -126,17 +142,64 @@ def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     np.savez(file, **arrays)
 
 
+def reason(error: BaseException) -> str:
+  """Returns what a library raised as one line, shortened: 'OSError: ...'."""
+  text = textwrap.shorten(str(error), _MAX_REASON, placeholder=' ...')
+  if any(name in text for name in _UNSAFE):
+    text = 'it holds pickled objects, which can run code and are not loaded'
+  return f'{type(error).__name__}: {text}' if text else type(error).__name__
+
+
+def what_it_is(path: str) -> str | None:
+  """Says what a file is instead of data, where its first bytes tell."""
+  if not os.path.isfile(path):  # a pipe would have to be waited for
+    return None
+  try:
+    with open(path, 'rb') as file:
+      start = file.read(64).lstrip().lower()
+  except OSError:
+    return None
+  if not start:
+    return 'it is empty'
+  for known, sentence in _STARTS.items():
+    if start.startswith(known):
+      return sentence
+  return None
+
+
+@contextlib.contextmanager
+def reading(path: str, what: str) -> Iterator[None]:
+  """Turns whatever a library raises into one line that names the file.
+
+  TFDS, PIL, NumPy, SciPy and PyTorch raise a great many types, most of which do
+  not say which file was read.
+
+  Args:
+    path: the file or the folder.
+    what: what it should be: 'image'.
+
+  Raises:
+    DataError: a `DataError` from inside as it is, else made of the error.
+  """
+  try:
+    yield
+  except DataError:
+    raise
+  except Exception as error:
+    raise DataError(
+      f'{path}: is not a readable {what} ({what_it_is(path) or reason(error)})'
+    ) from error
+
+
 def read_json(path: str) -> Any:
   """Reads a JSON file.
 
   Raises:
     ValueError: it is damaged; the error names the file.
+    OSError: there is none, or it may not be read.
   """
-  with open(path) as file:
-    try:
-      return json.load(file)
-    except ValueError as error:
-      raise ValueError(f'{path}: not readable as JSON: {error}') from error
+  with open(path) as file, reading(path, 'JSON file'):
+    return json.load(file)
 
 
 def read_json_lines(
@@ -148,14 +211,18 @@ def read_json_lines(
     path: the file.
     on_damage: called with the number, from 1, of every other line that is not
       readable, which is skipped; by default the first one ends the records.
+
+  Raises:
+    ValueError: it is no text; the error names the file.
+    OSError: there is none, or it may not be read.
   """
-  with open(path) as file:
+  with open(path) as file, reading(path, 'text file'):
     lines = file.readlines()
   records = []
   for number, line in enumerate(lines, 1):
     try:
       records.append(json.loads(line))
-    except ValueError:
+    except (ValueError, RecursionError):
       if on_damage is None:
         break
       if number < len(lines):
@@ -166,3 +233,38 @@ def read_json_lines(
 def user_path(path: str | None) -> str | None:
   """Returns a path that a user gave, `~` expanded; '' and None stay."""
   return os.path.expanduser(path) if path else path
+
+
+def kind(path: str) -> str | None:
+  """Returns 'file' or 'folder'; None: there is nothing.
+
+  Raises:
+    DataError: a folder on the way to it may not be entered.
+  """
+  with reading(path, 'path'):
+    try:
+      return 'folder' if stat.S_ISDIR(os.stat(path).st_mode) else 'file'
+    except (FileNotFoundError, NotADirectoryError):
+      return None
+
+
+def check_folder(where: str, path: str, *, new: bool = False) -> None:
+  """Checks that a folder which a user gave can be listed.
+
+  Args:
+    where: who gave it: 'config.dataset.data_dir'.
+    path: the folder.
+    new: whether it need not be there.
+
+  Raises:
+    FileNotFoundError: it is not there.
+    DataError: it is a file, or may not be read.
+  """
+  path_kind = kind(path)
+  if path_kind == 'file':
+    raise DataError(f'{where}: got {path}, which is a file, expected a folder')
+  if path_kind is not None:
+    with reading(path, 'folder'):
+      os.scandir(path).close()
+  elif not new:
+    raise FileNotFoundError(f'{where}: {path} is not a folder')

@@ -296,8 +296,7 @@ class Checkpoints:
       if not os.path.exists(path):
         continue
       try:
-        with open(path) as file:
-          score(json.load(file))
+        score(files.read_json(path))
       except (ValueError, KeyError, TypeError) as error:
         self._warn(int(step), error)
         self._move_aside(int(step))

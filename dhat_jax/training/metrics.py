@@ -123,7 +123,8 @@ class Writer:
     records = [
       record
       for record in files.read_json_lines(self.path)
-      if record['stage'] != self._stage or record['step'] <= step
+      if _is_record(record)
+      and (record['stage'] != self._stage or record['step'] <= step)
     ]
     with files.replacing(self.path, 'w') as file:
       file.writelines(json.dumps(record) + '\n' for record in records)
@@ -201,3 +202,8 @@ class NullWriter:
 
   def write_pictures(self, step: int, rows: Mapping[str, np.ndarray]) -> None:
     """Writes nothing."""
+
+
+def _is_record(value: Any) -> bool:
+  """Whether a line of metrics.jsonl is one of ours."""
+  return isinstance(value, dict) and {'stage', 'step'} <= value.keys()

@@ -3,7 +3,6 @@
 Nothing is written, moved or cleaned up: a run may be training meanwhile.
 """
 
-import json
 import os
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from dhat_jax.runtime import files
 from dhat_jax.training import checkpoint
 
 # Orbax looks for metadata that only its checkpoint manager writes.
@@ -32,8 +32,7 @@ def _score(directory: str, step: int) -> tuple:
   """
   path = os.path.join(directory, str(step), 'metrics', 'metrics')
   try:
-    with open(path, encoding='utf-8') as file:
-      return (1, *checkpoint.score(json.load(file)))
+    return (1, *checkpoint.score(files.read_json(path)))
   except (OSError, ValueError, KeyError, TypeError):
     return 0, step
 
@@ -41,8 +40,8 @@ def _score(directory: str, step: int) -> tuple:
 def _read(directory: str, step: int) -> dict[str, np.ndarray]:
   """Reads all arrays of a checkpoint; ValueError if they are damaged."""
   folder = os.path.abspath(os.path.join(directory, str(step)))
-  with open(os.path.join(folder, 'info', 'metadata'), encoding='utf-8') as file:
-    stored = checkpoint.unseal(json.load(file))['arrays']
+  info = files.read_json(os.path.join(folder, 'info', 'metadata'))
+  stored = checkpoint.unseal(info)['arrays']
   state = os.path.join(folder, 'state')
   with ocp.PyTreeCheckpointer() as reader:
     as_numpy = {
@@ -78,7 +77,7 @@ def read_state(directory: str, *, keep: str) -> dict[str, Any]:
     try:
       return _nested(_read(directory, step))
     except Exception as error:  # Orbax raises a great many types
-      problems.append(f'{step}: {str(error).splitlines()[0][:200]}')
+      problems.append(f'{step}: {files.reason(error)}')
   reason = f' ({"; ".join(problems)})' if problems else ''
   raise ValueError(f'{directory}: holds no whole checkpoint{reason}')
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dhat_jax.datasets import loaders, reading
+from dhat_jax.datasets import loaders
 from dhat_jax.datasets.tfds import load, prepared
 from tests.datasets import archives
 
@@ -143,6 +143,16 @@ def test_name_that_is_none(name):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
 @pytest.mark.parametrize('loader', ['tfds', 'image_folder'])
+def test_root_that_may_not_be_read(tmp_path, loader):
+  (tmp_path / 'data').mkdir(mode=0)
+  for path in ('data', 'data/x'):
+    line = fails(loader, name='cifar10', data_dir=str(tmp_path / path))
+    assert f'{tmp_path}/{path}: is not a readable ' in line
+    assert '(PermissionError' in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+@pytest.mark.parametrize('loader', ['tfds', 'image_folder'])
 def test_folder_that_may_not_be_read(tmp_path, loader):
   for name in ('cifar10', 'train', 'test'):
     (tmp_path / name).mkdir(mode=0)
@@ -174,7 +184,7 @@ def link(folder):
       'train/cat/0.png: is not a readable im',
     ),
     (overwrite('*/dog/0.png', b'no'), 'train/dog/0.png: is not a readable ima'),
-    (lambda f: (shutil.rmtree(f), f.touch()), 'train is not a folder'),
+    (lambda f: (shutil.rmtree(f), f.touch()), 'is a file, expected a folder'),
     (
       lambda f: (shutil.rmtree(f / 'test'), (f / 'test').touch()),
       'test is not a folder',
@@ -184,7 +194,7 @@ def link(folder):
 def test_image_folder(image_root, spoil, message):
   spoil(image_root)
   line = fails('image_folder', data_dir=str(image_root))
-  assert line.startswith(str(image_root))
+  assert str(image_root) in line
   assert message in line
 
 
@@ -229,21 +239,3 @@ def test_npz(tmp_path, spoil):
   spoil(path)
   line = fails('npz', data_dir=str(path), num_classes=1)
   assert line.startswith(f'{path}: is not a readable npz file (')
-
-
-def test_long_reasons_become_one_short_line():
-  error = ValueError('a long\n  story ' * 100)
-  line = reading.reason(error)
-  assert line.startswith('ValueError: a long story a long story ')
-  assert len(line) < 350
-  assert reading.reason(KeyError()) == 'KeyError'
-
-
-def test_what_says_it_already_passes():
-  with (
-    pytest.raises(reading.DataError, match=r'^mine$'),
-    reading.reading('some', 'file'),
-  ):
-    raise reading.DataError('mine')
-  with pytest.raises(KeyboardInterrupt), reading.reading('some', 'file'):
-    raise KeyboardInterrupt

@@ -6,16 +6,42 @@ import numpy as np
 import pytest
 
 from dhat_jax.report import read
+from dhat_jax.report.__main__ import main
 from dhat_jax.report.sections import SECTIONS
 from tests.report import workdirs
 from tests.report.pages import check, page_of
 
 
-def test_empty_folder(tmp_path):
+def test_run_that_has_just_begun(tmp_path):
+  (tmp_path / 'config.json').write_text('{"stages": ["main_head"]}')
   text = page_of(tmp_path)
   assert not check(text).images
   assert 'has not been evaluated yet' in text
-  assert text.count('class="missing"') == len(SECTIONS)
+  assert text.count('class="missing"') == len(SECTIONS) - 1
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    {},
+    {'notes.txt': 'x', 'environment.json': '{}'},
+    {'config.json': '{"architectures": ["Other"]}'},
+    {'config.json': '{}', 'metrics.jsonl': ''},
+  ],
+)
+def test_folder_that_is_no_run_is_refused(content, tmp_path, capsys):
+  for name, text in content.items():
+    (tmp_path / name).write_text(text)
+  with pytest.raises(SystemExit) as stop:
+    main(['report', f'--workdir={tmp_path}'])
+  assert stop.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(
+    f"error: --workdir: got '{tmp_path}', which holds no r"
+  )
+  with pytest.raises(ValueError, match='which holds no run'):
+    page_of(tmp_path)
+  assert {path.name for path in tmp_path.iterdir()} == content.keys()
 
 
 def test_in_the_middle_of_training(tmp_path):

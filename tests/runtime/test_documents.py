@@ -69,7 +69,7 @@ def test_results_of_a_run_are_readable(tmp_path):
     ('{"schema_version": 2}', r"got kind None, choices are \('run'"),
     ('{"seed": 0}', r"got the keys \['seed'\], expected those of a document"),
     ('[1]', 'got list, expected a JSON object'),
-    ('{', 'not readable as JSON'),
+    ('{', 'is not a readable JSON file'),
   ],
 )
 def test_what_is_no_document_is_named(tmp_path, text, message):

@@ -92,6 +92,15 @@ def test_last_line_cut_off_by_a_kill(tmp_path):
   assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+def test_lines_that_are_no_records_are_dropped(tmp_path):
+  write(tmp_path, 'main_head', 0, (1, 2))
+  path = tmp_path / 'metrics.jsonl'
+  whole = path.read_text()
+  path.write_text('5\n{"step": 1}\n' + whole)
+  write(tmp_path, 'main_head', 2, ())
+  assert path.read_text() == whole
+
+
 def test_lines_are_on_disk_before_the_writer_is_closed(tmp_path):
   with metrics.Writer(str(tmp_path), 'main_head', 0) as writer:
     writer.write(1, {'loss': 0.5})

@@ -4,12 +4,12 @@ import hashlib
 import json
 import os
 import pathlib
-import zipfile
 from typing import Any
 
 import numpy as np
 
 from dhat_jax.runtime import files
+from dhat_jax.runtime.files import DataError, reason
 
 
 def digest(*arrays: Any) -> str:
@@ -48,7 +48,12 @@ class Journal:
     problem = json.loads(json.dumps(problem, sort_keys=True))
     path = self._directory / 'problem.json'
     if path.exists():
-      self._check_same(json.loads(path.read_text()), problem)
+      stored = files.read_json(str(path))
+      if not isinstance(stored, dict):
+        raise DataError(
+          f'{path}: got {type(stored).__name__}, expected a JSON object'
+        )
+      self._check_same(stored, problem)
     else:
       files.write_json(str(path), problem)
 
@@ -80,9 +85,12 @@ class Journal:
     try:
       with np.load(path) as file:
         piece = dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-      raise ValueError(f'{path} is damaged; delete it: {error}') from error
-    if not np.array_equal(piece['indices'], indices):
+      same = np.array_equal(piece['indices'], indices)
+    except Exception as error:  # NumPy and zipfile raise a great many types
+      raise DataError(
+        f'{path} is damaged; delete it: {reason(error)}'
+      ) from error
+    if not same:
       raise ValueError(f'{path} is about other examples than expected')
     return piece
 

@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from dhat_jax.datasets.reading import DataError, reason
 from dhat_jax.datasets.tfds import INFO_FILE
 from dhat_jax.runtime import files
+from dhat_jax.runtime.files import DataError, reason
 
 _TIMEOUT_SECS = 10
 

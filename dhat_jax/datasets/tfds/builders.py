@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dhat_jax.datasets.reading import DataError, reading
 from dhat_jax.datasets.tfds import archives, prepared
+from dhat_jax.runtime.files import DataError, reading
 
 # What can be prepared without TensorFlow, in the version it is prepared in.
 VERSIONS = {'cifar10': '3.0.2', 'cifar100': '3.0.2', 'svhn_cropped': '3.1.0'}

@@ -44,10 +44,7 @@ def load(
   root = _root(data_dir)
   if manual_dir is not None:
     manual_dir = files.user_path(manual_dir)
-    if not os.path.isdir(manual_dir):
-      raise FileNotFoundError(
-        f'config.dataset.manual_dir: {manual_dir} is not a folder'
-      )
+    files.check_folder('config.dataset.manual_dir', manual_dir)
 
   def find_or_prepare() -> str:
     return prepared.find(name, root) or builders.prepare(
@@ -80,8 +77,5 @@ def image_shape(name: str, *, data_dir: str | None = None) -> ImageShape | None:
 def _root(data_dir: str | None) -> str:
   """Returns TFDS's folder; it need not exist."""
   root = files.user_path(data_dir or prepared.default_root())
-  if os.path.exists(root) and not os.path.isdir(root):
-    raise ValueError(
-      f'config.dataset.data_dir: got {root}, which is a file, expected a folder'
-    )
+  files.check_folder('config.dataset.data_dir', root, new=True)
   return root

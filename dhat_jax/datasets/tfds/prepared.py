@@ -16,9 +16,9 @@ import numpy as np
 
 from dhat_jax.datasets import cache
 from dhat_jax.datasets.base import Dataset, ImageShape, Split
-from dhat_jax.datasets.reading import DataError, reading
 from dhat_jax.datasets.tfds import INFO_FILE
 from dhat_jax.runtime import files
+from dhat_jax.runtime.files import DataError, reading
 
 # Length, its checksum; data; the data's checksum.
 _HEADER, _FOOTER = struct.Struct('<QI'), struct.Struct('<I')
