@@ -100,7 +100,7 @@ def _range(
   if low is None:
     return f'a finite number {"<=" if below is None else "<"} {high}'
   opens, closes = '[' if above is None else '(', ']' if below is None else ')'
-  return f'a number in {opens}{low}, {high}{closes}'
+  return f'in {opens}{low}, {high}{closes}'
 
 
 def _as_float(got: Any) -> float | None:
@@ -132,6 +132,13 @@ def text(name: str, got: Any) -> str:
   """Returns a string, or raises."""
   if not isinstance(got, str):
     raise mistake(name, got, 'a string')
+  return got
+
+
+def function(name: str, got: Any) -> Callable:
+  """Returns what can be called, or raises."""
+  if not callable(got):
+    raise mistake(name, got, 'a function')
   return got
 
 

@@ -9,8 +9,6 @@ import zlib
 import chex
 import jax
 
-from dhat_jax import arguments
-
 # Names that had numbers before they had streams. They keep them, so that runs
 # of then resume bit for bit and the published tables can be made again.
 _NUMBERED = {
@@ -50,5 +48,4 @@ def key(seed: int) -> chex.PRNGKey:
 
   With other generators an example's noise would depend on its batch.
   """
-  arguments.integer('seed', seed, 0, 2**32 - 1)  # others wrap around
   return jax.random.key(seed, impl='threefry2x32')

@@ -174,7 +174,7 @@ def _is_decayed(params: Any) -> Any:
 @OPTIMIZERS.register('sgd')
 def sgd(
   *,
-  schedule: optax.Schedule,
+  schedule: optax.ScalarOrSchedule,
   momentum: float,
   weight_decay: float,
   decay_norm: bool = True,
@@ -186,7 +186,7 @@ def sgd(
   g <- g + weight_decay * p;  m <- momentum * m + g;  p <- p - rate * m
 
   Args:
-    schedule: step -> learning rate.
+    schedule: step -> learning rate; or one rate for all steps.
     momentum: in [0, 1).
     weight_decay: L2 coefficient.
     decay_norm: whether biases and batch norm's parameters decay too, as in
@@ -201,7 +201,7 @@ def sgd(
     ValueError: a number out of its range.
   """
   if not callable(schedule):
-    raise arguments.mistake('schedule', schedule, 'a function of the step')
+    arguments.number('schedule', schedule, 0)
   arguments.number('momentum', momentum, 0, below=1)
   arguments.number('weight_decay', weight_decay, 0)
   arguments.number('clip_norm', clip_norm, 0)
