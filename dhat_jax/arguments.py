@@ -80,6 +80,9 @@ def number(
     or (below is not None and value >= below)
   ):
     raise mistake(name, got, _range(least, most, above, below))
+  if isinstance(got, int) and abs(got) > LARGEST_INTEGER:
+    # JAX would make an int32 of it.
+    raise mistake(name, got, f'an integer <= {LARGEST_INTEGER}, or a float')
   return got
 
 

@@ -81,7 +81,9 @@ def _node(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
 def change(config: ConfigDict, path: str, value: Any) -> None:
   """Sets a dotted key, whatever its type."""
   node, key = _node(config, path)
-  with node.unlocked(), node.ignore_type():
+  with node.unlocked():
+    if key in node:
+      del node[key]  # a float's place would make 1.0 of True
     node[key] = value
 
 
@@ -186,10 +188,9 @@ class Fuzz:
     node, key = _node(config, path)
     # A rate may drop amidst of an epoch.
     like = (0.0,) if key == 'drop_epochs' else node[key]
-    change(config, path, value)
-    # A float's place makes 1.0 of True.
     left_out = value is None and key.endswith('_dir')
-    impossible = not left_out and not is_of_type(node[key], like)
+    impossible = not left_out and not is_of_type(value, like)
+    change(config, path, value)
     title = f'{config_name(config)}: {path}={value!r}'
     return Case(title, lambda: from_config.check(config), impossible)
 

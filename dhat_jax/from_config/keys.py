@@ -157,8 +157,10 @@ def check(config: ConfigDict) -> None:
   """
   if not isinstance(config, ConfigDict):
     raise arguments.mistake('config', type(config).__name__, 'a ConfigDict')
+  if config.get('stages') is None:
+    _refuse_missing('config.stages', _TOP['stages'])
   config = completed(config)
-  arguments.sequence('config.stages', config.get('stages', ()), _text)
+  arguments.sequence('config.stages', config.stages, _text)
   roles = all_roles()
   stages = [name for name in roles if name in config.stages and name in config]
   _check_section('config', config, {**_TOP, **dict.fromkeys(stages, _STAGE)})

@@ -67,17 +67,24 @@ def make_network(
     outputs = arguments.one_of(
       'config.stages', config.stages[-1], all_roles()
     ).outputs
-  return DualHeadNet(
-    backbone=BACKBONES.make(spec.backbone, where='config.model.backbone'),
-    num_classes=config.dataset.num_classes,
-    attach=spec.attach,
-    aggregator=spec.aggregator,
-    outputs=outputs,
-    mean=tuple(spec.mean),
-    std=tuple(spec.std),
-    dtype=arguments.one_of('config.model.dtype', spec.dtype, DTYPES),
-    axis_name=axis_name,
-  )
+  classes = config.dataset.num_classes
+  fields = {
+    'backbone': BACKBONES.make(spec.backbone, where='config.model.backbone'),
+    'num_classes': arguments.integer('config.dataset.num_classes', classes, 2),
+    'dtype': arguments.one_of('config.model.dtype', spec.dtype, DTYPES),
+  }
+  try:
+    return DualHeadNet(
+      **fields,
+      attach=spec.attach,
+      aggregator=spec.aggregator,
+      outputs=outputs,
+      mean=tuple(spec.mean),
+      std=tuple(spec.std),
+      axis_name=axis_name,
+    )
+  except ValueError as error:
+    raise ValueError(f'config.model.{error}') from error
 
 
 def make_augmentation(config: ConfigDict) -> augment.Augmentation | None:
