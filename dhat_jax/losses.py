@@ -9,14 +9,13 @@ log-softmax.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from dhat_jax import divergences
+from dhat_jax import arguments, divergences
 from dhat_jax.attacks.balls import is_right
 from dhat_jax.models.outputs import Outputs
 from dhat_jax.registry import Registry
@@ -94,16 +93,6 @@ def _smoothed_cross_entropy(logits, labels, smoothing):
   return (1 - smoothing) * one_hot + smoothing * uniform
 
 
-def _check_share(name: str, got: float) -> None:
-  if not 0 <= got <= 1:
-    raise ValueError(f'{name}: got {got}, expected in [0, 1]')
-
-
-def _check_weight(name: str, got: float) -> None:
-  if not 0 <= got < math.inf:
-    raise ValueError(f'{name}: got {got}, expected a finite number >= 0')
-
-
 def _one_minus(logits: chex.Array, classes: chex.Array) -> chex.Array:
   """Returns 1 - softmax(logits) of one class each: [B, K], [B] -> [B].
 
@@ -125,7 +114,7 @@ def natural(*, label_smoothing: float = 0.0) -> Loss:
   Raises:
     ValueError: label_smoothing out of [0, 1].
   """
-  _check_share('label_smoothing', label_smoothing)
+  arguments.number('label_smoothing', label_smoothing, 0, 1)
 
   def per_example(clean, adversarial, labels, output):
     del adversarial
@@ -153,7 +142,7 @@ def sat(*, label_smoothing: float = 0.0) -> Loss:
   Raises:
     ValueError: label_smoothing out of [0, 1].
   """
-  _check_share('label_smoothing', label_smoothing)
+  arguments.number('label_smoothing', label_smoothing, 0, 1)
 
   def per_example(clean, adversarial, labels, output):
     del clean
@@ -184,8 +173,8 @@ def trades(*, beta: float, label_smoothing: float = 0.0) -> Loss:
   Raises:
     ValueError: an argument out of its range.
   """
-  _check_weight('beta', beta)
-  _check_share('label_smoothing', label_smoothing)
+  arguments.number('beta', beta, 0)
+  arguments.number('label_smoothing', label_smoothing, 0, 1)
 
   def per_example(clean, adversarial, labels, output):
     p, q = clean.select(output), adversarial.select(output)
@@ -229,7 +218,7 @@ def mart(*, beta: float) -> Loss:
   Raises:
     ValueError: beta is negative or not finite.
   """
-  _check_weight('beta', beta)
+  arguments.number('beta', beta, 0)
 
   def per_example(clean, adversarial, labels, output):
     p, q = clean.select(output), adversarial.select(output)
@@ -309,10 +298,10 @@ def reverse_smoothing(
     ValueError: a negative or infinite argument; in `per_example`, an output
       other than 'second'.
   """
-  _check_weight('clean_weight', clean_weight)
-  _check_weight('clean_factor', clean_factor)
-  _check_weight('correct_factor', correct_factor)
-  _check_weight('fooled_factor', fooled_factor)
+  arguments.number('clean_weight', clean_weight, 0)
+  arguments.number('clean_factor', clean_factor, 0)
+  arguments.number('correct_factor', correct_factor, 0)
+  arguments.number('fooled_factor', fooled_factor, 0)
 
   def per_example(clean, adversarial, labels, output):
     if output != 'second':

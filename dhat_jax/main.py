@@ -172,16 +172,34 @@ def _stop(*_) -> None:
   os._exit(0)
 
 
+def workdir_of(values: flags.FlagValues) -> str:
+  """Returns the folder of the run that a command line asks for.
+
+  Raises:
+    ValueError: neither --workdir nor a name in the config.
+  """
+  if values.workdir:
+    return values.workdir
+  name = values.config.get('name')
+  if not isinstance(name, str) or not name:
+    raise ValueError(
+      f'config.name: got {name!r}, expected a name of the run; without one '
+      'give --workdir'
+    )
+  return os.path.join('runs', name)
+
+
 def main(argv: Sequence[str]) -> None:
   """Runs the config that the flags name; argv[0] is the program."""
   with cli.mistakes_in_one_line():
     values = parse(argv)
+    directory = workdir_of(values)
   if values.only_check_args:
     return
   signal.signal(signal.SIGTERM, _stop)
   run(
     values.config,
-    values.workdir or os.path.join('runs', values.config.name),
+    directory,
     values.mode,
     **{name: values[name].value for name in _START_UP},
   )

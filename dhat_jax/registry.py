@@ -158,8 +158,10 @@ class Registry(Mapping):
     where = where or self.kind
     self.find(name, where if options is None else f'{where}.name')
     known = self.options(name)
-    options = options or {}
-    surplus = sorted(options.keys() - known.keys())
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
+      raise ValueError(f'{where}: got {options!r}, expected a dict of options')
+    surplus = sorted(map(str, options.keys() - known.keys()))
     if surplus:
       raise ValueError(
         f'{where}: got {listed(surplus)}, choices for {name!r} are '
@@ -202,6 +204,17 @@ class Registry(Mapping):
     factory, numbers = self.find(name)
     taken = _parameters(factory)
     given = {key: value for key, value in shared.items() if key in taken}
+    lacking = [
+      key
+      for key, parameter in taken.items()
+      if key in self.shared
+      and parameter.default is parameter.empty
+      and key not in given
+    ]
+    if lacking:
+      raise ValueError(
+        f'{where or self.kind}: {name!r} lacks {listed(lacking)}'
+      )
     try:
       return factory(**given, **(options or {}), **numbers)
     except ValueError as error:

@@ -262,8 +262,8 @@ def load_run(workdir: str, stage: str | None = None) -> Run:
     keep = config[stage].keep
   except ValueError as error:
     raise files.DataError(
-      f'{path}: {error}; if a config file of your own registers it, import that '
-      'file first (a command: give it as --config)'
+      f'{path}: {error}; if a config file of your own registers it, import '
+      'that file first (a command: give it as --config)'
     ) from error
   except (AttributeError, KeyError, TypeError) as error:
     raise files.DataError(

@@ -17,14 +17,14 @@ ROWS = [
   ['training', 'evaluation'],
   ['losses', 'pytorch'],
   ['attacks', 'models', 'report'],
-  ['runtime', 'datasets', 'divergences', 'registry'],
+  ['runtime', 'datasets', 'divergences', 'registry', 'arguments'],
 ]
 # In the lowest row alone: data sets are registered, and their cache is written.
 SIDEWAYS = {('datasets', 'runtime'), ('datasets', 'registry')}
 LONGEST_CHAIN = 10
 # No module of these sees a config; names and numbers stop at from_config.
 PLAIN = ('training', 'evaluation', 'attacks', 'models', 'datasets')
-PLAIN_FILES = ('losses', 'divergences', 'registry')
+PLAIN_FILES = ('losses', 'divergences', 'registry', 'arguments')
 
 
 @functools.cache

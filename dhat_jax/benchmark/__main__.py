@@ -65,11 +65,8 @@ def _parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer(name, default, '', lower_bound=1, **define)
   flags.DEFINE_integer('cpu_devices', None, '', lower_bound=1, **define)
   cli.parse(values, argv)
-  stages = tuple(values.config.stages)
-  if values.stage is not None and values.stage not in stages:
-    raise ValueError(f'--stage: got {values.stage!r}, choices are {stages}')
   for size in values.batch_size:
-    if not size.isdigit() or int(size) < 1:
+    if not (size.isascii() and size.isdigit()) or int(size) < 1:
       raise ValueError(f'--batch_size: got {size!r}, expected integers >= 1')
   if values.what != 'training' and len(values.batch_size) > 1:
     raise ValueError(
@@ -86,6 +83,18 @@ def _say(line: str) -> None:
   print(line, flush=True)
 
 
+def _check_config(values: flags.FlagValues) -> None:
+  """Raises ValueError for what cannot work in the config, or with it."""
+  from dhat_jax import arguments, from_config
+  from dhat_jax.models.layers import DTYPES
+
+  from_config.check(values.config)
+  if values.stage is not None:
+    arguments.one_of('--stage', values.stage, tuple(values.config.stages))
+  for dtype in values.dtype:
+    arguments.one_of('--dtype', dtype, DTYPES)
+
+
 def _measure(
   values: flags.FlagValues, argv: list[str]
 ) -> tuple[dict[str, Any], str]:
@@ -94,15 +103,10 @@ def _measure(
   from dhat_jax.runtime import documents, processes
 
   processes.initialize(cpu_devices=values.cpu_devices)
-  from dhat_jax import from_config
   from dhat_jax.benchmark import timing
-  from dhat_jax.from_config.values import choose
-  from dhat_jax.models.layers import DTYPES
 
   config = values.config
-  from_config.check(config)
-  for dtype in values.dtype:
-    choose('--dtype', dtype, DTYPES)
+  _check_config(values)
   stages = (values.stage,) if values.stage else tuple(config.stages)
   sizes = tuple(int(size) for size in values.batch_size)
   options = {'repeats': values.repeats}

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import convert, from_config, run
+from dhat_jax import arguments, convert, from_config, run
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import autoattack, checks, passes
-from dhat_jax.from_config.values import choose
 from dhat_jax.pytorch import jax_module
 
 STANDARD = checks.VERSIONS['standard']
@@ -66,7 +65,9 @@ def make_problem(
   Raises:
     ValueError: a workdir that is not trained, or of another config.
   """
-  norm = choose('config.evaluation.norm', config.evaluation.norm, balls.NORMS)
+  norm = arguments.one_of(
+    'config.evaluation.norm', config.evaluation.norm, balls.NORMS
+  )
   if directory is not None:
     run.check_workdir(config, directory, may_differ=('evaluation.',))
     trained = run.load_run(directory)

@@ -20,6 +20,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dhat_jax import arguments
 from dhat_jax.attacks import pgd
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.attacks.autoattack.ensemble import autoattack
@@ -183,8 +184,11 @@ def _ascent(
   restarts: int,
   norm: str,
 ) -> LogitsAttack:
-  if steps != int(steps) or steps < 1:
-    raise ValueError(f'got {steps} steps, expected a whole number from 1 on')
+  if steps != int(steps) or not 1 <= steps <= arguments.LARGEST_INTEGER:
+    raise ValueError(
+      f'got {steps} steps, expected a whole number from 1 to '
+      f'{arguments.LARGEST_INTEGER}'
+    )
   settings = pgd.Settings(
     epsilon=epsilon,
     step_size=step_size,

@@ -2,8 +2,8 @@
 
 import ml_collections
 
-from dhat_jax.from_config import data, evaluation, training
-from dhat_jax.from_config.values import choose
+from dhat_jax import arguments
+from dhat_jax.from_config import data, evaluation, keys, training
 from dhat_jax.training.stages import JOINT, roles
 
 
@@ -13,9 +13,10 @@ def check(config: ml_collections.ConfigDict) -> None:
   Builds everything but the data and the compiled functions, so that a mistake
   shows at once and not after hours.
   """
+  keys.check(config)
   names = tuple(roles())
   expected = [names[:count] for count in range(1, len(names) + 1)]
-  choose('config.stages', tuple(config.stages), [*expected, (JOINT,)])
+  arguments.one_of('config.stages', tuple(config.stages), [*expected, (JOINT,)])
   net = training.make_network(config)
   data.make_source(config)
   training.make_augmentation(config)
@@ -28,6 +29,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"config.{name}.keep: got 'best', which needs validation images; give "
         "'last', or config.dataset.validation_size > 0"
       )
+  arguments.integer(
+    'config.dataset.validation_size', config.dataset.validation_size, 0
+  )
   evaluation.make_evaluator(config, net)
   evaluation.make_plan(config, net)
   evaluation.validation_attacks(config)

@@ -47,6 +47,13 @@ def load_dataset(config: ConfigDict, source: Source | None = None) -> Dataset:
       f'config.dataset.num_classes: got {classes}, but {data.source} has '
       f'{len(data.class_names)} classes'
     )
+  channels = data.train.images.shape[-1]
+  mean = tuple(config.model.mean)
+  if len(mean) not in (0, 1, channels):
+    raise ValueError(
+      f'config.model.mean: got {mean}, but the images of {data.source} have '
+      f'{channels} channels'
+    )
   return data
 
 

@@ -6,18 +6,14 @@ from typing import Any
 import ml_collections
 from flax import linen as nn
 
+from dhat_jax import arguments
 from dhat_jax.attacks import balls, pgd
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.evaluation import aggregator_analysis, attacks
 from dhat_jax.evaluation.attack_types import EvaluationAttack, LogitsAttack
 from dhat_jax.evaluation.evaluator import Evaluator
 from dhat_jax.evaluation.plan import AuditPlan, Plan
-from dhat_jax.from_config.values import (
-  at_least,
-  choose,
-  in_unit,
-  lengths_255,
-)
+from dhat_jax.from_config.values import in_unit, lengths_255
 from dhat_jax.models.layers import DTYPES
 from dhat_jax.models.outputs import OUTPUTS
 
@@ -31,10 +27,10 @@ def make_evaluator(
 ) -> Evaluator:
   """Returns the evaluator of a network, in the evaluation's precision."""
   spec = config.evaluation
-  dtype = choose(f'{_WHERE}.dtype', spec.dtype, DTYPES)
+  dtype = arguments.one_of(f'{_WHERE}.dtype', spec.dtype, DTYPES)
   return Evaluator(
     net.clone(dtype=dtype, axis_name=None),
-    batch_size=at_least(f'{_WHERE}.batch_size', spec.batch_size),
+    batch_size=arguments.integer(f'{_WHERE}.batch_size', spec.batch_size, 1),
   )
 
 
@@ -101,20 +97,28 @@ def _shared(spec: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns what all attacks are given; every value is checked."""
   prefix = f'{_WHERE}.autoattack_'
   for output in spec.autoattack_outputs:
-    choose(f'{prefix}outputs', output, tuple(OUTPUTS))
+    arguments.one_of(f'{prefix}outputs', output, tuple(OUTPUTS))
   return {
     'epsilon': in_unit(spec, 'epsilon', _WHERE),
     'step_size': in_unit(spec, 'step_size', _WHERE),
-    'norm': choose(f'{_WHERE}.norm', spec.norm, balls.NORMS),
-    'restarts': at_least(f'{_WHERE}.restarts', spec.restarts),
-    'autoattack_version': choose(
+    'norm': arguments.one_of(f'{_WHERE}.norm', spec.norm, balls.NORMS),
+    'restarts': arguments.integer(f'{_WHERE}.restarts', spec.restarts, 1),
+    'autoattack_version': arguments.one_of(
       f'{prefix}version', spec.autoattack_version, tuple(checks.VERSIONS)
     ),
     'autoattack_outputs': tuple(spec.autoattack_outputs),
-    'autoattack_images': at_least(f'{prefix}images', spec.autoattack_images, 0),
-    'autoattack_n_iter': at_least(f'{prefix}n_iter', spec.autoattack_n_iter),
-    'autoattack_queries': at_least(f'{prefix}queries', spec.autoattack_queries),
-    'autoattack_targets': at_least(f'{prefix}targets', spec.autoattack_targets),
+    'autoattack_images': arguments.integer(
+      f'{prefix}images', spec.autoattack_images, 0
+    ),
+    'autoattack_n_iter': arguments.integer(
+      f'{prefix}n_iter', spec.autoattack_n_iter, 1
+    ),
+    'autoattack_queries': arguments.integer(
+      f'{prefix}queries', spec.autoattack_queries, 1
+    ),
+    'autoattack_targets': arguments.integer(
+      f'{prefix}targets', spec.autoattack_targets, 1
+    ),
   }
 
 
@@ -130,7 +134,7 @@ def _stronger(title: str, radius: float, steps: int, norm: str) -> LogitsAttack:
 
 
 def _sweep(spec: ml_collections.ConfigDict) -> dict[str, LogitsAttack]:
-  steps = at_least(f'{_WHERE}.sweep_steps', spec.sweep_steps)
+  steps = arguments.integer(f'{_WHERE}.sweep_steps', spec.sweep_steps, 1)
   radii = lengths_255(f'{_WHERE}.sweep_epsilons_255', spec.sweep_epsilons_255)
   return {
     label: _stronger(
@@ -147,7 +151,7 @@ def _loss_by_steps(
   once = {**shared, 'restarts': 1}
   names = {
     steps: f'pgd_{steps}'
-    if at_least(f'{_WHERE}.loss_steps', steps, 0)
+    if arguments.integer(f'{_WHERE}.loss_steps', steps, 0)
     else 'clean'
     for steps in spec.loss_steps
   }
@@ -162,8 +166,8 @@ def _loss_by_steps(
 def _audit(
   spec: ml_collections.ConfigDict, shared: dict[str, Any]
 ) -> AuditPlan:
-  steps = at_least(f'{_WHERE}.audit_steps', spec.audit_steps)
-  queries = at_least(f'{_WHERE}.audit_queries', spec.audit_queries, 0)
+  steps = arguments.integer(f'{_WHERE}.audit_steps', spec.audit_steps, 1)
+  queries = arguments.integer(f'{_WHERE}.audit_queries', spec.audit_queries, 0)
   sweep = _sweep(spec)
   radii = [attack.settings.epsilon for attack in sweep.values()]
   radius = max([LARGEST * shared['epsilon'], *radii])

@@ -10,11 +10,9 @@ from typing import Any
 import ml_collections
 import optax
 
-from dhat_jax import losses
+from dhat_jax import arguments, losses
 from dhat_jax.attacks.training import TRAINING_ATTACKS
 from dhat_jax.from_config.values import (
-  at_least,
-  choose,
   completed,
   in_unit,
   options_of,
@@ -39,7 +37,7 @@ def find_role(config: ConfigDict, name: str) -> Role:
   Raises:
     ValueError: no such stage, or the config does not describe it.
   """
-  role = choose('config.stages', name, all_roles())
+  role = arguments.one_of('config.stages', name, all_roles())
   if name not in config:
     raise ValueError(
       f'config.{name}: got nothing, expected what stage {name!r} is: loss, '
@@ -66,23 +64,32 @@ def make_network(
   """
   spec = config.model
   if outputs is None:
-    outputs = choose('config.stages', config.stages[-1], all_roles()).outputs
-  return DualHeadNet(
-    backbone=BACKBONES.make(
+    outputs = arguments.one_of(
+      'config.stages', config.stages[-1], all_roles()
+    ).outputs
+  classes = config.dataset.num_classes
+  fields = {
+    'backbone': BACKBONES.make(
       spec.backbone,
       _part_options(spec, 'backbone'),
       where='config.model.backbone',
     ),
-    num_classes=config.dataset.num_classes,
-    attach=spec.attach,
-    aggregator=spec.aggregator,
-    aggregator_options=_part_options(spec, 'aggregator') or {},
-    outputs=outputs,
-    mean=tuple(spec.mean),
-    std=tuple(spec.std),
-    dtype=choose('config.model.dtype', spec.dtype, DTYPES),
-    axis_name=axis_name,
-  )
+    'num_classes': arguments.integer('config.dataset.num_classes', classes, 2),
+    'dtype': arguments.one_of('config.model.dtype', spec.dtype, DTYPES),
+  }
+  try:
+    return DualHeadNet(
+      **fields,
+      attach=spec.attach,
+      aggregator=spec.aggregator,
+      aggregator_options=_part_options(spec, 'aggregator') or {},
+      outputs=outputs,
+      mean=tuple(spec.mean),
+      std=tuple(spec.std),
+      axis_name=axis_name,
+    )
+  except ValueError as error:
+    raise ValueError(f'config.model.{error}') from error
 
 
 def _part_options(spec: ConfigDict, part: str) -> dict[str, Any] | None:
@@ -152,8 +159,9 @@ def make_attack_scale(
   spec: ConfigDict, where: str, steps_per_epoch: int
 ) -> optax.Schedule:
   """Returns step -> factor of epsilon and step size: their warm-up."""
-  warmup_epochs = at_least(f'{where}.warmup_epochs', spec.warmup_epochs, 0)
-  warmup_steps = round(warmup_epochs * steps_per_epoch)
+  warmup_steps = optim.whole_steps(
+    f'{where}.warmup_epochs', spec.warmup_epochs, steps_per_epoch
+  )
   if not warmup_steps:
     return optax.constant_schedule(1.0)
   return optax.linear_schedule(0.0, 1.0, warmup_steps)
@@ -174,15 +182,19 @@ def _make_optimizer(
   )
 
 
-def _num_epochs(config: ConfigDict, name: str, role: Role) -> float:
+def _num_steps(
+  config: ConfigDict, name: str, role: Role, steps_per_epoch: int
+) -> int:
   """Returns a stage's length, 0 where it has nothing to train."""
-  epochs = at_least(f'config.{name}.epochs', config[name].epochs, 0)
+  num_steps = optim.whole_steps(
+    f'config.{name}.epochs', config[name].epochs, steps_per_epoch
+  )
   aggregator = make_network(config).make_aggregator()
   row = OUTPUTS[role.output]
   alone = row.aggregates and role.trains == row.parts[-1:]
   if alone and not aggregator.trains:
     return 0
-  return epochs
+  return num_steps
 
 
 def check_batch_size(config: ConfigDict, name: str, num_train: int) -> None:
@@ -224,13 +236,10 @@ def make_stage(
   role = find_role(config, name)
   spec, where = config[name], f'config.{name}'
   check_batch_size(config, name, num_train)
-  if not 0 <= spec.ema_decay < 1:
-    raise ValueError(
-      f'{where}.ema_decay: got {spec.ema_decay}, expected in [0, 1)'
-    )
+  arguments.number(f'{where}.ema_decay', spec.ema_decay, 0, below=1)
   if steps_per_epoch is None:
     steps_per_epoch = num_train // spec.batch_size
-  num_steps = round(_num_epochs(config, name, role) * steps_per_epoch)
+  num_steps = _num_steps(config, name, role, steps_per_epoch)
   schedule = optim.make_schedule(
     num_steps=num_steps,
     steps_per_epoch=steps_per_epoch,
@@ -259,7 +268,7 @@ def make_stage(
     attack_steps=spec.attack.steps,
     rng=streams.fold_in(streams.key(config.seed), f'stage/{name}'),
     ema=spec.ema_decay > 0,
-    keep=choose(f'{where}.keep', spec.keep, ('best', 'last')),
+    keep=arguments.one_of(f'{where}.keep', spec.keep, ('best', 'last')),
     step=make_train_step(
       net=net,
       tx=tx,
@@ -290,7 +299,8 @@ def make_intervals(config: ConfigDict) -> Intervals:
 
   def read(name: str) -> int:
     group, _, key = name.rpartition('.')
-    return at_least(f'config.{name}', (config[group] if group else config)[key])
+    spec = config[group] if group else config
+    return arguments.integer(f'config.{name}', spec[key], 1)
 
   return Intervals(
     log_steps=read('log_every_steps'),

@@ -7,19 +7,7 @@ from typing import Any
 
 import ml_collections
 
-
-def choose(name: str, got: Any, choices: Any) -> Any:
-  """Returns `choices[got]` (or `got`), or raises with the choices listed."""
-  if got not in choices:
-    raise ValueError(f'{name}: got {got!r}, choices are {tuple(choices)}')
-  return choices[got] if isinstance(choices, dict) else got
-
-
-def at_least(name: str, got: float, least: float = 1) -> float:
-  """Returns a number that is not below `least`, or raises."""
-  if not got >= least:
-    raise ValueError(f'{name}: got {got}, expected at least {least}')
-  return got
+from dhat_jax import arguments
 
 
 def in_unit(
@@ -35,11 +23,13 @@ def in_unit(
     where: of `spec`, for the error: 'config.evaluation'.
   """
   path = f'{where}.{name}' if where else name
-  over_255 = spec[f'{name}_255']
-  value = spec[name] if over_255 is None else over_255 / 255
+  over_255 = spec.get(f'{name}_255')
+  value = spec.get(name)
+  if over_255 is not None:
+    value = arguments.number(f'{path}_255', over_255) / 255
   if value is None:
     raise ValueError(f'{path}: got nothing; give {path} or {path}_255')
-  if not 0 <= value <= 1:
+  if not 0 <= arguments.number(path, value) <= 1:
     raise ValueError(
       f'{path}: got {value}, expected in [0, 1]; for units of 1/255 give '
       f'{path}_255'
@@ -49,6 +39,7 @@ def in_unit(
 
 def lengths_255(name: str, values: tuple[float, ...]) -> dict[str, float]:
   """Returns {'8/255': 8 / 255, ...} of different lengths over 255."""
+  arguments.sequence(name, values, arguments.number)
   labels = {f'{value:g}/255': value / 255 for value in values}
   if len(labels) < len(values) or not all(0 <= v <= 255 for v in values):
     raise ValueError(
@@ -77,7 +68,9 @@ _STAGE_DEFAULTS = {
 def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Returns a copy of a config that says all that may be left out."""
   config = copy.deepcopy(config)
-  defaults = {**_DEFAULTS, **dict.fromkeys(config.stages, _STAGE_DEFAULTS)}
+  stages = arguments.sequence('config.stages', config.get('stages'))
+  names = [name for name in stages if isinstance(name, str)]
+  defaults = {**_DEFAULTS, **dict.fromkeys(names, _STAGE_DEFAULTS)}
   with config.unlocked():
     for group, values in defaults.items():
       if group in config:
@@ -85,7 +78,9 @@ def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config
 
 
-def _add_missing(node: ml_collections.ConfigDict, values: dict) -> None:
+def _add_missing(node: Any, values: dict) -> None:
+  if not isinstance(node, ml_collections.ConfigDict):
+    return  # `keys.check` says so
   for key, value in values.items():
     if key not in node:
       node[key] = copy.deepcopy(value)

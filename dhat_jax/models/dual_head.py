@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
 
+from dhat_jax import arguments
 from dhat_jax.models import backbones, layers
 from dhat_jax.models import outputs as output_table
 from dhat_jax.models.aggregator import AGGREGATORS, Aggregator
@@ -110,7 +111,7 @@ class DualHeadNet(nn.Module):
   def __post_init__(self):
     self.aggregator_options = FrozenDict(self.aggregator_options)
     backbones.check(self.backbone)
-    _require('attach', self.attach, self.backbone.attach_points)
+    arguments.one_of('attach', self.attach, self.backbone.attach_points)
     AGGREGATORS.check(
       self.aggregator, self.aggregator_options or None, where='aggregator'
     )
@@ -119,13 +120,12 @@ class DualHeadNet(nn.Module):
       raise ValueError(
         f'outputs: got {self.outputs}, choices are one or more of {choices}'
       )
-    if self.num_classes < 2:
+    arguments.integer('num_classes', self.num_classes, 2)
+    arguments.sequence('mean', self.mean, arguments.number)
+    arguments.sequence('std', self.std, arguments.number)
+    if len(self.mean) != len(self.std) or any(std <= 0 for std in self.std):
       raise ValueError(
-        f'num_classes: got {self.num_classes}, expected at least 2'
-      )
-    if len(self.mean) != len(self.std):
-      raise ValueError(
-        'mean and std need one number per channel each, '
+        'mean and std need one number per channel each, the latter > 0; '
         f'got {self.mean} and {self.std}'
       )
     super().__post_init__()
@@ -165,7 +165,7 @@ class DualHeadNet(nn.Module):
       ValueError: images that are not NHWC, unknown part.
     """
     for part in training_parts:
-      _require('training part', part, self.parts)
+      arguments.one_of('training part', part, self.parts)
     chex.assert_rank(images, 4, exception_type=ValueError)
     common = {
       'backbone': self.backbone,
@@ -173,6 +173,11 @@ class DualHeadNet(nn.Module):
       'dtype': self.dtype,
       'axis_name': self.axis_name,
     }
+    if len(self.mean) not in (0, 1, images.shape[-1]):
+      raise ValueError(
+        f'mean: got {len(self.mean)} numbers for images of '
+        f'{images.shape[-1]} channels'
+      )
     if self.mean:
       images = (images - jnp.asarray(self.mean).reshape(1, 1, 1, -1)) / (
         jnp.asarray(self.std).reshape(1, 1, 1, -1)
@@ -194,8 +199,3 @@ class DualHeadNet(nn.Module):
         inputs = features
       logits[output] = module(inputs, train=part in training_parts)
     return Outputs(**{name: logits[name] for name in self.outputs})
-
-
-def _require(name: str, got: Any, choices: Collection[Any]) -> None:
-  if got not in choices:
-    raise ValueError(f'{name}: got {got!r}, choices are {tuple(choices)}')

@@ -111,6 +111,10 @@ def load(path: str, variant: str | None = None) -> ConfigDict:
     get_config = getattr(module, 'get_config', None)
     if get_config is None:
       raise ValueError('no function get_config in it')
+    if not callable(get_config):
+      raise ValueError(
+        f'get_config: got {type(get_config).__name__}, expected a function'
+      )
     _check_takes(get_config, with_variant)
     config = get_config(*with_variant)
     if not isinstance(config, ConfigDict | dict):
@@ -123,7 +127,7 @@ def load(path: str, variant: str | None = None) -> ConfigDict:
     return config
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     _print_traceback(error, path)
     raise ValueError(f'{path}: {type(error).__name__}: {error}') from error
 
@@ -143,6 +147,8 @@ def _print_traceback(error: Exception, path: str) -> None:
   rest = error.__traceback__
   while rest and rest.tb_frame.f_code.co_filename != path:
     rest = rest.tb_next
+  if rest is None and getattr(error, 'filename', None) != path:
+    return  # it says no more than the one line that follows
   traceback.print_exception(type(error), error, rest)
 
 

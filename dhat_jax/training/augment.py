@@ -8,13 +8,14 @@ one with `@augment.register('name')` and names it in
 `config.dataset.augmentations`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from dhat_jax import arguments
 from dhat_jax.registry import Registry
 from dhat_jax.runtime import streams
 
@@ -42,15 +43,17 @@ def crop_flip(*, crop_padding: int, flip: bool) -> Augmentation | None:
     The augmentation, or None where nothing changes.
 
   Raises:
-    ValueError: negative padding.
+    ValueError: negative padding; in the augmentation, one that is larger than
+      the images.
   """
-  if crop_padding < 0:
-    raise ValueError(f'crop_padding: got {crop_padding}, expected at least 0')
+  arguments.integer('crop_padding', crop_padding, 0)
+  arguments.flag('flip', flip)
   if not crop_padding and not flip:
     return None
 
   def augment(rngs, images):
     height, width = images.shape[1:3]
+    arguments.integer('crop_padding', crop_padding, 0, max(height, width))
     pad = (crop_padding, crop_padding)
     padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))
 
@@ -91,8 +94,10 @@ def make_augmentation(
     ValueError: unknown name or option.
   """
   chain = []
-  for spec in names:
+  for spec in arguments.sequence(where, names):
     name, options = spec, None
+    if not isinstance(spec, str | Mapping):
+      raise arguments.mistake(where, spec, 'a name, or a dict with name')
     if not isinstance(spec, str):
       options = dict(spec)
       name = options.pop('name', None)

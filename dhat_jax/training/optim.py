@@ -10,12 +10,14 @@ user's config file adds to both:
       ...
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
 
+from dhat_jax import arguments
 from dhat_jax.registry import Registry
 
 # All configs have drop_epochs and drop_factor, whatever their schedule's name:
@@ -38,6 +40,42 @@ OPTIMIZERS = Registry(
 )
 
 
+def whole_steps(name: str, epochs: float, steps_per_epoch: int) -> int:
+  """Returns a number of epochs in steps, rounded.
+
+  Args:
+    name: of the argument, for the error: 'config.main_head.epochs'.
+    epochs: >= 0.
+    steps_per_epoch: steps in one pass over the training set.
+
+  Raises:
+    ValueError: no such number, or more steps than can be counted.
+  """
+  steps = round(arguments.number(name, epochs, 0) * steps_per_epoch)
+  if steps > arguments.LARGEST_INTEGER:
+    raise ValueError(
+      f'{name}: got {arguments.shown(epochs)}, expected at most '
+      f'{arguments.LARGEST_INTEGER // steps_per_epoch} '
+      f'({arguments.LARGEST_INTEGER} steps)'
+    )
+  return steps
+
+
+def _check_drops(
+  drop_epochs: Sequence[float], drop_factor: float, steps_per_epoch: int
+) -> None:
+  """Raises ValueError for what no rate can be dropped by."""
+  arguments.sequence('drop_epochs', drop_epochs)
+  for epoch in drop_epochs:
+    whole_steps('drop_epochs', epoch, steps_per_epoch)
+  rising = all(a < b for a, b in itertools.pairwise((0, *drop_epochs)))
+  if not rising or any(epoch < 1 for epoch in drop_epochs):
+    raise arguments.mistake(
+      'drop_epochs', drop_epochs, 'rising numbers >= 1, the epochs from 1 on'
+    )
+  arguments.number('drop_factor', drop_factor, above=0)
+
+
 @SCHEDULES.register('step')
 def step_schedule(
   *,
@@ -54,7 +92,11 @@ def step_schedule(
     drop_epochs: epochs, counted from 1 as the published code counts them:
       75 means that 74 epochs are trained at the rate before.
     drop_factor: the factor of each drop.
+
+  Raises:
+    ValueError: drops that do not rise, or a factor that is not positive.
   """
+  _check_drops(drop_epochs, drop_factor, steps_per_epoch)
   drops = {(epoch - 1) * steps_per_epoch: drop_factor for epoch in drop_epochs}
   return optax.piecewise_constant_schedule(learning_rate, drops)
 
@@ -100,13 +142,13 @@ def make_schedule(
   Raises:
     ValueError: unknown name or option, or a number out of its range.
   """
+  arguments.integer('num_steps', num_steps, 0)
+  arguments.integer('steps_per_epoch', steps_per_epoch, 1)
   rate = options.get('learning_rate', 1.0)
-  if not rate > 0:
-    raise ValueError(f'{where}.learning_rate: got {rate}, expected > 0')
-  if not warmup_epochs >= 0:
-    raise ValueError(
-      f'{where}.warmup_epochs: got {warmup_epochs}, expected >= 0'
-    )
+  arguments.number(f'{where}.learning_rate', rate, above=0)
+  warmup_steps = whole_steps(
+    f'{where}.warmup_epochs', warmup_epochs, steps_per_epoch
+  )
   schedule = SCHEDULES.make(
     name,
     options,
@@ -116,7 +158,6 @@ def make_schedule(
     drop_epochs=drop_epochs,
     drop_factor=drop_factor,
   )
-  warmup_steps = round(warmup_epochs * steps_per_epoch)
   if not warmup_steps:
     return schedule
   ramp = optax.linear_schedule(0.0, 1.0, warmup_steps)
@@ -133,7 +174,7 @@ def _is_decayed(params: Any) -> Any:
 @OPTIMIZERS.register('sgd')
 def sgd(
   *,
-  schedule: optax.Schedule,
+  schedule: optax.ScalarOrSchedule,
   momentum: float,
   weight_decay: float,
   decay_norm: bool = True,
@@ -145,7 +186,7 @@ def sgd(
   g <- g + weight_decay * p;  m <- momentum * m + g;  p <- p - rate * m
 
   Args:
-    schedule: step -> learning rate.
+    schedule: step -> learning rate; or one rate for all steps.
     momentum: in [0, 1).
     weight_decay: L2 coefficient.
     decay_norm: whether biases and batch norm's parameters decay too, as in
@@ -159,14 +200,13 @@ def sgd(
   Raises:
     ValueError: a number out of its range.
   """
-  if not 0 <= momentum < 1:
-    raise ValueError(f'momentum: got {momentum}, expected in [0, 1)')
-  for name, value in (
-    ('weight_decay', weight_decay),
-    ('clip_norm', clip_norm),
-  ):
-    if not value >= 0:
-      raise ValueError(f'{name}: got {value}, expected >= 0')
+  if not callable(schedule):
+    arguments.number('schedule', schedule, 0)
+  arguments.number('momentum', momentum, 0, below=1)
+  arguments.number('weight_decay', weight_decay, 0)
+  arguments.number('clip_norm', clip_norm, 0)
+  arguments.flag('nesterov', nesterov)
+  arguments.flag('decay_norm', decay_norm)
   return optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
     optax.add_decayed_weights(

@@ -10,6 +10,8 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from dhat_jax import arguments
+
 _COMPILE_FAST = {'xla_backend_optimization_level': 0}
 
 
@@ -50,6 +52,31 @@ def split_parts(
   return trained, frozen
 
 
+def check_parts(net: nn.Module, trains: Collection[str]) -> None:
+  """Raises ValueError unless a network has the parts that are to be trained.
+
+  Args:
+    net: a `DualHeadNet`.
+    trains: names of its parts, at least one.
+  """
+  if (
+    isinstance(trains, str) or not isinstance(trains, Collection) or not trains
+  ):
+    raise arguments.mistake(
+      'trains', trains, f'a tuple of some of {tuple(net.parts)}'
+    )
+  for part in trains:
+    arguments.one_of('trains', part, tuple(net.parts))
+
+
+def _check_image_shape(image_shape: tuple[int, int, int]) -> None:
+  arguments.sequence('image_shape', image_shape)
+  if len(image_shape) != 3:
+    raise arguments.mistake('image_shape', image_shape, '(H, W, C)')
+  for name, side in zip('HWC', image_shape, strict=True):
+    arguments.integer(f'image_shape, {name}', side, 1)
+
+
 def create_train_state(
   *,
   net: nn.Module,
@@ -76,20 +103,30 @@ def create_train_state(
     The state at step 0.
 
   Raises:
-    ValueError: `variables` with parts or shapes that `net` does not have.
+    ValueError: `variables` with parts or shapes that `net` does not have; any
+      other argument that cannot be.
   """
+  check_parts(net, trains)
+  arguments.flag('ema', ema)
+  arguments.function('tx.init', getattr(tx, 'init', None))
+  _check_image_shape(image_shape)
+  if not jnp.issubdtype(getattr(rng, 'dtype', None), jax.dtypes.prng_key):
+    raise arguments.mistake('rng', rng, 'a typed key, as of jax.random.key')
   init_rng, state_rng = jax.random.split(rng)
   # The mapped axis does not exist here; the parameters do not depend on it.
   init = net.clone(axis_name=None).init
   images = jnp.zeros((1, *image_shape))
   shapes = jax.eval_shape(init, init_rng, images)
-  given = {'params': {}, 'batch_stats': {}} if variables is None else variables
-  for part, subtree in given['params'].items():
-    if part not in shapes['params']:
-      raise ValueError(
-        f'part: got {part!r}, choices are {tuple(shapes["params"])}'
-      )
-    _check_same_shapes(part, subtree, shapes['params'][part])
+  empty = {'params': {}, 'batch_stats': {}}
+  given = empty if variables is None else variables
+  if not isinstance(given, Mapping) or set(given) != set(empty):
+    raise arguments.mistake(
+      'variables', given, "a dict of 'params' and 'batch_stats'"
+    )
+  for group in given:
+    for part, subtree in given[group].items():
+      arguments.one_of('part', part, tuple(shapes[group]))
+      _check_same_shapes(part, subtree, shapes[group][part])
 
   def init_missing(rng):
     fresh = init(rng, images)

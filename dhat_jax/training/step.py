@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from dhat_jax import arguments
 from dhat_jax.attacks.balls import is_right
 from dhat_jax.datasets.batches import prepare
 from dhat_jax.losses import Loss
 from dhat_jax.models.outputs import Outputs
 from dhat_jax.runtime import devices, streams
-from dhat_jax.training.state import TrainState, split_parts
+from dhat_jax.training.state import TrainState, check_parts, split_parts
 
 Metrics = dict[str, tuple[chex.Array, chex.Array]]
 Sums = dict[str, chex.Array]
@@ -198,10 +199,24 @@ def make_train_step(
     in loss and metrics, but are seen by batch norm: train on full batches.
 
   Raises:
-    ValueError: a loss that needs an attack without one.
+    ValueError: a loss that needs an attack without one, or that cannot train
+      the output; parts or outputs that the network does not have; any other
+      argument that cannot be.
   """
+  _check_trained(net, loss, trains, output)
   if loss.uses_adversarial and attack is None:
     raise ValueError(f'loss {loss.name!r} needs an attack, got None')
+  arguments.number('ema_decay', ema_decay, 0, below=1)
+  arguments.flag('freeze_statistics', freeze_statistics)
+  arguments.function('tx.update', getattr(tx, 'update', None))
+  arguments.function('value_and_grad', value_and_grad)
+  for name, got in (
+    ('attack', attack),
+    ('augment', augment),
+    ('attack_scale', attack_scale),
+  ):
+    if got is not None:
+      arguments.function(name, got)
   normalises = trains if freeze_statistics else net.parts
 
   def step(state, batch):
@@ -254,6 +269,29 @@ def make_train_step(
     return state, metrics
 
   return step
+
+
+def _check_trained(
+  net: nn.Module, loss: Loss, trains: Collection[str], output: str
+) -> None:
+  """Raises ValueError for what the network does not have, or cannot train."""
+  if not isinstance(loss, Loss):
+    raise arguments.mistake('loss', loss, 'a Loss, as trades(beta=6.0)')
+  if not hasattr(net, 'parts') or not hasattr(net, 'outputs'):
+    raise arguments.mistake('net', net, 'a DualHeadNet')
+  arguments.one_of('output', output, net.outputs)
+  check_parts(net, trains)
+  if loss.only_output not in (None, output):
+    raise ValueError(
+      f'output: got {output!r}, but loss {loss.name!r} can only train '
+      f'{loss.only_output!r}'
+    )
+  for teacher in loss.teachers:
+    if teacher not in net.outputs:
+      raise ValueError(
+        f'net: got outputs {tuple(net.outputs)}, but loss {loss.name!r} reads '
+        f'{teacher!r} too'
+      )
 
 
 def _over_replicas(

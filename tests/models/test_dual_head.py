@@ -190,7 +190,7 @@ def test_unknown_training_part():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'num_classes': 1}, 'num_classes: got 1, expected at least 2'),
+    ({'num_classes': 1}, 'num_classes: got 1, expected an integer >= 2'),
     ({'attach': 'block9'}, "attach: got 'block9', choices are"),
     ({'aggregator': 'max'}, "aggregator: got 'max', choices are"),
     ({'aggregator': 'pairwice'}, "did you mean 'pairwise'"),
