@@ -1,19 +1,20 @@
 """Turns `config.evaluation` into what the evaluation runs."""
 
 import dataclasses
+import math
 from typing import Any
 
 import ml_collections
 from flax import linen as nn
 
 from dhat_jax.attacks import balls, pgd
+from dhat_jax.attacks.arguments import integer
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.evaluation import aggregator_analysis, attacks
 from dhat_jax.evaluation.attack_types import EvaluationAttack, LogitsAttack
 from dhat_jax.evaluation.evaluator import Evaluator
 from dhat_jax.evaluation.plan import AuditPlan, Plan
 from dhat_jax.from_config.values import (
-  at_least,
   choose,
   in_unit,
   lengths_255,
@@ -34,7 +35,7 @@ def make_evaluator(
   dtype = choose(f'{_WHERE}.dtype', spec.dtype, DTYPES)
   return Evaluator(
     net.clone(dtype=dtype, axis_name=None),
-    batch_size=at_least(f'{_WHERE}.batch_size', spec.batch_size),
+    batch_size=integer(f'{_WHERE}.batch_size', spec.batch_size),
   )
 
 
@@ -106,15 +107,15 @@ def _shared(spec: ml_collections.ConfigDict) -> dict[str, Any]:
     'epsilon': in_unit(spec, 'epsilon', _WHERE),
     'step_size': in_unit(spec, 'step_size', _WHERE),
     'norm': choose(f'{_WHERE}.norm', spec.norm, balls.NORMS),
-    'restarts': at_least(f'{_WHERE}.restarts', spec.restarts),
+    'restarts': integer(f'{_WHERE}.restarts', spec.restarts),
     'autoattack_version': choose(
       f'{own}version', spec.autoattack_version, tuple(checks.VERSIONS)
     ),
     'autoattack_outputs': tuple(spec.autoattack_outputs),
-    'autoattack_images': at_least(f'{own}images', spec.autoattack_images, 0),
-    'autoattack_n_iter': at_least(f'{own}n_iter', spec.autoattack_n_iter),
-    'autoattack_queries': at_least(f'{own}queries', spec.autoattack_queries),
-    'autoattack_targets': at_least(f'{own}targets', spec.autoattack_targets),
+    'autoattack_images': integer(f'{own}images', spec.autoattack_images, 0),
+    'autoattack_n_iter': integer(f'{own}n_iter', spec.autoattack_n_iter),
+    'autoattack_queries': integer(f'{own}queries', spec.autoattack_queries),
+    'autoattack_targets': integer(f'{own}targets', spec.autoattack_targets),
   }
 
 
@@ -122,7 +123,8 @@ def _stronger(title: str, radius: float, steps: int, norm: str) -> LogitsAttack:
   """PGD with steps that cross the ball 2.5 times, at another radius."""
   settings = pgd.Settings(
     epsilon=radius,
-    step_size=2.5 * radius / steps,
+    # In Linf a step of 1 crosses the whole box.
+    step_size=min(2.5 * radius / steps, 1.0 if norm == 'linf' else math.inf),
     steps=steps if radius else 0,
     start_scale=1.0 if radius else 0.0,
   )
@@ -130,7 +132,7 @@ def _stronger(title: str, radius: float, steps: int, norm: str) -> LogitsAttack:
 
 
 def _sweep(spec: ml_collections.ConfigDict) -> dict[str, LogitsAttack]:
-  steps = at_least(f'{_WHERE}.sweep_steps', spec.sweep_steps)
+  steps = integer(f'{_WHERE}.sweep_steps', spec.sweep_steps)
   radii = lengths_255(f'{_WHERE}.sweep_epsilons_255', spec.sweep_epsilons_255)
   return {
     label: _stronger(
@@ -147,7 +149,7 @@ def _loss_by_steps(
   once = {**shared, 'restarts': 1}
   names = {
     steps: f'pgd_{steps}'
-    if at_least(f'{_WHERE}.loss_steps', steps, 0)
+    if integer(f'{_WHERE}.loss_steps', steps, 0)
     else 'clean'
     for steps in spec.loss_steps
   }
@@ -162,8 +164,8 @@ def _loss_by_steps(
 def _audit(
   spec: ml_collections.ConfigDict, shared: dict[str, Any]
 ) -> AuditPlan:
-  steps = at_least(f'{_WHERE}.audit_steps', spec.audit_steps)
-  queries = at_least(f'{_WHERE}.audit_queries', spec.audit_queries, 0)
+  steps = integer(f'{_WHERE}.audit_steps', spec.audit_steps)
+  queries = integer(f'{_WHERE}.audit_queries', spec.audit_queries, 0)
   sweep = _sweep(spec)
   radii = [attack.settings.epsilon for attack in sweep.values()]
   radius = max([LARGEST * shared['epsilon'], *radii])

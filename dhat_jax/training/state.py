@@ -10,6 +10,8 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from dhat_jax.attacks import balls
+
 _COMPILE_FAST = {'xla_backend_optimization_level': 0}
 
 
@@ -66,7 +68,8 @@ def create_train_state(
     net: the network, a `DualHeadNet`.
     tx: the optimiser of the trained parts.
     trains: the parts to be trained; the others are frozen.
-    rng: typed key. Parts that `variables` lacks are initialised from it.
+    rng: typed threefry key. Parts that `variables` lacks are initialised
+      from it.
     image_shape: (H, W, C).
     variables: {'params': {part: ...}, 'batch_stats': {part: ...}} of parts
       that exist already, from the stage before.
@@ -76,8 +79,10 @@ def create_train_state(
     The state at step 0.
 
   Raises:
-    ValueError: `variables` with parts or shapes that `net` does not have.
+    ValueError: another key; `variables` with parts or shapes that `net` does
+      not have.
   """
+  balls.check_keys('rng', rng, one=True)
   init_rng, state_rng = jax.random.split(rng)
   # The mapped axis does not exist here; the parameters do not depend on it.
   init = net.clone(axis_name=None).init
