@@ -17,9 +17,15 @@ def _check(logits: chex.Array, labels: chex.Array) -> None:
 
 
 def label_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Returns z_y, the logit of each example's own label: [B, K] -> [B]."""
+  """Returns z_y, the logit of each example's own label: [B, K] -> [B].
+
+  NaN, with a gradient of NaN, for a label that is no class: it must not count
+  from the end, as a negative index would.
+  """
   _check(logits, labels)
-  return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+  picked = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+  valid = (labels >= 0) & (labels < logits.shape[1])
+  return picked * jnp.where(valid, 1.0, jnp.nan).astype(logits.dtype)
 
 
 def largest_other_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
@@ -33,7 +39,7 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
   Args:
     logits: float [B, K].
-    labels: int [B] in [0, K).
+    labels: int [B] in [0, K); NaN for others.
 
   Returns:
     float [B].

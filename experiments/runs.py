@@ -23,7 +23,7 @@ import numpy as np
 from dhat_jax import from_config
 from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.run import check_workdir, prepare_workdir, train_and_evaluate
-from dhat_jax.runtime import documents, files, processes, workdir
+from dhat_jax.runtime import documents, files, processes, streams, workdir
 from dhat_jax.training import cost as flops
 from dhat_jax.training.loop import checkpoint_folder
 from experiments import packing
@@ -122,7 +122,7 @@ def parameters(
   """Returns how many parameters an output of a config's network needs."""
   net = from_config.make_network(config)
   images = jnp.zeros((1, *image_shape))
-  params = jax.eval_shape(net.init, jax.random.key(0), images)['params']
+  params = jax.eval_shape(net.init, streams.key(0), images)['params']
   used = OUTPUTS[output].parts
   return sum(
     leaf.size

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dhat_jax import divergences
-from dhat_jax.attacks import balls
+from dhat_jax.attacks import arguments, balls, finite, logits
 from dhat_jax.attacks.apgd_steps import apgd_init, make_apgd_step
 
 LOSSES = ('ce', 'dlr', 'targeted_dlr')
@@ -55,8 +55,7 @@ def make_loss(
     return lambda logits: divergences.cross_entropy(logits, labels)
   if loss == 'dlr':
     return lambda logits: divergences.dlr(logits, labels)
-  if loss != 'targeted_dlr':
-    raise ValueError(f'loss: got {loss!r}, choices {list(LOSSES)}')
+  balls.check_choice('loss', loss, LOSSES)
   if targets is None:
     raise ValueError('targeted_dlr: got no targets, expected int [B]')
   return lambda logits: divergences.targeted_dlr(logits, labels, targets)
@@ -69,27 +68,30 @@ def make_evaluate(
   noise_rng: chex.PRNGKey | None,
   eot_iter: int,
 ) -> Callable:
-  """Loss and gradient: (points, i) -> (losses [B], right [B], gradients).
+  """Evaluates points: (points, i) -> (losses [B], right [B], gradients).
 
   With `eot_iter` > 1 the gradient is an average over the network's noise, but
   loss and prediction are the last sample's, as in the reference. One network
-  evaluation and one gradient per sample.
+  evaluation and one gradient per sample. A loss that is NaN is lower than all
+  others; what is not finite in the gradients is left to the steps.
   """
 
   def sample(points, key):
     def total(points):
-      logits = logits_fn(points) if key is None else logits_fn(points, key)
-      losses = loss_fn(logits)
-      return jnp.sum(losses), (losses, logits)
+      predicted = logits_fn(points) if key is None else logits_fn(points, key)
+      losses = loss_fn(predicted)
+      return jnp.sum(losses), (losses, predicted)
 
-    (_, aux), gradients = jax.value_and_grad(total, has_aux=True)(points)
-    return aux, gradients
+    (_, (losses, predicted)), gradients = jax.value_and_grad(
+      total, has_aux=True
+    )(points)
+    return (finite.usable_losses(losses), predicted), gradients
 
   def evaluate(points, i):
     if noise_rng is None:
       # Without noise all samples are the same one.
-      (losses, logits), gradients = sample(points, None)
-      return losses, balls.is_right(logits, labels), gradients
+      (losses, predicted), gradients = sample(points, None)
+      return losses, balls.is_right(predicted, labels), gradients
     rng = jax.random.fold_in(noise_rng, i)
 
     def add(j, carry):
@@ -97,8 +99,8 @@ def make_evaluate(
       return aux, carry[1] + gradients
 
     first = sample(points, jax.random.fold_in(rng, 0))
-    (losses, logits), total = jax.lax.fori_loop(1, eot_iter, add, first)
-    return losses, balls.is_right(logits, labels), total / eot_iter
+    (losses, predicted), total = jax.lax.fori_loop(1, eot_iter, add, first)
+    return losses, balls.is_right(predicted, labels), total / eot_iter
 
   return evaluate
 
@@ -121,6 +123,7 @@ def apgd(
   indices: chex.Array | None = None,
   images_start: chex.Array | None = None,
   with_zero_gradients: bool = False,
+  with_broken_gradients: bool = False,
 ) -> tuple[chex.Array, ...]:
   """One run of APGD from one random start.
 
@@ -146,13 +149,31 @@ def apgd(
     images_start: [B, ...], used instead of random starts.
     with_zero_gradients: also return bool [B], whether the gradient at the
       start vanished.
+    with_broken_gradients: also return bool [B], whether a gradient had entries
+      that were not finite. They are taken for 0.
 
   Returns:
     robust bool [B]: correct at all n_iter + 1 iterates, or not active.
     images_adv [B, ...]: the latest misclassified iterate (not the one with
     the highest loss), or the image itself where robust.
+
+  Raises:
+    ValueError: see `arguments` and `logits.problem`.
   """
+  balls.check_keys('rng', rng, one=True)
   balls.check_choice('norm', norm, balls.NORMS)
+  arguments.length('epsilon', epsilon, norm)
+  arguments.integer('n_iter', n_iter)
+  arguments.integer('eot_iter', eot_iter)
+  arguments.share('rho', rho)
+  arguments.flag('randomized', randomized)
+  balls.check_choice('loss', loss, LOSSES)
+  logits_fn, images, labels = logits.problem(
+    logits_fn, images, labels, rng=rng if randomized else None
+  )
+  epsilon = arguments.like(epsilon, images)
+  if targets is not None:
+    targets = arguments.classes('targets', targets, len(images))
   active, indices = balls.whole_batch(images, active, indices)
   start_rng, noise_rng = jax.random.split(rng)
   evaluate = make_evaluate(
@@ -165,18 +186,22 @@ def apgd(
   if images_start is None:
     points = random_start(start_rng, indices, images, epsilon, norm)
   else:
-    points = jnp.clip(images_start, 0.0, 1.0)
+    points = jnp.clip(jnp.asarray(images_start, images.dtype), 0.0, 1.0)
   state = apgd_init(evaluate, points, epsilon)
   flat = balls.norms(state.gradients, 'linf') == 0
+  flat &= ~state.broken_gradients
   step = make_apgd_step(
     evaluate, images, epsilon=epsilon, norm=norm, n_iter=n_iter, rho=rho
   )
   state = jax.lax.fori_loop(0, n_iter, step, state)
   robust = state.robust | ~active
   images_adv = balls.select(robust, images, state.images_adv)
+  extras = []
   if with_zero_gradients:
-    return robust, images_adv, flat & active
-  return robust, images_adv
+    extras.append(flat & active)
+  if with_broken_gradients:
+    extras.append(state.broken_gradients & active)
+  return robust, images_adv, *extras
 
 
 def apgd_targeted(
@@ -202,7 +227,7 @@ def apgd_targeted(
   Returns:
     What `apgd` returns.
   """
-  targets = balls.ranked_classes(logits_fn(images), target_rank)
+  targets = logits.target_classes(logits_fn, images, target_rank)
   return apgd(
     logits_fn,
     images,

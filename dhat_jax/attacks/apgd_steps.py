@@ -11,7 +11,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
-from dhat_jax.attacks import balls
+from dhat_jax.attacks import balls, finite
 
 
 class ApgdState(NamedTuple):
@@ -30,6 +30,7 @@ class ApgdState(NamedTuple):
   rises: chex.Array  # int [B], of the loss since the last check
   robust: chex.Array  # bool [B], predicted correctly at every iterate
   images_adv: chex.Array  # [B, ...], latest misclassified iterate
+  broken_gradients: chex.Array  # bool [B], an entry was not finite so far
 
 
 def check_windows(n_iter: int) -> np.ndarray:
@@ -80,6 +81,8 @@ def apgd_init(
 ) -> ApgdState:
   """Evaluates the start; steps begin at 2 epsilon."""
   losses, correct, gradients = evaluate(points, 0)
+  broken = finite.any_broken(gradients)
+  gradients = finite.without_broken(gradients)
   return ApgdState(
     points=points,
     points_before=points,
@@ -98,6 +101,7 @@ def apgd_init(
     rises=jnp.zeros(losses.shape, jnp.int32),
     robust=correct,
     images_adv=points,
+    broken_gradients=broken,
   )
 
 
@@ -133,17 +137,20 @@ def _record(
 ) -> ApgdState:
   """Takes in a new iterate: best loss (strictly higher), adversarial image."""
   better = losses > state.best_losses
+  broken = finite.any_broken(gradients)
+  gradients = finite.without_broken(gradients)
   return state._replace(
     points=points,
     points_before=state.points,
     gradients=gradients,
-    rises=state.rises + (losses > state.losses),
+    rises=state.rises + (losses > state.losses).astype(jnp.int32),
     losses=losses,
     best_points=balls.select(better, points, state.best_points),
     best_gradients=balls.select(better, gradients, state.best_gradients),
     best_losses=jnp.where(better, losses, state.best_losses),
     robust=state.robust & correct,
     images_adv=balls.select(correct, state.images_adv, points),
+    broken_gradients=state.broken_gradients | broken,
   )
 
 
@@ -155,7 +162,8 @@ def _reconsider(
   The previous iterate is not reset: the next momentum is best minus previous.
   """
   check = window > 0
-  oscillates = state.rises <= window * rho
+  limit = jnp.asarray(window, float) * rho
+  oscillates = state.rises.astype(float) <= limit
   stalls = ~state.halved & (state.checked_losses >= state.best_losses)
   halve = (oscillates | stalls) & check
   return state._replace(

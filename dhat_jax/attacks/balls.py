@@ -18,6 +18,8 @@ STARTS = ('none', 'uniform', 'gaussian')
 
 # Standard deviation of the start that TRADES and MART publish.
 GAUSSIAN_STD = 0.001
+# With other generators an example's noise would depend on its batch.
+_GENERATOR = 'threefry2x32'
 
 
 def check_choice(name: str, got: str, choices: tuple[str, ...]) -> None:
@@ -43,11 +45,26 @@ def whole_batch(
 
   Returns:
     active bool [B], indices int [B].
+
+  Raises:
+    ValueError: of another shape or dtype.
   """
+  count = images.shape[0]
   if active is None:
-    active = jnp.ones(images.shape[0], bool)
+    active = jnp.ones(count, bool)
   if indices is None:
-    indices = jnp.arange(images.shape[0])
+    indices = jnp.arange(count)
+  active, indices = jnp.asarray(active), jnp.asarray(indices)
+  if active.shape != (count,) or active.dtype != jnp.bool_:
+    raise ValueError(
+      f'active: got {active.dtype} {active.shape}, expected bool [{count}]'
+    )
+  if indices.shape != (count,) or not jnp.issubdtype(
+    indices.dtype, jnp.integer
+  ):
+    raise ValueError(
+      f'indices: got {indices.dtype} {indices.shape}, expected int [{count}]'
+    )
   return active, indices
 
 
@@ -94,20 +111,6 @@ def is_right(logits: chex.Array, labels: chex.Array) -> chex.Array:
   xp = np if isinstance(logits, np.ndarray) else jnp
   finite = xp.isfinite(logits).all(axis=-1)  # [B]
   return finite & (logits.argmax(axis=-1) == labels)
-
-
-def ranked_classes(logits: chex.Array, rank: chex.Numeric) -> chex.Array:
-  """Class with the rank-th largest logit; rank 1 is the prediction.
-
-  Args:
-    logits: float [B, K].
-    rank: int scalar in [1, K]; may be traced.
-
-  Returns:
-    int [B].
-  """
-  ascending = jnp.argsort(logits, axis=1)  # [B, K]
-  return jnp.take(ascending, logits.shape[1] - rank, axis=1)
 
 
 def _unit(vectors: chex.Array) -> chex.Array:
@@ -179,6 +182,25 @@ def ascent(gradients: chex.Array, norm: str) -> chex.Array:
   return jnp.sign(gradients) if norm == 'linf' else _unit(gradients)
 
 
+def check_keys(name: str, rng: chex.PRNGKey, *, one: bool = False) -> None:
+  """Raises ValueError for anything but typed threefry keys.
+
+  Args:
+    name: of the argument.
+    rng: one key, or several.
+    one: whether it must be one.
+  """
+  dtype, shape = getattr(rng, 'dtype', None), getattr(rng, 'shape', None)
+  advice = f'as from jax.random.key(seed, impl={_GENERATOR!r})'
+  if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    got = type(rng).__name__ if dtype is None else f'{dtype} {shape}'
+    raise ValueError(f'{name}: got {got}, expected a typed key, {advice}')
+  if str(jax.random.key_impl(rng)) != _GENERATOR:
+    raise ValueError(f'{name}: got {dtype}, expected a threefry key, {advice}')
+  if one and shape != ():
+    raise ValueError(f'{name}: got keys of shape {shape}, expected one key')
+
+
 def per_example_keys(rng: chex.PRNGKey, batch_size: int) -> chex.PRNGKey:
   """One typed key per example.
 
@@ -191,13 +213,9 @@ def per_example_keys(rng: chex.PRNGKey, batch_size: int) -> chex.PRNGKey:
     Typed keys [B].
 
   Raises:
-    ValueError: not a typed key, or of another shape.
+    ValueError: not a typed threefry key, or of another shape.
   """
-  if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-    raise ValueError(
-      f'rng: got {rng.dtype} {rng.shape}, expected a typed key, as from '
-      'jax.random.key'
-    )
+  check_keys('rng', rng)
   if rng.shape == ():
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch_size))
   if rng.shape != (batch_size,):

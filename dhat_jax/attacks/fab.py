@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dhat_jax.attacks import balls, hyperplanes
+from dhat_jax.attacks import arguments, balls, finite, hyperplanes, logits
 
 _PROJECT = {
   'linf': hyperplanes.project_linf,
@@ -27,6 +27,7 @@ class FabState(NamedTuple):
   points: chex.Array  # [B, ...], the current iterate
   images_adv: chex.Array  # [B, ...], smallest perturbation so far
   sizes: chex.Array  # [B], its norm; 1e10 before the first
+  broken_gradients: chex.Array  # bool [B], an entry was not finite so far
 
 
 def _flat(values: chex.Array) -> chex.Array:
@@ -49,17 +50,19 @@ def targeted_boundary(
     targets: int [B].
 
   Returns:
-    values [B] of z_t - z_y, gradients [B, ...].
+    values [B] of z_t - z_y; gradients [B, ...], where an entry that is not
+    finite is 0; whether there was one, bool [B].
   """
 
   def total(points):
-    logits = logits_fn(points)
-    true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    other = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    predicted = logits_fn(points)
+    true = jnp.take_along_axis(predicted, labels[:, None], axis=1)[:, 0]
+    other = jnp.take_along_axis(predicted, targets[:, None], axis=1)[:, 0]
     return jnp.sum(other - true), other - true
 
   (_, values), gradients = jax.value_and_grad(total, has_aux=True)(points)
-  return values, gradients
+  broken = finite.any_broken(gradients)
+  return values, finite.without_broken(gradients), broken
 
 
 def nearest_boundary(
@@ -76,17 +79,20 @@ def nearest_boundary(
     norm: of the distance; gradients are measured in the dual norm.
 
   Returns:
-    values [B] of z_k - z_y, gradients [B, ...].
+    values [B] of z_k - z_y; gradients [B, ...] and bool [B], as
+    `targeted_boundary`.
   """
-  logits, pull_back = jax.vjp(logits_fn, points)
-  classes = logits.shape[1]
-  true = jax.nn.one_hot(labels, classes, dtype=logits.dtype)  # [B, K]
-  gaps = logits - jnp.sum(logits * true, axis=1, keepdims=True)  # [B, K]
+  predicted, pull_back = jax.vjp(logits_fn, points)
+  classes = predicted.shape[1]
+  true = jax.nn.one_hot(labels, classes, dtype=predicted.dtype)  # [B, K]
+  gaps = predicted - jnp.sum(predicted * true, axis=1, keepdims=True)  # [B, K]
 
   def compare(k, best):
-    distances, values, gradients = best
+    distances, values, gradients, _ = best
     other = jax.nn.one_hot(jnp.full_like(labels, k), classes, dtype=true.dtype)
     (slope,) = pull_back(other - true)  # [B, ...]
+    broken = best[3] | finite.any_broken(slope)
+    slope = finite.without_broken(slope)
     gap = jnp.take(gaps, k, axis=1)
     if norm == 'linf':
       size = balls.sum_features(jnp.abs(slope))
@@ -98,10 +104,16 @@ def nearest_boundary(
       jnp.where(nearer, distance, distances),
       jnp.where(nearer, gap, values),
       balls.select(nearer, slope, gradients),
+      broken,
     )
 
   far = jnp.full_like(gaps[:, 0], jnp.inf)
-  start = (far, jnp.zeros_like(far), jnp.zeros_like(points))
+  start = (
+    far,
+    jnp.zeros_like(far),
+    jnp.zeros_like(points),
+    jnp.zeros_like(far, bool),
+  )
   return jax.lax.fori_loop(0, classes, compare, start)[1:]
 
 
@@ -150,7 +162,7 @@ def make_fab_step(
     return targeted_boundary(logits_fn, points, labels, targets)
 
   def step(state):
-    values, gradients = boundary(state.points)
+    values, gradients, broken = boundary(state.points)
     points = _approach(
       state.points,
       images,
@@ -160,6 +172,9 @@ def make_fab_step(
       alpha_max=alpha_max,
       eta=eta,
     )
+    # Products of huge gradients overflow: no step then either.
+    broken |= finite.any_broken(points)
+    points = jnp.where(jnp.isfinite(points), points, state.points)
     # Any other class counts, not the target's alone.
     wrong = ~balls.is_right(logits_fn(points), labels)
     sizes = balls.norms(points - images, norm)
@@ -168,9 +183,21 @@ def make_fab_step(
       points=balls.select(wrong, images + (points - images) * beta, points),
       images_adv=balls.select(better, points, state.images_adv),
       sizes=jnp.where(better, sizes, state.sizes),
+      broken_gradients=state.broken_gradients | broken,
     )
 
   return step
+
+
+def fab_init(points: chex.Array, images: chex.Array) -> FabState:
+  """Begins at some points [B, ...]; nothing is broken yet."""
+  count = images.shape[0]
+  return FabState(
+    points=points,
+    images_adv=images,
+    sizes=jnp.full(count, _NEVER, images.dtype),
+    broken_gradients=jnp.zeros(count, bool),
+  )
 
 
 def random_start(
@@ -182,7 +209,8 @@ def random_start(
 ) -> chex.Array:
   """Draws a start at half of epsilon (Linf: of its largest coordinate)."""
   noise = balls.draw_perturbations(rng, indices, images, norm)  # [B, ...]
-  noise = noise / balls.spread(balls.norms(noise, norm), noise)
+  sizes = balls.norms(noise, norm)
+  noise = noise / balls.spread(jnp.where(sizes > 0, sizes, 1), noise)
   return jnp.clip(images + epsilon * noise * 0.5, 0.0, 1.0)
 
 
@@ -202,7 +230,8 @@ def fab(
   beta: float = 0.9,
   active: chex.Array | None = None,
   indices: chex.Array | None = None,
-) -> tuple[chex.Array, chex.Array]:
+  with_broken_gradients: bool = False,
+) -> tuple[chex.Array, ...]:
   """One run of FAB, untargeted or towards given classes.
 
   Per iteration, targeted: two evaluations and one gradient; untargeted: two
@@ -224,21 +253,37 @@ def fab(
     beta: backward step, after success, towards the image.
     active: bool [B], the examples that are attacked; default all.
     indices: int [B], places in the data set by which starts are drawn.
+    with_broken_gradients: also return bool [B], whether a gradient had entries
+      that were not finite. They are taken for 0.
 
   Returns:
     robust bool [B]: no perturbation of norm <= epsilon came up (compared
     without tolerance), or not active.
     images_adv [B, ...]: smallest perturbation, or the image where robust.
+
+  Raises:
+    ValueError: see `arguments` and `logits.problem`.
   """
   balls.check_choice('norm', norm, balls.NORMS)
+  arguments.length('epsilon', epsilon, norm)
+  arguments.integer('n_iter', n_iter)
+  arguments.share('alpha_max', alpha_max)
+  arguments.positive('eta', eta)
+  arguments.share('beta', beta)
+  arguments.flag('random', random)
+  logits_fn, images, labels = logits.problem(logits_fn, images, labels)
+  epsilon = arguments.like(epsilon, images)
+  if targets is not None:
+    targets = arguments.classes('targets', targets, len(images))
   active, indices = balls.whole_batch(images, active, indices)
   points = images
+  if rng is None and not arguments.is_traced(random) and random:
+    raise ValueError('rng: got None, expected a typed key for a random start')
   if rng is not None:
+    balls.check_keys('rng', rng, one=True)
     start = random_start(rng, indices, images, epsilon, norm)
     points = jnp.where(random, start, images)
-  state = FabState(
-    points, images, jnp.full(images.shape[0], _NEVER, images.dtype)
-  )
+  state = fab_init(points, images)
   step = make_fab_step(
     logits_fn,
     images,
@@ -251,7 +296,10 @@ def fab(
   )
   state = jax.lax.fori_loop(0, n_iter, lambda _, s: step(s), state)
   robust = (state.sizes > epsilon) | ~active
-  return robust, balls.select(robust, images, state.images_adv)
+  images_adv = balls.select(robust, images, state.images_adv)
+  if with_broken_gradients:
+    return robust, images_adv, state.broken_gradients & active
+  return robust, images_adv
 
 
 def fab_targeted(
@@ -262,7 +310,7 @@ def fab_targeted(
   *,
   target_rank: chex.Numeric,
   **options,
-) -> tuple[chex.Array, chex.Array]:
+) -> tuple[chex.Array, ...]:
   """FAB towards the class with the target_rank-th largest clean logit.
 
   Args:
@@ -276,5 +324,5 @@ def fab_targeted(
   Returns:
     What `fab` returns.
   """
-  targets = balls.ranked_classes(logits_fn(images), target_rank)
+  targets = logits.target_classes(logits_fn, images, target_rank)
   return fab(logits_fn, images, labels, rng, targets=targets, **options)

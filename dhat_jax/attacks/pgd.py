@@ -1,8 +1,6 @@
 """Projected gradient ascent: in training, and as an evaluation attack."""
 
 import functools
-import math
-import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dhat_jax import divergences
-from dhat_jax.attacks import balls
+from dhat_jax.attacks import arguments, balls, finite, logits
 
 Objective = Callable[[chex.Array], chex.Array]
 
@@ -25,7 +23,7 @@ def _gradient_of(objective: Objective) -> Objective:
   """Gradient of each example's value: images [B, ...] -> same shape.
 
   The gradient of the sum: as each value depends on its own example alone, the
-  batch size does not enter.
+  batch size does not enter. An entry that is not finite is 0.
   """
 
   def total(images):
@@ -37,7 +35,8 @@ def _gradient_of(objective: Objective) -> Objective:
       )
     return values.sum()
 
-  return jax.grad(total)
+  gradient = jax.grad(total)
+  return lambda images: finite.without_broken(gradient(images))
 
 
 def ascend(
@@ -83,26 +82,6 @@ def ascend(
   return jax.lax.stop_gradient(images_adv)
 
 
-def _check_size(name: str, got: float, norm: str) -> None:
-  """Raises ValueError for a length that is not in units of [0, 1]."""
-  most = 1 if norm == 'linf' else math.inf
-  if not 0 <= got <= most or math.isinf(got):
-    raise ValueError(
-      f'{name}: got {got}, expected in [0, {most}], in units of [0, 1], not '
-      'of 255'
-    )
-
-
-def _check_steps(steps: int) -> None:
-  """Raises ValueError unless `steps` is an integer >= 0."""
-  try:
-    valid = not isinstance(steps, bool) and operator.index(steps) >= 0
-  except TypeError:
-    valid = False
-  if not valid:
-    raise ValueError(f'steps: got {steps!r}, expected an integer >= 0')
-
-
 def make_attack(
   *,
   epsilon: float,
@@ -134,26 +113,31 @@ def make_attack(
     example [B]; images are float [B, ...] in [0, 1]; `scale` multiplies
     epsilon and step size and may be traced. `images_adv` has the images' shape
     and dtype, lies in the ball (float32: to 1e-6) and in [0, 1], and passes no
-    gradient.
+    gradient; a gradient's entry that is not finite is no step. Images of fewer
+    bits than float32 are attacked, and given to the objective, in float32.
 
   Raises:
     ValueError: a number out of its range, or an unknown norm or start.
   """
   balls.check_choice('norm', norm, balls.NORMS)
   balls.check_choice('start', start, balls.STARTS)
-  _check_size('epsilon', epsilon, norm)
-  _check_size('step_size', step_size, norm)
-  _check_steps(steps)
+  arguments.length('epsilon', epsilon, norm)
+  arguments.length('step_size', step_size, norm)
+  arguments.integer('steps', steps, least=0)
+  arguments.flag('unroll', unroll)
 
   def attack(objective, rng, images, scale=1.0):
-    _check_images(images)
+    arguments.function('objective', objective)
+    dtype = getattr(images, 'dtype', jnp.float32)
+    images = arguments.float_images(images)
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
     rngs = balls.per_example_keys(rng, images.shape[0])
     radius = epsilon * scale
     images_start = balls.random_start(rngs, images, radius, norm, start)
     if steps == 0:
       projected = balls.project(images_start, images, radius, norm)
-      return jax.lax.stop_gradient(projected)
-    return ascend(
+      return jax.lax.stop_gradient(projected).astype(dtype)
+    images_adv = ascend(
       objective,
       images_start,
       images,
@@ -163,14 +147,9 @@ def make_attack(
       norm=norm,
       unroll=unroll,
     )
+    return images_adv.astype(dtype)
 
   return attack
-
-
-def _check_images(images: chex.Array) -> None:
-  """Raises ValueError unless images are floats."""
-  if not jnp.issubdtype(images.dtype, jnp.floating):
-    raise ValueError(f'images: got {images.dtype}, expected float in [0, 1]')
 
 
 def fgsm(epsilon: float, norm: str = 'linf') -> Callable:
@@ -209,11 +188,26 @@ class Settings(NamedTuple):
   objective: int = 0
 
 
+def check_settings(settings: Settings, norm: str) -> Settings:
+  """Returns settings; raises ValueError for numbers out of their range.
+
+  Traced numbers pass: with less than one restart nothing counts as robust.
+  """
+  arguments.length('epsilon', settings.epsilon, norm)
+  arguments.length('step_size', settings.step_size, norm)
+  arguments.integer('steps', settings.steps, least=0)
+  arguments.integer('restarts', settings.restarts)
+  arguments.share('start_scale', settings.start_scale)
+  most = len(OBJECTIVES) - 1
+  arguments.integer('objective', settings.objective, least=0, most=most)
+  return settings
+
+
 def _objective_at(
-  index: chex.Numeric, logits: chex.Array, labels: chex.Array
+  index: chex.Numeric, predicted: chex.Array, labels: chex.Array
 ) -> chex.Array:
   """Objective at a traced place in `OBJECTIVES`: [B, K], [B] -> [B]."""
-  values = [function(logits, labels) for function in OBJECTIVES.values()]
+  values = [function(predicted, labels) for function in OBJECTIVES.values()]
   return jnp.stack(values)[index]
 
 
@@ -265,17 +259,21 @@ def make_evaluation_attack(
     restart whose image was not, else of that with the highest objective. The
     restarts run in a loop, so that they cost nothing to compile. Restart r
     draws from the example's key folded with r: more restarts add to the
-    fewer, and batches may be composed at will.
+    fewer, and batches may be composed at will. A gradient's entry that is not
+    finite is no step, so that images are never NaN; an image whose logits are
+    not finite counts as misclassified.
 
   Raises:
-    ValueError: unknown objective or norm.
+    ValueError: unknown objective or norm; in a call, see `check_settings` and
+      `logits.problem`.
   """
   if objective is not None:
     balls.check_choice('objective', objective, tuple(OBJECTIVES))
   balls.check_choice('norm', norm, balls.NORMS)
 
   def attack(logits_fn, images, labels, rng, settings):
-    _check_images(images)
+    check_settings(settings, norm)
+    logits_fn, images, labels = logits.problem(logits_fn, images, labels)
     objective_fn = (
       functools.partial(_objective_at, settings.objective)
       if objective is None
@@ -292,16 +290,17 @@ def make_evaluation_attack(
         settings,
         norm,
       )
-      logits = logits_fn(images_adv)  # [B, K]
-      right = balls.is_right(logits, labels)  # [B]
-      values = objective_fn(logits, labels).astype(highest.dtype)
+      predicted = logits_fn(images_adv)  # [B, K]
+      right = balls.is_right(predicted, labels)  # [B]
+      values = objective_fn(predicted, labels).astype(highest.dtype)
       # Nothing is higher than the first misclassified image.
-      values = jnp.where(right, values, jnp.inf)
+      values = jnp.where(right, finite.usable_losses(values), jnp.inf)
       images_worst = balls.select(values > highest, images_adv, images_worst)
       return robust & right, jnp.maximum(values, highest), images_worst
 
     init = (
-      jnp.ones(images.shape[0], bool),
+      # An image that no restart attacked has withstood nothing.
+      jnp.full(images.shape[0], settings.restarts > 0),
       jnp.full(images.shape[0], -jnp.inf),
       jax.lax.stop_gradient(images),
     )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dhat_jax import divergences
-from dhat_jax.attacks import balls
+from dhat_jax.attacks import arguments, balls, logits
 from dhat_jax.attacks.square_windows import (
   Draws,
   QueryDraw,
@@ -54,7 +54,8 @@ def start_l2(
     batch, rows * tile, columns * tile, channels
   )
   margins = [
-    (first, length - first - count * tile)
+    # Without tiles there is nothing to pad: rows or columns of zeros.
+    (first, length - first - count * tile) if count else (0, length)
     for length, count in [(height, rows), (width, columns)]
   ]
   deltas = jnp.pad(deltas, [(0, 0), *margins, (0, 0)])
@@ -105,7 +106,7 @@ def propose_l2(
   )
   window = window_mask(top, left, size, height, width)
   second = window_mask(top2, left2, size, height, width)
-  stamp = jnp.where(draw.flip > 0.5, stamps[size].T, stamps[size])
+  stamp = jnp.where(draw.flip > 0.5, stamps[1, size], stamps[0, size])
   stamp = jnp.roll(stamp, (top, left), (0, 1))[None, :, :, None]
 
   deltas = best - images
@@ -120,15 +121,6 @@ def propose_l2(
   deltas = jnp.where(window, new, jnp.where(second, 0.0, deltas))
   deltas = balls.normalise(deltas, 'l2')
   return jnp.clip(images + deltas * epsilon, 0.0, 1.0)
-
-
-def _check(images: chex.Array, norm: str) -> None:
-  """Raises ValueError for images of another rank, or an unknown norm."""
-  balls.check_choice('norm', norm, balls.NORMS)
-  if images.ndim != 4:
-    raise ValueError(
-      f'Square: got images of shape {images.shape}, expected [B, H, W, C]'
-    )
 
 
 def _make_propose(
@@ -147,7 +139,7 @@ def _make_propose(
     return lambda best, query, draw: propose_linf(
       best, images, epsilon, sizes[query], draw
     )
-  stamps = stamp_table(sizes, height, width)  # [max + 1, H, W]
+  stamps = stamp_table(sizes, height, width)  # [2, max + 1, H, W]
   stamps, sizes = jnp.asarray(stamps, images.dtype), jnp.asarray(sizes)
   return lambda best, query, draw: propose_l2(
     best, images, epsilon, sizes[query], draw, stamps
@@ -194,20 +186,35 @@ def square_points(
 
   Returns:
     float [B, H, W, C], points of lowest margin z_y - max other; the loop ends
-    early once no active example has a positive margin.
+    early once no active example has a positive margin. Logits that are not
+    finite are wrong: their margin is -infinity.
+
+  Raises:
+    ValueError: see `arguments` and `logits.problem`.
   """
-  _check(images, norm)
+  balls.check_choice('norm', norm, balls.NORMS)
+  arguments.length('epsilon', epsilon, norm)
+  arguments.integer('n_queries', n_queries)
+  last = n_queries if last is None else last
+  arguments.integer('first', first, least=0, most=n_queries)
+  arguments.integer('last', last, least=0, most=n_queries)
+  arguments.share('p_init', p_init)
+  logits_fn, images, labels = logits.problem(logits_fn, images, labels, rank=4)
+  epsilon = arguments.like(epsilon, images)
   active, indices = balls.whole_batch(images, active, indices)
   if draws is None:
+    balls.check_keys('rng', rng, one=True)
     draws = make_draws(rng, indices, images.shape, norm, images.dtype)
-  last = n_queries if last is None else last
   propose = _make_propose(
     images, epsilon, norm=norm, n_queries=n_queries, p_init=p_init
   )
 
   def margins_of(points):
     # The reference writes -inf into the logits; nothing is overwritten here.
-    return -divergences.margin(logits_fn(points), labels)
+    predicted = logits_fn(points)
+    margins = -divergences.margin(predicted, labels)
+    finite = jnp.all(jnp.isfinite(predicted), axis=1)
+    return jnp.where(finite, margins, -jnp.inf)
 
   def unfinished(carry):
     query, _, margins = carry
@@ -255,9 +262,11 @@ def square(
     robust bool [B]: still predicted correctly, or not active.
     images_adv [B, H, W, C]: best points, or the image itself where robust.
   """
-  active, _ = balls.whole_batch(images, active, None)
   points = square_points(
     logits_fn, images, labels, rng, active=active, **options
   )
+  logits_fn, images = logits.checked(logits_fn), arguments.float_images(images)
+  labels = arguments.classes('labels', labels, len(images))
+  active, _ = balls.whole_batch(images, active, None)
   robust = balls.is_right(logits_fn(points), labels) | ~active
   return robust, balls.select(robust, images, points)

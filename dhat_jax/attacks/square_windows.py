@@ -45,7 +45,9 @@ def tile_grid(height: int, width: int) -> tuple[int, int, int, int]:
   """Grid of the L2 start's tiles, all within the image.
 
   Tiles that would stick out of the image are left out; the reference fails on
-  them unless they are of side 1.
+  them unless they are of side 1. It fails on heights below 5 too, where tiles
+  are of side 1 here. An image that is narrower than a tile has none: then the
+  start is the image itself, as there.
 
   Returns:
     side of a tile (a fifth of the height), first row and column, numbers of
@@ -53,7 +55,7 @@ def tile_grid(height: int, width: int) -> tuple[int, int, int, int]:
   """
   tile = max(height // 5, 1)
   first = max((height - tile * 5) // 2, 0)
-  rows, columns = ((length - first) // tile for length in (height, width))
+  rows, columns = (max(length - first, 0) // tile for length in (height, width))
   return tile, first, rows, columns
 
 
@@ -152,10 +154,20 @@ def make_stamp(size: int) -> np.ndarray:
 
 
 def stamp_table(sizes: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Stamps by size in the upper left corner: [max + 1, H, W]."""
-  table = np.zeros((max(sizes) + 1, height, width))
+  """Stamps by size, and transposed, in the upper left corner.
+
+  Args:
+    sizes: int [n_queries], none larger than the image.
+    height: of the image.
+    width: of the image.
+
+  Returns:
+    float64 [2, max + 1, H, W]: as they are, and transposed.
+  """
+  table = np.zeros((2, max(sizes) + 1, height, width))
   for size in set(sizes.tolist()):
-    table[size, :size, :size] = make_stamp(size)
+    stamp = make_stamp(size)
+    table[:, size, :size, :size] = stamp, stamp.T
   return table
 
 
@@ -164,7 +176,8 @@ def corner(uniform: chex.Array, length: int, size: chex.Numeric) -> chex.Array:
 
   A window at length - size is never drawn: the reference's off-by-one.
   """
-  return jnp.floor(uniform * (length - size)).astype(jnp.int32)
+  places = jnp.asarray(length - size, uniform.dtype)
+  return jnp.floor(uniform * places).astype(jnp.int32)
 
 
 def window_mask(

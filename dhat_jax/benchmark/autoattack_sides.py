@@ -16,6 +16,7 @@ from dhat_jax import arguments, convert, from_config, run
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import autoattack, checks, passes
 from dhat_jax.pytorch import jax_module
+from dhat_jax.runtime import streams
 
 STANDARD = checks.VERSIONS['standard']
 # Of a network that is not trained: so small that nothing breaks, and all the
@@ -84,7 +85,7 @@ def make_problem(
   net = from_config.make_network(config)
   shape = (count, *from_config.image_shape(config))
   images = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
-  variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *shape[1:])))
+  variables = jax.jit(net.init)(streams.key(0), jnp.zeros((1, *shape[1:])))
   logits = jax.jit(net.apply)(variables, images).select(net.outputs[-1])
   return Problem(
     net=net,

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import chex
 import jax
 import numpy as np
 
+from dhat_jax.attacks import arguments
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation.evaluator import Target, joined
@@ -158,14 +160,18 @@ class LogitsAttack(EvaluationAttack):
       images.add(images_adv, len(robust))
       if workspace.show:
         workspace.show(f'{min(images.seen, count)}/{count}')
+    logits = joined(rows, count)
     record = Record.of(
-      joined(rows, count),
+      logits,
       split.labels,
       target.scored,
+      warnings=_warn_not_finite(logits[target.scored]),
       examples=images.examples(split.images.shape[1:]),
       images_adv=images.joined(count),
     )
     self._check(np.concatenate(flags)[:count], record)
+    for line in record.warnings:
+      logging.warning('%s/%s: %s', target.name, self.name, line)
     return record
 
   def _check(self, robust: np.ndarray, record: Record) -> None:
@@ -176,6 +182,13 @@ class LogitsAttack(EvaluationAttack):
         f'{self.name}: got images whose predictions contradict its `robust` on '
         f'{wrong} of {len(robust)} images; expected the images that it judged'
       )
+
+
+def _warn_not_finite(logits: np.ndarray) -> tuple[str, ...]:
+  """Warns of logits [N, K] with NaN or infinity: they count as wrong."""
+  wrong = int((~np.isfinite(logits).all(axis=1)).sum())
+  line = f'logits not finite on {wrong} of {len(logits)} images: taken as wrong'
+  return (line,) if wrong else ()
 
 
 class _Images:
@@ -266,7 +279,8 @@ class EnsembleAttack(EvaluationAttack):
     return min(self.first or total, total)
 
   def check(self, num_classes: int) -> None:
-    """Raises ValueError if one of its attacks needs more classes."""
+    """Raises ValueError if one of its attacks needs more classes, or a ball."""
+    arguments.length('epsilon', self.epsilon, self.norm, zero=False)
     for name in self.attacks or checks.VERSIONS[self.version]:
       fewest = checks.FEWEST_CLASSES.get(name, 2)
       if num_classes < fewest:

@@ -134,10 +134,13 @@ def gradient(settings: pgd.Settings, *, norm: str, **fields) -> LogitsAttack:
     settings: of `pgd.make_evaluation_attack`.
     norm: 'linf' or 'l2'.
     **fields: other attributes of `LogitsAttack`.
+
+  Raises:
+    ValueError: a number out of its range.
   """
   return LogitsAttack(
     function=_gradient_function(norm),
-    settings=settings,
+    settings=pgd.check_settings(settings, norm),
     made_of={'gradient': norm},
     **fields,
   )

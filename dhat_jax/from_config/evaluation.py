@@ -1,6 +1,7 @@
 """Turns `config.evaluation` into what the evaluation runs."""
 
 import dataclasses
+import math
 from typing import Any
 
 import ml_collections
@@ -126,7 +127,8 @@ def _stronger(title: str, radius: float, steps: int, norm: str) -> LogitsAttack:
   """PGD with steps that cross the ball 2.5 times, at another radius."""
   settings = pgd.Settings(
     epsilon=radius,
-    step_size=2.5 * radius / steps,
+    # In Linf a step of 1 crosses the whole box.
+    step_size=min(2.5 * radius / steps, 1.0 if norm == 'linf' else math.inf),
     steps=steps if radius else 0,
     start_scale=1.0 if radius else 0.0,
   )

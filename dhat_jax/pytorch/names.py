@@ -28,6 +28,7 @@ from dhat_jax.models import outputs as output_table
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
 from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.runtime import streams
 
 # Of the module of an aggregator; others than these have no PyTorch names.
 _AGGREGATORS = ('pairwise', 'classwise', 'mean')
@@ -175,7 +176,7 @@ def entries(model: DualHeadNet, image_channels: int) -> dict[str, Entry]:
   check_model(model)
   shapes = jax.eval_shape(
     model.clone(axis_name=None).init,
-    jax.random.key(0),
+    streams.key(0),
     # Nothing depends on height and width.
     jax.ShapeDtypeStruct((1, 32, 32, image_channels), jnp.float32),
   )

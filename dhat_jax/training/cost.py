@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dhat_jax.losses import Loss
 from dhat_jax.models import outputs
 from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.runtime import streams
 from dhat_jax.training.stages import Role
 
 
@@ -78,7 +79,7 @@ def parts(
 
   def forward(*names: str) -> int:
     network = net.clone(outputs=names, axis_name=None)
-    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    variables = jax.eval_shape(network.init, streams.key(0), images)
     return count(network.apply, variables, images)
 
   heads = outputs.OUTPUTS['mean'].mean_of

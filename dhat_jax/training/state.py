@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from dhat_jax import arguments
+from dhat_jax.attacks import balls
 
 _COMPILE_FAST = {'xla_backend_optimization_level': 0}
 
@@ -93,7 +94,8 @@ def create_train_state(
     net: the network, a `DualHeadNet`.
     tx: the optimiser of the trained parts.
     trains: the parts to be trained; the others are frozen.
-    rng: typed key. Parts that `variables` lacks are initialised from it.
+    rng: typed threefry key. Parts that `variables` lacks are initialised
+      from it.
     image_shape: (H, W, C).
     variables: {'params': {part: ...}, 'batch_stats': {part: ...}} of parts
       that exist already, from the stage before.
@@ -110,8 +112,7 @@ def create_train_state(
   arguments.flag('ema', ema)
   arguments.function('tx.init', getattr(tx, 'init', None))
   _check_image_shape(image_shape)
-  if not jnp.issubdtype(getattr(rng, 'dtype', None), jax.dtypes.prng_key):
-    raise arguments.mistake('rng', rng, 'a typed key, as of jax.random.key')
+  balls.check_keys('rng', rng, one=True)
   init_rng, state_rng = jax.random.split(rng)
   # The mapped axis does not exist here; the parameters do not depend on it.
   init = net.clone(axis_name=None).init

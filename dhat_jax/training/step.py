@@ -93,7 +93,9 @@ def loss_and_statistics(
     ({name: sum over the examples that count}, with 'loss'; the new
     batch_stats).
   """
-  labels, mask = batch['labels'], batch['mask']
+  mask = batch['mask']
+  # What does not count may have any label: 0 times NaN would be NaN.
+  labels = jnp.where(mask > 0, batch['labels'], 0)
   clean = adversarial = None
   if loss.uses_clean:
     clean, batch_stats = _train_forward(
@@ -194,8 +196,9 @@ def make_train_step(
   Returns:
     (state, batch) -> (state, metrics), pure, to be jitted or pmapped by the
     caller. The batch is {'images': uint8 [B, H, W, C] or float in [0, 1],
-    'labels': int32 [B], 'mask': bool [B], optional}. Metrics are {name: (sum,
-    count)} over the global batch. Examples whose mask is False have no weight
+    'labels': int32 [B], 'mask': bool [B], optional}; a label out of [0, K)
+    makes loss and gradients NaN. Metrics are {name: (sum, count)} over the
+    global batch. Examples whose mask is False have no weight
     in loss and metrics, but are seen by batch norm: train on full batches.
 
   Raises:

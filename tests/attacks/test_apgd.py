@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.attacks import apgd, apgd_steps, balls
+from dhat_jax.attacks import apgd, apgd_steps, balls, logits
 
 _SLOPE = jnp.array([[1.0, 2.0, -1.0], [0.5, -1.0, 3.0]])  # [D, K]
 
@@ -183,7 +183,7 @@ def test_targets_are_ranked_by_clean_logits_and_any_class_counts():
   def logits_fn(images):
     return (images.reshape(len(images), -1) + 0.1) @ slope
 
-  classes = balls.ranked_classes(logits_fn(jnp.ones((2, 1))), 3)
+  classes = logits.ranked_classes(logits_fn(jnp.ones((2, 1))), 3)
   np.testing.assert_array_equal(classes, [2, 2])
 
   # The third class cannot win before the second does.
@@ -270,4 +270,5 @@ def test_one_gradient_per_iteration():
     apgd.apgd(counted, images, labels, jax.random.key(0), epsilon=0.1, n_iter=7)
   )
   jax.effects_barrier()
-  assert len(calls) == 8
+  # Seven, the start, and the clean images, which are known here.
+  assert len(calls) == 9

@@ -23,7 +23,7 @@ from tests.attacks import linear
     ({'randomized': True}, 'without noise'),
     ({'images': np.zeros((2, 6, 6, 2), np.uint8)}, 'float'),
     ({'images': np.full((2, 6, 6, 2), 255.0)}, r'\[0, 1\]'),
-    ({'images': np.full((2, 72), 0.5)}, r'\[N, H, W, C\]'),
+    ({'images': np.full((2, 72), 0.5)}, r'\[B, H, W, C\]'),
     ({'labels': np.zeros(3, int)}, 'labels'),
     ({'labels': np.array([0, 5])}, '5 logits'),
   ],

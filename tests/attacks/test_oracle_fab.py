@@ -29,7 +29,7 @@ def _trajectory(logits_fn, images, labels, norm, targets):
     eta=1.05,
     beta=0.9,
   )
-  start = fab.FabState(images, images, jnp.full(len(images), 1e10))
+  start = fab.fab_init(images, images)
 
   @jax.jit
   def run(start):

@@ -156,15 +156,19 @@ def test_unknown_evaluation_options():
 
 def test_logits_that_are_not_finite_are_not_robust():
   images = jnp.full((3, 2, 2, 1), 0.5)
-  # The label is 0, which NaN has as its argmax.
-  robust, _ = pgd.make_evaluation_attack()(
+  attack = functools.partial(
+    pgd.make_evaluation_attack(),
     lambda inputs: jnp.full((inputs.shape[0], 4), jnp.nan),
-    images,
-    jnp.zeros(3, int),
-    jax.random.key(0),
-    pgd.Settings(epsilon=0.1, step_size=0.1, steps=1),
+    # The label is 0, which NaN has as its argmax.
+    labels=jnp.zeros(3, int),
+    rng=jax.random.key(0),
+    settings=pgd.Settings(epsilon=0.1, step_size=0.1, steps=1),
   )
+  robust, images_adv = jax.jit(attack)(images)
   assert not robust.any()
+  assert jnp.isfinite(images_adv).all()
+  with pytest.raises(ValueError, match='NaN or infinity on 3 of 3 images'):
+    attack(images)
 
 
 def test_one_function_serves_both_objectives():

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from dhat_jax.attacks import arguments
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -21,6 +23,11 @@ class Budget:
   n_restarts: int = 1
   n_targets: int = 9
   eot_iter: int = 1
+
+  def __post_init__(self):
+    """Raises ValueError for a number with which an attack would not run."""
+    for field in dataclasses.fields(self):
+      arguments.integer(field.name, getattr(self, field.name))
 
   def passes(self, name: str) -> list[int]:
     """Restarts, target ranks or pieces of Square, in order.

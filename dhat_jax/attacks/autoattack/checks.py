@@ -1,8 +1,11 @@
 """Signs that a network, or a call, is not what AutoAttack is made for."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from dhat_jax.attacks import balls
+from dhat_jax.attacks import arguments, balls
+from dhat_jax.attacks.logits import check_finite
 
 NAMES = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
 VERSIONS = {
@@ -22,9 +25,10 @@ def choose_attacks(
     ValueError: unknown version or name, names given without 'custom' or
       missing with it, or an attack that cannot handle a randomised network.
   """
-  if version != 'custom' and version not in VERSIONS:
-    choices = [*VERSIONS, 'custom']
-    raise ValueError(f'version: got {version!r}, choices {choices}')
+  balls.check_choice('version', version, (*VERSIONS, 'custom'))
+  arguments.flag('randomized', randomized)
+  if isinstance(attacks, str):
+    raise ValueError(f'attacks: got {attacks!r}, expected several names')
   if (version == 'custom') != bool(attacks):
     raise ValueError(
       f'attacks: got {attacks!r} with version {version!r}; expected names '
@@ -32,8 +36,7 @@ def choose_attacks(
     )
   names = tuple(attacks or VERSIONS[version])
   for name in names:
-    if name not in NAMES:
-      raise ValueError(f'attacks: got {name!r}, choices {list(NAMES)}')
+    balls.check_choice('attacks', name, NAMES)
   if len(set(names)) < len(names):
     raise ValueError(f'attacks: got {names}, expected each name once')
   fixed = set(names) - {'apgd-ce', 'apgd-dlr'}
@@ -46,39 +49,21 @@ def choose_attacks(
 
 
 def check_inputs(
-  images: np.ndarray, labels: np.ndarray, epsilon: float, batch_size: int
-) -> None:
-  """Raises ValueError for images outside [0, 1], bad shapes or sizes."""
-  if not np.issubdtype(images.dtype, np.floating) or images.ndim < 2:
-    raise ValueError(
-      f'images: got {images.dtype} {images.shape}, expected float [N, ...]'
-    )
-  if labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
-    raise ValueError(
-      f'labels: got {labels.dtype} {labels.shape}, expected int '
-      f'[{images.shape[0]}]'
-    )
-  if not len(images):
-    raise ValueError('images: got none')
-  if not (np.min(images) >= 0 and np.max(images) <= 1):
-    raise ValueError(
-      f'images: got values in [{np.min(images)}, {np.max(images)}], expected '
-      '[0, 1]; normalisation belongs into logits_fn'
-    )
-  if not epsilon > 0:
-    raise ValueError(f'epsilon: got {epsilon}, expected > 0, in [0, 1] units')
-  if batch_size < 1:
-    raise ValueError(f'batch_size: got {batch_size}, expected >= 1')
+  images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Checks the data: images float [N, ...], labels int32 [N], in NumPy.
 
+  Args:
+    images: float [N, ...] in [0, 1].
+    labels: int [N].
+    names: of the attacks.
 
-def check_finite(logits: np.ndarray, where: str) -> None:
-  """Raises ValueError for logits that are not all finite numbers."""
-  wrong = int(np.sum(~np.all(np.isfinite(logits), axis=1)))
-  if wrong:
-    raise ValueError(
-      f'logits: got NaN or infinity on {wrong} images ({where}); the flags '
-      'would mean nothing'
-    )
+  Raises:
+    ValueError: of another dtype or shape, or values outside [0, 1].
+  """
+  rank = 4 if 'square' in names else None
+  images = arguments.float_images(images, rank, np)
+  return images, arguments.classes('labels', labels, len(images), xp=np)
 
 
 def check_logits(
@@ -93,11 +78,7 @@ def check_logits(
   """
   check_finite(logits, 'clean')
   classes = logits.shape[1]
-  if labels.min() < 0 or labels.max() >= classes:
-    raise ValueError(
-      f'labels: got {labels.min()} to {labels.max()}, expected 0 to '
-      f'{classes - 1}: there are {classes} logits'
-    )
+  arguments.classes('labels', labels, len(logits), classes, np)
   inside = logits.min() > -1e-5 and logits.max() < 1 + 1e-5
   if inside and np.all(np.abs(logits.sum(axis=1) - 1) < 1e-5):
     raise ValueError(
@@ -138,6 +119,54 @@ def warn_randomized(samples: list[np.ndarray], labels: np.ndarray) -> list[str]:
     f'logits change from call to call (correct: {correct}, largest gap '
     f"{gap:.2g}): a randomised network; use version='rand' and pass noise "
     'through a key (randomized=True)'
+  ]
+
+
+def warn_batch(
+  logits: np.ndarray, mixed: np.ndarray, threshold: float = 1e-3
+) -> list[str]:
+  """Warns if an image's logits depend on the other images of its batch.
+
+  Args:
+    logits: float [n, K].
+    mixed: float [n, K], of the same images in another order, among others.
+    threshold: of the gap, in units of the logits' length: rounding is smaller.
+  """
+  sizes = np.linalg.norm(logits, axis=1) + 1e-10
+  gaps = np.linalg.norm(logits - mixed, axis=1) / sizes
+  wrong = int(np.sum(~(gaps <= threshold)))  # NaN counts
+  if not wrong:
+    return []
+  return [
+    f'logits depend on the other images of the batch ({wrong} of '
+    f'{len(logits)} images, largest gap {np.max(gaps):.2g}): batch norm in '
+    'training mode? What is robust depends on batch_size'
+  ]
+
+
+def warn_gradients(
+  zero: Mapping[str, int], broken: Mapping[str, int]
+) -> list[str]:
+  """Warns of gradients that lead nowhere.
+
+  Args:
+    zero: {attack: number of starting points where the gradient vanished}.
+    broken: {attack: number of runs of an image with a gradient, or a step made
+      of it, that had entries that are not finite}.
+  """
+  return [
+    *(
+      f'{name}: {count} starting points with zero gradient; gradient attacks '
+      'may be unreliable'
+      for name, count in zero.items()
+      if count
+    ),
+    *(
+      f'{name}: gradients with NaN or infinity in {count} runs on an image, '
+      'taken for 0; robust may mean that the attack could not see'
+      for name, count in broken.items()
+      if count
+    ),
   ]
 
 

@@ -5,19 +5,25 @@ robust. `docs/autoattack.md` says what equals the reference and what cannot.
 """
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
 import jax
 import numpy as np
 
-from dhat_jax.attacks import balls
+from dhat_jax.attacks import arguments, balls
+from dhat_jax.attacks import logits as networks
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.evaluation import Evaluation, make_predict
-from dhat_jax.attacks.autoattack.journal import Journal, digest
+from dhat_jax.attacks.autoattack.journal import (
+  Journal,
+  digest,
+  network_digest,
+)
 from dhat_jax.attacks.autoattack.passes import (
   ATTACK_AXES,
   jit_hoisted,
@@ -70,36 +76,6 @@ class AutoAttackResult:
     return float(np.mean(self.robust))
 
 
-def _warn_zero_gradients(counts: Mapping[str, int]) -> list[str]:
-  """Warns of starts where the gradient vanished: {attack: number}."""
-  return [
-    f'{name}: {count} starting points with zero gradient; gradient attacks '
-    'may be unreliable'
-    for name, count in counts.items()
-    if count
-  ]
-
-
-def _host_arrays(
-  images: chex.Array,
-  labels: chex.Array,
-  *,
-  epsilon: float,
-  names: tuple[str, ...],
-  batch_size: int,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Checks the data: images float [N, ...], labels int32 [N], in NumPy."""
-  images, labels = np.asarray(images), np.asarray(labels)
-  if images.dtype.kind == 'f':
-    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
-  checks.check_inputs(images, labels, epsilon, batch_size)
-  if 'square' in names and images.ndim != 4:
-    raise ValueError(
-      f'square: got images of shape {images.shape}, expected [N, H, W, C]'
-    )
-  return images, labels.astype(np.int32)
-
-
 def _make_budget(
   version: str,
   classes: int,
@@ -115,9 +91,9 @@ def _make_budget(
   return Budget(
     n_iter=n_iter,
     n_queries=n_queries,
-    n_restarts=n_restarts or restarts,
+    n_restarts=restarts if n_restarts is None else n_restarts,
     n_targets=min(n_targets, classes - 1),
-    eot_iter=eot_iter or (20 if version == 'rand' else 1),
+    eot_iter=(20 if version == 'rand' else 1) if eot_iter is None else eot_iter,
   )
 
 
@@ -152,7 +128,9 @@ def _make_result(
     warnings=[
       *warnings,
       *checks.warn_square(flags),
-      *_warn_zero_gradients(evaluation.zero_gradients),
+      *checks.warn_gradients(
+        evaluation.zero_gradients, evaluation.broken_gradients
+      ),
     ],
   )
 
@@ -197,8 +175,8 @@ def autoattack(
     norm: 'linf' or 'l2'.
     version: see above.
     attacks: names, for 'custom'.
-    rng: typed key; default jax.random.key(0). The flags depend on it, but not
-      on how the images are split into batches.
+    rng: typed threefry key; default `streams.key(0)`. The flags depend on it,
+      but not on how the images are split into batches.
     batch_size: of all compiled calls; partial batches are padded and masked.
       A multiple of the devices' number if `map_fn` uses several.
     n_iter: iterations of APGD and FAB. The standard is 100.
@@ -209,8 +187,8 @@ def autoattack(
     randomized: whether logits_fn takes a key as second argument.
     progress: True prints a line per batch; or a function of `Progress`.
     state_dir: directory in which every finished batch is stored. A call with
-      the same problem and directory goes on where a killed one stopped. Holds
-      `result.npz` in the end.
+      the same problem, network and directory goes on where a killed one
+      stopped; any other is refused. Holds `result.npz` in the end.
     map_fn: (fn, in_axes) -> compiled fn; default `jit_hoisted`. For several
       devices: split the arguments (and results) whose axis is 0 over them,
       copy the others.
@@ -222,16 +200,30 @@ def autoattack(
     An `AutoAttackResult`.
 
   Raises:
-    ValueError: bad arguments; logits that are probabilities, not finite, or
-      too few for an attack (apgd-dlr needs 3 classes, apgd-t 4); a state_dir
-      of another problem.
+    ValueError: bad arguments; logits that are no array [B, K], probabilities,
+      not finite, or too few for an attack (apgd-dlr needs 3 classes, apgd-t
+      4); a state_dir of another problem or network.
+    TypeError: logits_fn cannot be called.
   """
   balls.check_choice('norm', norm, balls.NORMS)
+  arguments.length('epsilon', epsilon, norm, zero=False)
   names = checks.choose_attacks(version, attacks, randomized)
-  images, labels = _host_arrays(
-    images, labels, epsilon=epsilon, names=names, batch_size=batch_size
+  arguments.integer('batch_size', batch_size)
+  budget_of = functools.partial(
+    _make_budget,
+    version,
+    n_iter=n_iter,
+    n_queries=n_queries,
+    n_restarts=n_restarts,
+    n_targets=n_targets,
+    eot_iter=eot_iter,
   )
-  rng = jax.random.key(0) if rng is None else rng
+  arguments.integer('n_targets', n_targets)
+  budget_of(classes=2)  # a mistake shows before anything compiles
+  logits_fn = networks.checked(logits_fn)
+  images, labels = checks.check_inputs(images, labels, names)
+  rng = streams.key(0) if rng is None else rng
+  balls.check_keys('rng', rng, one=True)
   if map_fn is None:
     map_fn = jit_hoisted
     batch_size = min(batch_size, len(images))
@@ -249,16 +241,11 @@ def autoattack(
     checks.check_logits(logits, labels, names)
     classes = logits.shape[1]
     warnings = checks.warn_targets(names, classes, n_targets)
-    warnings += [] if version == 'rand' else evaluation.warn_randomized()
-    budget = _make_budget(
-      version,
-      classes,
-      n_iter=n_iter,
-      n_queries=n_queries,
-      n_restarts=n_restarts,
-      n_targets=n_targets,
-      eot_iter=eot_iter,
-    )
+    if version != 'rand':
+      warnings += evaluation.warn_network(
+        None if randomized else make_predict(logits_fn, map_fn, None)
+      )
+    budget = budget_of(classes=classes)
     problem = _describe_problem(
       images,
       labels,
@@ -273,7 +260,17 @@ def autoattack(
       randomized=randomized,
       precision=precision,
     )
+    if state_dir is not None:
+      problem['network'] = network_digest(
+        logits_fn,
+        np.broadcast_to(images[:1], (batch_size, *images.shape[1:])),
+        [] if noise_rng is None else [noise_rng],
+      )
     journal = Journal(state_dir, problem)
+    if state_dir is not None:
+      # One more prediction would shift a randomised network's noise.
+      probe = {} if randomized else {'logits of a probe': evaluation.probe()}
+      journal.check_close('network', {'clean logits': logits, **probe})
     reporter = Reporter(progress, budget, names, classes, batch_size)
     flags = {'clean': evaluation.robust.copy()}
     for name in names:

@@ -13,7 +13,7 @@ import chex
 import jax
 import numpy as np
 
-from dhat_jax.attacks import balls
+from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.journal import Journal
@@ -49,6 +49,8 @@ class Evaluation:
     images_adv: [N, ...], the image itself until an attack breaks it.
     predictions: int32 [N], classes predicted on `images_adv`.
     zero_gradients: {attack: number of starts where the gradient vanished}.
+    broken_gradients: {attack: number of runs of an image in which a gradient
+      was not finite}.
     secs: {attack: wall time}.
   """
 
@@ -79,6 +81,7 @@ class Evaluation:
     self.images_adv = images.copy()
     self.predictions = labels.copy()
     self.zero_gradients = collections.Counter()
+    self.broken_gradients = collections.Counter()
     self.secs = {}
 
   def _batches(self, indices: np.ndarray) -> list[np.ndarray]:
@@ -111,12 +114,43 @@ class Evaluation:
     self.predictions = _classes(logits)
     return logits
 
-  def warn_randomized(self, repeats: int = 5) -> list[str]:
-    """Predicts the first batch several times; warns if that differs."""
+  def warn_network(
+    self, predict_pair: Callable | None, repeats: int = 5
+  ) -> list[str]:
+    """Predicts the first batch several times; warns if that differs.
+
+    The last time among other images, in another order: logits that then are
+    others depend on the batch.
+
+    Args:
+      predict_pair: images -> logits, compiled by its first call; takes the last
+        time over where a batch is one image. None: a randomised network.
+      repeats: how often.
+    """
     batch = self._batches(np.arange(len(self._images)))[0]
     points = self._images[self._pad(batch)]
-    samples = [self._logits(points, batch, 'clean') for _ in range(repeats)]
-    return checks.warn_randomized(samples, self._labels[batch])
+    samples = [self._logits(points, batch, 'clean') for _ in range(repeats - 1)]
+    predict, size = self._predict, len(points)
+    if size == 1 and predict_pair is not None:
+      predict, size = predict_pair, 2
+    # The first half, the last image first, each followed by a negative.
+    half = -(-size // 2)
+    mixed = np.repeat(points[:half][::-1], 2, axis=0)[:size]
+    mixed[1::2] = 1 - mixed[1::2]
+    logits = np.asarray(predict(mixed))[::2][::-1][: len(batch)]
+    return checks.warn_randomized(
+      samples, self._labels[batch]
+    ) or checks.warn_batch(samples[0][: len(logits)], logits)
+
+  def probe(self) -> np.ndarray:
+    """Predicts noise in the boxes of the first images: logits [B, K].
+
+    Networks that agree on the clean images need not agree on these.
+    """
+    batch = self._batches(np.arange(len(self._images)))[0]
+    points = self._images[self._pad(batch)]
+    noise = np.random.default_rng(0).random(points.shape, np.float32)
+    return np.asarray(self._predict((points + noise.astype(points.dtype)) / 2))
 
   def attack(
     self,
@@ -138,6 +172,8 @@ class Evaluation:
       journal: where finished batches are stored and read.
       reporter: called after each batch.
     """
+    if not budget.passes(name):
+      raise ValueError(f'{name}: got a budget of no passes, expected one')
     started = time.perf_counter()
     carried = self._images.copy() if name == 'square' else None
     before = []
@@ -174,7 +210,7 @@ class Evaluation:
     """Runs one pass on one batch."""
     padded = self._pad(batch)
     images = self._images[padded]
-    points, flat = step.run(
+    points, flat, broken = step.run(
       images,
       self._labels[padded],
       np.arange(self._batch_size) < len(batch),
@@ -184,6 +220,8 @@ class Evaluation:
       np.int32(step.index),
       self._epsilon,
     )
+    points = np.asarray(points)
+    arguments.in_box(f'{step.attack}: its images', points)
     logits = self._logits(points, batch, step.attack)
     robust = balls.is_right(logits, self._labels[batch])
     # Square goes on from all points, the others' robust ones lead nowhere.
@@ -193,8 +231,9 @@ class Evaluation:
       'robust': robust,
       'predictions': _classes(logits),
       'rows': rows,
-      'points': np.asarray(points)[rows],
+      'points': points[rows],
       'zero_gradients': np.sum(np.asarray(flat)[: len(batch)]),
+      'broken_gradients': np.sum(np.asarray(broken)[: len(batch)]),
     }
 
   def _read(
@@ -221,6 +260,8 @@ class Evaluation:
     """Takes in a piece: robust flags, adversarial images, Square's points."""
     robust, rows, points = (piece[key] for key in ('robust', 'rows', 'points'))
     self.zero_gradients[step.attack] += int(piece['zero_gradients'])
+    # Pieces of earlier versions did not count them.
+    self.broken_gradients[step.attack] += int(piece.get('broken_gradients', 0))
     if step.carried is not None:
       step.carried[batch[rows]] = points
     broken = ~robust[rows]  # of the rows

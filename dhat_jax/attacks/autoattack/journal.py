@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dhat_jax.runtime import files
+from dhat_jax.runtime import files, hoisting
 from dhat_jax.runtime.files import DataError, reason
 
 
@@ -22,13 +25,37 @@ def digest(*arrays: Any) -> str:
   return sha.hexdigest()
 
 
+def network_digest(
+  logits_fn: Callable, images: Any, keys: Sequence[Any] = ()
+) -> str:
+  """SHA-256 of the arrays that a network closes over: its weights.
+
+  Those inside a function that is itself jitted do not show.
+
+  Args:
+    logits_fn: (images, *keys) -> logits.
+    images: float [B, ...], of which only shape and dtype matter.
+    keys: typed keys of the network's noise.
+  """
+  _, consts = hoisting.hoist(logits_fn, images, *keys)
+  return digest(
+    *(
+      jax.random.key_data(const)
+      if jnp.issubdtype(const.dtype, jax.dtypes.prng_key)
+      else const
+      for const in consts
+    )
+  )
+
+
 class Journal:
   """One file per finished batch in a directory; nothing without one.
 
   A piece is a dictionary of arrays: `indices` [n], the examples' places in the
   data set; `robust` bool [n], whether they withstood; `predictions` int [n],
   on the pass's points; `points` [m, ...], those that are still needed; `rows`
-  [m], whose points these are; `zero_gradients`, their number.
+  [m], whose points these are; `zero_gradients` and `broken_gradients`, their
+  numbers.
   """
 
   def __init__(self, directory: str | os.PathLike | None, problem: dict):
@@ -71,6 +98,41 @@ class Journal:
         + '. Use another directory or delete it.'
       )
 
+  def check_close(
+    self, name: str, arrays: dict[str, np.ndarray], tolerance: float = 1e-3
+  ) -> None:
+    """Compares arrays with those that are stored, or stores them.
+
+    Args:
+      name: of what they are, for the file and the error.
+      arrays: {name: array}.
+      tolerance: in units of each array's largest value: another machine rounds
+        otherwise.
+
+    Raises:
+      ValueError: the directory belongs to another problem.
+    """
+    if self._directory is None:
+      return
+    path = self._directory / f'{name}.npz'
+    if not path.exists():
+      self.save(name, arrays)
+      return
+    stored = self._read(path)
+    for key, array in arrays.items():
+      before = stored.get(key)
+      same = before is not None and before.shape == array.shape
+      if same:
+        # Only of the probe: logits of clean images are finite.
+        before, array = np.nan_to_num(before), np.nan_to_num(array)
+        largest = max(float(np.max(np.abs(array))), 1e-10)
+        same = bool(np.all(np.abs(before - array) <= tolerance * largest))
+      if not same:
+        raise ValueError(
+          f'{self._directory} holds another evaluation, which differs in '
+          f'{name}: its {key} are others. Use another directory or delete it.'
+        )
+
   def load(self, name: str, indices: np.ndarray) -> dict | None:
     """Returns the piece of that name, or None if it is not there.
 
@@ -82,17 +144,19 @@ class Journal:
     path = self._directory / f'{name}.npz'
     if not path.exists():
       return None
+    piece = self._read(path)
+    if not np.array_equal(piece.get('indices'), indices):
+      raise ValueError(f'{path} is about other examples than expected')
+    return piece
+
+  def _read(self, path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
       with np.load(path) as file:
-        piece = dict(file)
-      same = np.array_equal(piece['indices'], indices)
+        return dict(file)
     except Exception as error:  # NumPy and zipfile raise a great many types
       raise DataError(
         f'{path} is damaged; delete it: {reason(error)}'
       ) from error
-    if not same:
-      raise ValueError(f'{path} is about other examples than expected')
-    return piece
 
   def save(self, name: str, piece: dict[str, np.ndarray]) -> None:
     """Stores a finished batch, or any other arrays, as npz."""

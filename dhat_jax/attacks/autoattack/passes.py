@@ -50,6 +50,7 @@ def _make_apgd(loss: str, budget: Budget, randomized: bool) -> Callable:
       eot_iter=budget.eot_iter,
       randomized=randomized,
       with_zero_gradients=True,
+      with_broken_gradients=True,
       **batch,
     )[1:]
 
@@ -67,6 +68,7 @@ def _make_apgd_targeted(budget: Budget, randomized: bool) -> Callable:
       target_rank=index,
       n_iter=budget.n_iter,
       with_zero_gradients=True,
+      with_broken_gradients=True,
       **batch,
     )[1:]
 
@@ -80,8 +82,14 @@ def _make_fab(budget: Budget, randomized: bool) -> Callable:
   def run(rng, index, points, **batch):
     del points
     rng = jax.random.fold_in(rng, index)
-    _, points = fab(rng=rng, random=index > 0, n_iter=budget.n_iter, **batch)
-    return points, jnp.zeros_like(batch['active'])
+    _, points, broken = fab(
+      rng=rng,
+      random=index > 0,
+      n_iter=budget.n_iter,
+      with_broken_gradients=True,
+      **batch,
+    )
+    return points, jnp.zeros_like(broken), broken
 
   return run
 
@@ -92,8 +100,13 @@ def _make_fab_targeted(budget: Budget, randomized: bool) -> Callable:
 
   def run(rng, index, points, **batch):
     del rng, points
-    _, points = fab_targeted(target_rank=index, n_iter=budget.n_iter, **batch)
-    return points, jnp.zeros_like(batch['active'])
+    _, points, broken = fab_targeted(
+      target_rank=index,
+      n_iter=budget.n_iter,
+      with_broken_gradients=True,
+      **batch,
+    )
+    return points, jnp.zeros_like(broken), broken
 
   return run
 
@@ -112,13 +125,15 @@ def _make_square(budget: Budget, randomized: bool) -> Callable:
       n_queries=budget.n_queries,
       **batch,
     )
-    return points, jnp.zeros_like(batch['active'])
+    none = jnp.zeros_like(batch['active'])
+    return points, none, none
 
   return run
 
 
 # (budget, randomized) -> (rng, index, points, **batch) -> (points [B, ...],
-# zero_gradients bool [B]); `batch` is what all attacks take.
+# zero_gradients bool [B], broken_gradients bool [B]); `batch` is what all
+# attacks take.
 _MAKERS = {
   'apgd-ce': functools.partial(_make_apgd, 'ce'),
   'apgd-dlr': functools.partial(_make_apgd, 'dlr'),
@@ -148,10 +163,10 @@ def make_attack(
 
   Returns:
     (images [B, ...], labels [B], active bool [B], points [B, ...], indices
-    [B], rng, index, epsilon) -> (points [B, ...], zero_gradients bool [B]).
-    `ATTACK_AXES` says which are per example. `index` is one of
-    `budget.passes`, so that one compilation serves all of them. `points` are
-    those of the pass before (Square only).
+    [B], rng, index, epsilon) -> (points [B, ...], zero_gradients bool [B],
+    broken_gradients bool [B]). `ATTACK_AXES` says which are per example.
+    `index` is one of `budget.passes`, so that one compilation serves all of
+    them. `points` are those of the pass before (Square only).
   """
   one_pass = _MAKERS[name](budget, randomized)
 

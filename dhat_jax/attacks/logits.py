@@ -1,0 +1,165 @@
+"""The network's side of an attack: images [B, ...] -> logits [B, K].
+
+Every attack takes the network through `checked`: one shape, one dtype. What
+is wrong is said in one line that names what was returned.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+from dhat_jax.attacks import arguments
+
+
+class Problem(NamedTuple):
+  """What every attack on logits is given, checked.
+
+  Attributes:
+    logits_fn: images -> logits [B, K] of the images' dtype.
+    images: float [B, ...], float32 or more.
+    labels: int32 [B].
+  """
+
+  logits_fn: Callable
+  images: chex.Array
+  labels: chex.Array
+
+
+def _describe(output: Any) -> str:
+  """Says what a network returned, in a few words."""
+  kind = type(output).__name__
+  if hasattr(output, 'shape') and hasattr(output, 'dtype'):
+    return f'{output.dtype} {tuple(output.shape)}'
+  if isinstance(output, Mapping):
+    return f'{kind} with the keys {sorted(map(str, output))}'
+  if isinstance(output, tuple | list):
+    return f'{kind} of {len(output)}'
+  return kind
+
+
+def as_logits(output: Any, images: chex.Array) -> chex.Array:
+  """Returns a network's output as logits of the images' dtype, or raises.
+
+  Args:
+    output: what the network returned.
+    images: float [B, ...], what it was given.
+
+  Raises:
+    ValueError: no array of floats [B, K] with K >= 2.
+  """
+  batch_size = images.shape[0]
+  shape = getattr(output, 'shape', ())
+  dtype = getattr(output, 'dtype', None)
+  if len(shape) != 2 or shape[0] != batch_size or dtype is None:
+    raise ValueError(
+      f'logits_fn: got {_describe(output)} for {batch_size} images, expected '
+      f'an array [{batch_size}, K], e.g. `.main` of the outputs'
+    )
+  if shape[1] < 2 or not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(
+      f'logits_fn: got {_describe(output)}, expected float [{batch_size}, K] '
+      'with at least 2 classes'
+    )
+  dtype = arguments.float32_or_more(images.dtype)
+  return jnp.asarray(output).astype(dtype)
+
+
+def checked(logits_fn: Callable) -> Callable:
+  """Returns a network whose output is checked and cast, see `as_logits`.
+
+  Args:
+    logits_fn: images -> logits, or (images, key) -> logits.
+
+  Raises:
+    TypeError: it cannot be called.
+  """
+  arguments.function('logits_fn', logits_fn)
+
+  def call(images, *keys):
+    return as_logits(logits_fn(images, *keys), images)
+
+  return call
+
+
+def check_finite(logits: np.ndarray, where: str) -> None:
+  """Raises ValueError for logits [B, K] that are not all finite numbers."""
+  wrong = int(np.sum(~np.all(np.isfinite(logits), axis=1)))
+  if wrong:
+    raise ValueError(
+      f'logits: got NaN or infinity on {wrong} of {len(logits)} images '
+      f'({where}), valid images in [0, 1]; the flags would mean nothing'
+    )
+
+
+def problem(
+  logits_fn: Callable,
+  images: chex.Array,
+  labels: chex.Array,
+  *,
+  rng: chex.PRNGKey | None = None,
+  rank: int | None = None,
+) -> Problem:
+  """Checks what an attack on logits is given.
+
+  Where the images are known, not traced, the network predicts them once.
+
+  Args:
+    logits_fn: images -> logits [B, K]; with `rng`, (images, key).
+    images: float [B, ...] in [0, 1].
+    labels: int [B].
+    rng: typed key of the network's noise; None for a network without.
+    rank: of the images, where the attack needs one.
+
+  Raises:
+    ValueError: images, labels or logits of another shape or dtype; and, where
+      the values are known, images outside [0, 1], labels that are no classes,
+      or logits of clean images that are not finite.
+    TypeError: logits_fn cannot be called.
+  """
+  logits_fn = checked(logits_fn)
+  known = not arguments.is_traced(images)
+  images = arguments.float_images(images, rank)
+  count = images.shape[0]
+  num_classes = None
+  if known:
+    logits = logits_fn(images) if rng is None else logits_fn(images, rng)
+    num_classes = logits.shape[1]
+    if not arguments.is_traced(logits):
+      check_finite(np.asarray(logits), 'clean')
+  labels = arguments.classes('labels', labels, count, num_classes)
+  return Problem(logits_fn, images, labels)
+
+
+def ranked_classes(logits: chex.Array, rank: chex.Numeric) -> chex.Array:
+  """Class with the rank-th largest logit; rank 1 is the prediction.
+
+  Args:
+    logits: float [B, K].
+    rank: int scalar in [1, K]; may be traced.
+
+  Returns:
+    int [B].
+  """
+  ascending = jnp.argsort(logits, axis=1)  # [B, K]
+  return jnp.take(ascending, logits.shape[1] - rank, axis=1)
+
+
+def target_classes(
+  logits_fn: Callable, images: chex.Array, rank: chex.Numeric
+) -> chex.Array:
+  """Class with the rank-th largest clean logit of each image: int [B].
+
+  Args:
+    logits_fn: images -> logits [B, K].
+    images: float [B, ...] in [0, 1].
+    rank: int in [2, K]; may be traced.
+
+  Raises:
+    ValueError: as `problem`, or a rank out of range.
+  """
+  predicted = checked(logits_fn)(arguments.float_images(images))  # [B, K]
+  arguments.integer('target_rank', rank, least=2, most=predicted.shape[1])
+  return ranked_classes(predicted, rank)
