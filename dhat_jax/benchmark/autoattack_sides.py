@@ -17,6 +17,7 @@ from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import autoattack, checks, passes
 from dhat_jax.from_config.values import choose
 from dhat_jax.pytorch import jax_module
+from dhat_jax.runtime import files, workdir
 
 STANDARD = checks.VERSIONS['standard']
 # Of a network that is not trained: so small that nothing breaks, and all the
@@ -68,9 +69,12 @@ def make_problem(
   """
   norm = choose('config.evaluation.norm', config.evaluation.norm, balls.NORMS)
   if directory is not None:
+    directory = files.user_path(directory)
     run.check_workdir(config, directory, may_differ=('evaluation.',))
     trained = run.load_run(directory)
-    test = from_config.load_dataset(config).test
+    dataset = from_config.load_dataset(config)
+    test = dataset.test
+    workdir.check_data(directory, dataset.digests(), ('test',))
     return Problem(
       net=trained.net,
       variables=trained.variables,

@@ -17,7 +17,13 @@ from dhat_jax.evaluation.recorder import Recorder
 from dhat_jax.evaluation.records import Record, example_places
 from dhat_jax.evaluation.store import Store, digest
 from dhat_jax.models.outputs import OUTPUTS
-from dhat_jax.runtime import devices, processes, provenance, streams
+from dhat_jax.runtime import (
+  devices,
+  preemption,
+  processes,
+  provenance,
+  streams,
+)
 from dhat_jax.runtime.progress import progress_bar
 
 Records = dict[tuple[str, str], Record]
@@ -111,21 +117,28 @@ def _records(
       store,
       rng=streams.key(seed),
       export=[a.name for a in plan.attacks] if plan.export_images else (),
-      show=None if silent else _throttled(bar),
+      show=_show(bar),
     )
     records = {}
     for job in todo:
       records[job.key] = recorder.record(job.target, job.attack)
       bar.update()
+      preemption.stop_here('the evaluation')
     return records
 
 
-def _throttled(bar: tqdm.tqdm) -> Callable[[str], None]:
-  """Returns what shows a line behind a bar, no more often than it moves."""
+def _show(bar: tqdm.tqdm) -> Callable[[str], None]:
+  """Returns what shows a line behind a bar, no more often than it moves.
+
+  Long attacks call it at each batch, which is where they can stop.
+  """
   shown = time.monotonic()
 
   def show(text: str) -> None:
     nonlocal shown
+    preemption.stop_here('the evaluation')
+    if bar.disable:
+      return
     due = time.monotonic() - shown >= bar.mininterval
     bar.set_postfix_str(text, refresh=due)
     if due:
