@@ -13,6 +13,7 @@ import numpy as np
 
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.pytorch import jax_module, names
+from dhat_jax.runtime import files
 
 
 def _as_numpy(value: Any) -> np.ndarray:
@@ -122,6 +123,7 @@ def read_state_dict(path: str) -> dict[str, Any]:
     ValueError: no such kind of file, or no state dict in it.
     ImportError: it needs PyTorch, which is not installed.
   """
+  path = files.user_path(path)
   if _is_npz(path):
     with np.load(path, allow_pickle=False) as file:
       return dict(file)
@@ -140,6 +142,7 @@ def read_state_dict(path: str) -> dict[str, Any]:
 
 def write_state_dict(path: str, state_dict: Mapping[str, np.ndarray]) -> None:
   """Writes a state dict of NumPy arrays; see `read_state_dict`."""
+  path = files.user_path(path)
   if _is_npz(path):
     np.savez(path, **state_dict)
     return

@@ -24,7 +24,7 @@ from dhat_jax.attacks.autoattack.passes import (
   make_attack,
 )
 from dhat_jax.attacks.autoattack.progress import Progress, Reporter
-from dhat_jax.runtime import streams
+from dhat_jax.runtime import files, streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +273,7 @@ def autoattack(
       randomized=randomized,
       precision=precision,
     )
-    journal = Journal(state_dir, problem)
+    journal = Journal(files.user_path(state_dir), problem)
     reporter = Reporter(progress, budget, names, classes, batch_size)
     flags = {'clean': evaluation.robust.copy()}
     for name in names:
