@@ -31,7 +31,7 @@ from absl import flags
 from dhat_jax import from_config, run
 from dhat_jax.pytorch import state_dicts
 from dhat_jax.pytorch.state_dicts import from_torch, to_torch
-from dhat_jax.runtime import cli
+from dhat_jax.runtime import cli, files, lock, processes
 from dhat_jax.training import loop
 from dhat_jax.training.checkpoint import Checkpoints
 from dhat_jax.training.stages import Stage, initial_state
@@ -62,6 +62,7 @@ def import_workdir(
   Raises:
     ValueError: bad config, workdir or state dict, NaN in it included.
   """
+  directory = files.user_path(directory)
   from_config.check(config)
   if config.compare_with_natural:
     raise ValueError(
@@ -82,16 +83,18 @@ def import_workdir(
     )
   except ValueError as error:
     raise ValueError(f'{source}: {error}') from error
-  run.prepare_workdir(config, directory)
-  for stage in experiment.stages:
-    state = _trained_state(stage, variables, experiment.image_shape)
-    folder = loop.checkpoint_folder(directory, stage.name)
-    with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
-      checkpoints.save(
-        stage.num_steps,
-        state,
-        info={'seconds': 0.0, 'imported_from': source},
-      )
+  data = from_config.digests(config, dataset)
+  with lock.held(directory):
+    run.prepare_workdir(config, directory, data=data)
+    for stage in experiment.stages:
+      state = _trained_state(stage, variables, experiment.image_shape)
+      folder = loop.checkpoint_folder(directory, stage.name)
+      with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+        checkpoints.save(
+          stage.num_steps,
+          state,
+          info={'seconds': 0.0, 'imported_from': source},
+        )
 
 
 def export_workdir(directory: str) -> dict[str, np.ndarray]:
@@ -182,6 +185,7 @@ def main(argv: list[str]) -> None:
 
 
 def _convert(values: flags.FlagValues) -> None:
+  processes.initialize()
   config, directory = values.config, values.workdir
   if values.from_torch:
     state_dict = state_dicts.read_state_dict(values.from_torch, values.entry)

@@ -23,18 +23,18 @@ Flags, in any order:
 Any value of the config: `--config.seed=3`, `--config.main_head.epochs=5`.
 """
 
+import contextlib
 import faulthandler
 import logging
 import os
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
 
-from dhat_jax.runtime import cli
+from dhat_jax.runtime import cli, signals
 
 _START_UP = (
   'distributed',
@@ -108,6 +108,49 @@ def _log_to_console(level: int) -> None:
   logger.addHandler(logging.StreamHandler())
 
 
+@contextlib.contextmanager
+def session(**start_up: Any) -> Iterator[None]:
+  """Starts JAX for a run, which happens inside the context.
+
+  What the user can mend ends in one clear message and exit code 2. Asked to
+  stop, the run is saved, and the exit code is `signals.exit_code`.
+
+  Args:
+    **start_up: as `processes.initialize` takes them.
+  """
+  with signals.watched(_stop) as watch:
+    # JAX reads the environment when it is imported; not before the flags are
+    # known to be good, for it takes a second.
+    with cli.mistakes_in_one_line():
+      import jax
+
+      from dhat_jax.runtime import files, preemption, processes
+      from dhat_jax.training import metrics
+
+    fail = cli.fail
+    try:
+      processes.initialize(**start_up)
+      if processes.process_count() > 1:
+        fail = _fail_at_once
+        watch.handle = preemption.forward
+      _log_to_console(logging.INFO if processes.is_first() else logging.WARNING)
+      yield
+    except preemption.Preempted as stop:
+      print(f'stopped at {stop}: saved; resume with the same command')
+      sys.exit(signals.exit_code(watch.received))
+    except files.WriteError as error:
+      _fail_at_once(error)
+    except (ValueError, metrics.NonFiniteError, OSError) as error:
+      fail(error)
+    except jax.errors.JaxRuntimeError as error:
+      if fail is cli.fail:
+        raise
+      fail(
+        f'lost another process of this run ({str(error).splitlines()[0]}); '
+        'resume with the same commands on all hosts'
+      )
+
+
 def run(
   config: Any, workdir: str, mode: str, *, report: bool = True, **start_up: Any
 ) -> None:
@@ -120,35 +163,13 @@ def run(
     report: whether a report is written at the end.
     **start_up: as `processes.initialize` takes them.
   """
-  # Not before the flags are known to be good: JAX takes a second to import.
-  import jax
+  with session(**start_up):
+    from dhat_jax.run import train_and_evaluate
+    from dhat_jax.runtime import processes
 
-  from dhat_jax.run import train_and_evaluate
-  from dhat_jax.runtime import files, preemption, processes
-  from dhat_jax.training import metrics
-
-  fail = cli.fail
-  try:
-    processes.initialize(**start_up)
-    if processes.process_count() > 1:
-      fail = _fail_at_once
-    _log_to_console(logging.INFO if processes.is_first() else logging.WARNING)
     train_and_evaluate(config, workdir, mode=mode)
     if report and processes.is_first():
       _report(workdir)
-  except preemption.Preempted as stop:
-    print(f'stopped at {stop}: saved; resume with the same command')
-  except files.WriteError as error:
-    _fail_at_once(error)
-  except (ValueError, metrics.NonFiniteError, OSError) as error:
-    fail(error)
-  except jax.errors.JaxRuntimeError as error:
-    if fail is cli.fail:
-      raise
-    fail(
-      f'lost another process of this run ({str(error).splitlines()[0]}); '
-      'resume with the same commands on all hosts'
-    )
 
 
 def _report(workdir: str) -> None:
@@ -165,11 +186,11 @@ def _report(workdir: str) -> None:
     )
 
 
-def _stop(*_) -> None:
-  """On SIGTERM while no stage trains: what is finished is on disk already."""
+def _stop(number: int) -> None:
+  """Ends the process at a signal while no stage trains; all is on disk."""
   print('stopped: what is finished is saved; resume with the same command')
   sys.stdout.flush()
-  os._exit(0)
+  os._exit(signals.exit_code(number))
 
 
 def workdir_of(values: flags.FlagValues) -> str:
@@ -196,7 +217,6 @@ def main(argv: Sequence[str]) -> None:
     directory = workdir_of(values)
   if values.only_check_args:
     return
-  signal.signal(signal.SIGTERM, _stop)
   run(
     values.config,
     directory,

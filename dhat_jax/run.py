@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from dhat_jax.evaluation import robustbench
 from dhat_jax.evaluation.results import evaluate
 from dhat_jax.evaluation.summary import summary
 from dhat_jax.from_config.check import check
-from dhat_jax.from_config.data import load_dataset
+from dhat_jax.from_config.data import digests, load_dataset
 from dhat_jax.from_config.experiment import Experiment, make_experiment
 from dhat_jax.from_config.training import find_role, make_natural, make_network
 from dhat_jax.from_config.values import (
@@ -52,8 +52,9 @@ def train_and_evaluate(
     What results.json holds.
 
   Raises:
-    ValueError: bad config, data or workdir; raised before anything compiles.
-    Preempted: SIGTERM came; the state is saved, call again to resume.
+    ValueError: bad config, data or workdir, or one that another process uses
+      (`lock.InUseError`); raised before anything compiles.
+    Preempted: a signal came; the state is saved, call again to resume.
     metrics.NonFiniteError: training diverged.
   """
   check(config)
@@ -68,22 +69,28 @@ def train_and_evaluate(
   finished = mode == 'train' and os.path.exists(results_path)
   processes.wait_for_all('workdir checked')  # before the first one writes to it
   if finished:
+    if workdir.data_moved(directory, as_json(config)):
+      workdir.check_data(directory, digests(config, _load(config)))
     _logger.info('%s is there: nothing left to do', results_path)
     results = documents.read(results_path)
   else:
-    # Data first: a run that finds none leaves nothing behind. And one process
-    # first: what it downloads and caches is there for the others.
-    with processes.first_alone('data'):
-      dataset = load_dataset(config)
-    prepare_workdir(config, directory, may_differ=may_differ)
-    with jax.debug_nans(config.debug_nans or jax.config.jax_debug_nans):
-      results = _run(config, directory, dataset, mode)
-    if processes.is_first():
-      documents.write(results_path, results)
+    with workdir.exclusive(directory):
+      # Data first: a run that finds none leaves nothing behind.
+      dataset = _load(config)
+      with jax.debug_nans(config.debug_nans or jax.config.jax_debug_nans):
+        results = _run(config, directory, dataset, mode)
+      if processes.is_first():
+        documents.write(results_path, results)
   if processes.is_first():
     print(summary(results))
     print(f'\nresults: {results_path}')
   return results
+
+
+def _load(config: ml_collections.ConfigDict) -> Dataset:
+  """Loads the data; in one process first, so that others find its cache."""
+  with processes.first_alone('data'):
+    return load_dataset(config)
 
 
 def check_workdir(
@@ -94,7 +101,7 @@ def check_workdir(
 ) -> None:
   """Checks that a folder can hold a run of a config; see `workdir.check`."""
   workdir.check(
-    directory,
+    files.user_path(directory),
     as_json(config),
     may_differ=may_differ,
     defaults=workdir_defaults(),
@@ -105,12 +112,16 @@ def prepare_workdir(
   config: ml_collections.ConfigDict,
   directory: str,
   *,
+  data: Mapping[str, str] | None = None,
+  splits: Sequence[str] | None = None,
   may_differ: tuple[str, ...] = (),
 ) -> None:
   """Takes a folder for a run of a config; see `workdir.prepare`."""
   workdir.prepare(
-    directory,
+    files.user_path(directory),
     as_json(config),
+    data=data,
+    splits=splits,
     may_differ=may_differ,
     defaults=workdir_defaults(),
   )
@@ -120,12 +131,21 @@ def _run(
   config: ml_collections.ConfigDict, directory: str, dataset: Dataset, mode: str
 ) -> dict[str, Any]:
   """Trains and evaluates, the natural twin too; returns the results."""
+  evaluates = mode == 'evaluate'
+  data = {
+    'data': digests(config, dataset),
+    'splits': ('test',) if evaluates else None,
+  }
+  may_differ = ('evaluation.',)
+  prepare_workdir(
+    config, directory, may_differ=may_differ if evaluates else (), **data
+  )
   experiment = make_experiment(config, dataset)
   results = _train_and_score(config, experiment, directory, mode)
   if config.compare_with_natural:
     natural = make_natural(config)
     folder = os.path.join(directory, 'natural')
-    prepare_workdir(natural, folder, may_differ=('evaluation.',))
+    prepare_workdir(natural, folder, may_differ=may_differ, **data)
     # The same network: the twin is attacked by what is compiled already.
     twin = make_experiment(natural, dataset, evaluator=experiment.evaluator)
     scored = _train_and_score(natural, twin, folder, mode)

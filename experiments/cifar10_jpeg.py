@@ -16,7 +16,7 @@ import os
 import ml_collections
 
 from dhat_jax.configs import cifar10
-from dhat_jax.runtime import cli
+from dhat_jax.runtime import cli, files
 from experiments import runs
 from experiments.digits import changed
 from experiments.runs import Entry, Run
@@ -176,7 +176,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   """Returns the flags; those of the command line by default."""
   parser = runs.flags(__doc__)
   parser.add_argument('--scale', choices=tuple(SCALES), default='cpu')
-  parser.add_argument('--data_dir', required=True, help='the images')
+  parser.add_argument(
+    '--data_dir', required=True, type=files.user_path, help='the images'
+  )
   options = parser.parse_args(arguments)
   scale = SCALES[options.scale]
   name = f'cifar10_jpeg_{options.scale}'

@@ -21,9 +21,16 @@ import ml_collections
 import numpy as np
 
 from dhat_jax import from_config
+from dhat_jax import main as command
 from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.run import check_workdir, prepare_workdir, train_and_evaluate
-from dhat_jax.runtime import documents, files, processes, streams, workdir
+from dhat_jax.runtime import (
+  documents,
+  files,
+  lock,
+  streams,
+  workdir,
+)
 from dhat_jax.training import cost as flops
 from dhat_jax.training.loop import checkpoint_folder
 from experiments import packing
@@ -90,6 +97,13 @@ def _same_beginning(run: Run) -> None:
 def _take_over(run: Run, root: str) -> None:
   """Copies the shared stages' checkpoints; one copied half does not count."""
   _same_beginning(run)
+  # The checkpoints are of the source's data, and of no other.
+  source, target = (
+    os.path.join(root, name, 'data.json')
+    for name in (run.source.name, run.name)
+  )
+  if not os.path.exists(target) and os.path.exists(source):
+    files.write_json(target, files.read_json(source))
   for stage in run.shared:
     source, target = (
       checkpoint_folder(os.path.join(root, name), stage)
@@ -108,9 +122,10 @@ def perform(run: Run, root: str) -> dict[str, Any]:
     perform(run.source, root)
   directory = os.path.join(root, run.name)
   from_config.check(run.config)
-  prepare_workdir(run.config, directory)
-  if run.source is not None:
-    _take_over(run, root)
+  with lock.held(directory):
+    prepare_workdir(run.config, directory)
+    if run.source is not None:
+      _take_over(run, root)
   return train_and_evaluate(run.config, directory)
 
 
@@ -240,8 +255,11 @@ def flags(document: str) -> argparse.ArgumentParser:
     type=_seeds,
     help='those to run now, as 0,1; the table holds all that are done',
   )
-  parser.add_argument('--workdir', help='where the runs go')
-  parser.add_argument('--json', help='where the table goes')
+  for name, text in (
+    ('--workdir', 'where the runs go'),
+    ('--json', 'where the table goes'),
+  ):
+    parser.add_argument(name, type=files.user_path, help=text)
   return parser
 
 
@@ -273,7 +291,25 @@ def main(
     num_train: number of images that train.
     caption: what else the JSON says: `experiment`, `data`, `setting`, ...
   """
-  processes.initialize()
+  with command.session():
+    _make(
+      entries,
+      options,
+      image_shape=image_shape,
+      num_train=num_train,
+      caption=caption,
+    )
+
+
+def _make(
+  entries: Sequence[Entry],
+  options: argparse.Namespace,
+  *,
+  image_shape: tuple[int, int, int],
+  num_train: int,
+  caption: dict[str, Any],
+) -> None:
+  """Does what `main` says; arguments as there."""
   wanted = [entry for entry in entries if entry.seed in options.seeds]
   runs = list({entry.run.name: entry.run for entry in wanted}.values())
   for run in runs:
@@ -297,9 +333,9 @@ def main(
     'missing': sum(row is None for row in rows),
     'rows': [row for row in rows if row is not None],
   }
-  command = ' '.join(
+  typed = ' '.join(
     [f'python -m experiments.{caption["experiment"]}', *_shown(sys.argv[1:])]
   )
   documents.write(
-    options.json, documents.document('experiment', body, command=command)
+    options.json, documents.document('experiment', body, command=typed)
   )

@@ -6,8 +6,8 @@
 #     --config=configs/digits.py --workdir=runs/digits ...
 #
 # Everything but the options above goes to `python -m dhat_jax.main`. Each line
-# of output is prefixed with its process's number. SIGTERM and Ctrl-C are passed
-# on (the run saves itself); if one process fails, the others are stopped.
+# of output is prefixed with its process's number. SIGTERM, SIGHUP and Ctrl-C are
+# passed on (the run saves itself); if one process fails, the others are stopped.
 #
 # Needs: pip install -e . ; bash 5.1 or newer.
 # --dry-run prints the commands and starts nothing.
@@ -59,7 +59,7 @@ fi
 
 pids=()
 forward() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
-trap forward TERM INT
+trap forward TERM INT HUP
 
 for ((index = 0; index < processes; index++)); do
   command_of "$index"

@@ -8,7 +8,8 @@
 #   launch/tpu_vm.sh [--dry-run] fetch   NAME ZONE WORKDIR
 #   launch/tpu_vm.sh [--dry-run] delete  NAME ZONE
 #
-# `install` copies this folder to every VM and installs it there. `run` starts
+# `install` copies this folder (without runs/) to every VM and installs it there;
+# again, it brings the new code and leaves the VM's runs. `run` starts
 # the same command on all of them; JAX finds the others. On a pod --workdir has
 # to be on a disk that all VMs share (Filestore); on one VM any folder will do.
 # A spot VM may vanish: create it again and `run` the same command, which
@@ -56,11 +57,15 @@ case "$action" in
     tpu create "$name" --accelerator-type="$type" --version="$version" "$@"
     ;;
   install)
-    tpu ssh "$name" --worker=all --command='rm -rf dhat_jax'
-    tpu scp --recurse "$root" "$name:dhat_jax" --worker=all
+    tpu ssh "$name" --worker=all --command='rm -rf dhat_jax.new'
+    tpu scp --recurse "$root" "$name:dhat_jax.new" --worker=all
+    # What runs have left on the VM stays, and its environment.
     # The image's own Python is older than what the project needs.
-    tpu ssh "$name" --worker=all --command="cd dhat_jax && pip install uv &&\
- python3 -m uv venv --python 3.12 .venv &&\
+    tpu ssh "$name" --worker=all --command="mkdir -p dhat_jax &&\
+ rm -rf dhat_jax.new/runs dhat_jax.new/.venv dhat_jax/dhat_jax &&\
+ cp -a dhat_jax.new/. dhat_jax && rm -rf dhat_jax.new &&\
+ cd dhat_jax && pip install uv &&\
+ python3 -m uv venv --allow-existing --python 3.12 .venv &&\
  python3 -m uv pip install --python .venv/bin/python -e '.[tpu]'"
     ;;
   run)

@@ -106,6 +106,11 @@ def test_tpu_vm_dry_runs():
   install = command('install', 'me', 'us-central2-b')
   assert [line[4] for line in install] == ['ssh', 'scp', 'ssh']
   assert all('--worker=all' in line for line in install)
+  # Again: the VM's runs stay, and its environment.
+  text = ' '.join(part for line in install for part in line)
+  assert "rm -rf dhat_jax'" not in text
+  assert 'dhat_jax.new/runs' in text
+  assert '--allow-existing' in text
   (run,) = command('run', 'me', 'us-central2-b', CONFIG, STAGES)
   (remote,) = (part for part in run if part.startswith('--command='))
   _, _, main = remote.partition(' -m dhat_jax.main ')
@@ -184,6 +189,41 @@ def test_notebook_is_committed_without_outputs():
   code = [cell for cell in cells if cell['cell_type'] == 'code']
   assert len(code) > 5
   assert not any(cell['outputs'] or cell['execution_count'] for cell in code)
+
+
+def test_notebook_set_up_runs_again(tmp_path, monkeypatch):
+  """In the same session, and after 'Restart session', where it began."""
+  cells = json.loads((LAUNCH / 'colab.ipynb').read_text())['cells']
+  (text,) = (
+    source
+    for source in (''.join(cell['source']) for cell in cells)
+    if "'clone'" in source
+  )
+  calls = []
+
+  def run(command, **_):
+    calls.append(command)
+    if command[:2] == ['git', 'clone']:
+      target = pathlib.Path(command[-1])
+      assert not target.exists()  # as git demands
+      (target / 'dhat_jax').mkdir(parents=True)
+      (target / 'setup.cfg').touch()
+    return subprocess.CompletedProcess(command, 0)
+
+  monkeypatch.setattr(subprocess, 'run', run)
+  monkeypatch.chdir(tmp_path)
+  for folder in (None, None, tmp_path):
+    if folder:
+      monkeypatch.chdir(folder)
+    exec(text, {'REPOSITORY': 'https://example.org/project.git'})
+    assert pathlib.Path.cwd() == tmp_path / 'dhat_jax_project'
+  assert sum(command[0] == 'git' for command in calls) == 1
+  # The address is needed for the first time alone.
+  monkeypatch.chdir(tmp_path)
+  exec(text, {'REPOSITORY': ''})
+  monkeypatch.chdir(tmp_path.parent)
+  with pytest.raises(SystemExit, match='give REPOSITORY above'):
+    exec(text, {'REPOSITORY': ''})
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from dhat_jax import arguments, convert, from_config, run
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import autoattack, checks, passes
 from dhat_jax.pytorch import jax_module
-from dhat_jax.runtime import streams
+from dhat_jax.runtime import files, streams, workdir
 
 STANDARD = checks.VERSIONS['standard']
 # Of a network that is not trained: so small that nothing breaks, and all the
@@ -70,9 +70,12 @@ def make_problem(
     'config.evaluation.norm', config.evaluation.norm, balls.NORMS
   )
   if directory is not None:
+    directory = files.user_path(directory)
     run.check_workdir(config, directory, may_differ=('evaluation.',))
     trained = run.load_run(directory)
-    test = from_config.load_dataset(config).test
+    dataset = from_config.load_dataset(config)
+    test = dataset.test
+    workdir.check_data(directory, dataset.digests(), ('test',))
     return Problem(
       net=trained.net,
       variables=trained.variables,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +22,14 @@ class Split:
   images: np.ndarray
   labels: np.ndarray
 
+  def digest(self) -> str:
+    """Returns 32 hex digits of the content: BLAKE2b of images and labels."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (self.images, self.labels):
+      digest.update(f'{array.shape} {array.dtype}'.encode())
+      digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -37,6 +46,10 @@ class Dataset:
   test: Split
   class_names: tuple[str, ...]
   source: str
+
+  def digests(self) -> dict[str, str]:
+    """Returns {'train': ..., 'test': ...}, which say what the data is."""
+    return {name: getattr(self, name).digest() for name in ('train', 'test')}
 
 
 @dataclasses.dataclass(frozen=True)

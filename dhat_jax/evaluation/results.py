@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+import tqdm
 
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import aggregator_analysis, audit
@@ -19,7 +20,13 @@ from dhat_jax.evaluation.records import (
 )
 from dhat_jax.evaluation.store import Store, digest
 from dhat_jax.models.outputs import OUTPUTS, final
-from dhat_jax.runtime import devices, processes, provenance, streams
+from dhat_jax.runtime import (
+  devices,
+  preemption,
+  processes,
+  provenance,
+  streams,
+)
 from dhat_jax.runtime.progress import progress_bar, throttled
 
 Records = dict[tuple[str, str], Record]
@@ -137,13 +144,26 @@ def _records(
       store,
       rng=streams.key(seed),
       export=[a.name for a in plan.attacks] if plan.export_images else (),
-      show=None if silent else throttled(bar),
+      show=_show(bar, silent=silent),
     )
     records = {}
     for job in todo:
       records[job.key] = recorder.record(job.target, job.attack)
       bar.update()
+      preemption.stop_here('the evaluation')
     return records
+
+
+def _show(bar: tqdm.tqdm, *, silent: bool) -> Callable[[str], None]:
+  """Returns what long attacks call at each batch, which is where they stop."""
+  show = None if silent else throttled(bar)
+
+  def show_and_stop(text: str) -> None:
+    preemption.stop_here('the evaluation')
+    if show is not None:
+      show(text)
+
+  return show_and_stop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ Nothing below this package sees a ConfigDict.
 
 from dhat_jax.from_config.check import check
 from dhat_jax.from_config.data import (
+  digests,
   image_shape,
   load_dataset,
   make_source,
@@ -30,6 +31,7 @@ __all__ = [
   'as_json',
   'check',
   'completed',
+  'digests',
   'find_role',
   'image_shape',
   'in_unit',

@@ -1,8 +1,9 @@
 """From a config to its data set and what happens to the images."""
 
 import ml_collections
+import numpy as np
 
-from dhat_jax.datasets.base import Dataset, Source
+from dhat_jax.datasets.base import Dataset, Source, Split
 from dhat_jax.datasets.loaders import DATASETS
 from dhat_jax.from_config.values import completed, options_of
 
@@ -55,6 +56,36 @@ def load_dataset(config: ConfigDict, source: Source | None = None) -> Dataset:
       f'{channels} channels'
     )
   return data
+
+
+def digests(config: ConfigDict, dataset: Dataset) -> dict[str, str]:
+  """Returns what a run's data is, by its content: {name: digest}.
+
+  Args:
+    config: the run's config.
+    dataset: of `load_dataset`.
+
+  Returns:
+    Those of the splits `train` and `test`; `batches`, where the data set makes
+    its own and may mix other images in: that of the first two.
+  """
+  found = dataset.digests()
+  make_batches = make_source(config).make_batches
+  if make_batches is not None:
+    batches = make_batches(
+      dataset.train,
+      batch_size=config[config.stages[0]].batch_size,
+      seed=0,
+      process_index=0,
+      process_count=1,
+    )
+    parts = [batches.batch(step) for step in range(2)]
+    images, labels = (
+      np.concatenate([np.asarray(part[key]) for part in parts])
+      for key in ('images', 'labels')
+    )
+    found['batches'] = Split(images, labels).digest()
+  return found
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:

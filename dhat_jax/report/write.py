@@ -21,8 +21,9 @@ def write(workdirs: Sequence[str], out: str | None = None) -> str:
     ValueError: a workdir that is no folder, or holds no run.
     OSError: nothing can be written there.
   """
+  workdirs = [files.user_path(workdir) for workdir in workdirs]
+  out = files.user_path(out) or workdirs[0]
   report = page.render(read.load_all(workdirs))
-  out = out or workdirs[0]
   for name, content in report.files.items():
     with files.replacing(os.path.join(out, 'report', name), 'wb') as file:
       file.write(content)

@@ -10,6 +10,7 @@ order; of an override that is given twice the last one counts.
 import contextlib
 import difflib
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dhat_jax.runtime import config_file, files
+from dhat_jax.runtime import config_file, files, signals
 
 _OVERRIDE = re.compile(
   r'--?(?P<no>no)?config\.(?P<path>[^=]*)(=(?P<value>.*))?', re.DOTALL
@@ -281,6 +282,8 @@ def fail(message: Any) -> NoReturn:
 def mistakes_in_one_line(*others: type[Exception]) -> Iterator[None]:
   """Turns what a user can mend into one line on stderr and exit code 2.
 
+  Ctrl-C is one line too, and exit code 130.
+
   Args:
     *others: further exceptions that are a user's mistake.
   """
@@ -290,3 +293,6 @@ def mistakes_in_one_line(*others: type[Exception]) -> Iterator[None]:
     fail(_one_line(error))
   except (ImportError, OSError, ValueError, *others) as error:
     fail(error)
+  except KeyboardInterrupt:
+    print('stopped', file=sys.stderr)
+    sys.exit(signals.exit_code(signal.SIGINT))

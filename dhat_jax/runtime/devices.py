@@ -118,29 +118,35 @@ def _one_device_train_step(step: Callable) -> Callable:
   return on_one
 
 
+def _waiting(mapped: Callable) -> Callable:
+  """Returns a mapped function whose calls wait for each other where they must.
+
+  On the CPU with several simulated devices: what is enqueued there without
+  waiting can deadlock in its collectives. Elsewhere a call returns at once, and
+  whoever reads the result waits for it.
+  """
+  if jax.default_backend() != 'cpu' or jax.device_count() == 1:
+    return mapped
+  return lambda *args: jax.block_until_ready(mapped(*args))
+
+
 def pmap_train_step(step: Callable) -> Callable:
   """Maps (state, batch) -> (state, metrics) over all devices, to be called.
 
-  As `mapped_train_step`; but on the CPU with several simulated devices the
-  call waits for the step: steps enqueued there without waiting can deadlock
-  in their collectives. Under `jax.debug_nans` one device does the work of all.
+  As `mapped_train_step`, but a call waits where it must. Under
+  `jax.debug_nans` one device does the work of all.
   """
   if jax.config.jax_debug_nans:
     return _one_device_train_step(step)
-  mapped = mapped_train_step(step)
-  if jax.default_backend() != 'cpu' or jax.device_count() == 1:
-    return mapped
-
-  def waiting(state, batch):
-    return jax.block_until_ready(mapped(state, batch))
-
-  return waiting
+  return _waiting(mapped_train_step(step))
 
 
 def pmap_eval_step(step: Callable, in_axes: Any) -> Callable:
-  """Maps an evaluation step; arguments with `in_axes` None are replicated."""
-  mapped = jax.pmap(step, axis_name=AXIS, in_axes=in_axes)
-  return lambda *args: jax.block_until_ready(mapped(*args))
+  """Maps an evaluation step; arguments with `in_axes` None are replicated.
+
+  A call waits where it must, as in training.
+  """
+  return _waiting(jax.pmap(step, axis_name=AXIS, in_axes=in_axes))
 
 
 def pmap_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:

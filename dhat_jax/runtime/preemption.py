@@ -1,38 +1,33 @@
-"""Asked to stop: SIGTERM, here or on any other host of the run."""
+"""Asked to stop, here or on any other host of the run; see `signals`."""
 
 import contextlib
+import itertools
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from dhat_jax.runtime import processes
+from dhat_jax.runtime import processes, signals
+
+# Of all stages and evaluations of this process: where several processes agree
+# on a call to stop at, its number must not come twice.
+_calls = itertools.count(1)
 
 
 class Preempted(Exception):
   """The run was asked to stop, and its state is saved."""
 
 
-@contextlib.contextmanager
-def _on_sigterm(handle: Callable) -> Iterator[None]:
-  """Calls `handle` on SIGTERM, where this process may listen for it.
+def forward(number: int) -> None:
+  """Turns a signal into SIGTERM, for which JAX's distributed runtime listens.
 
-  Where there are several processes, JAX's distributed runtime listens.
+  It tells the other processes.
   """
-  if processes.process_count() > 1:
-    yield
-    return
-  try:
-    old = signal.signal(signal.SIGTERM, handle)
-  except ValueError:  # not the main thread, which alone gets signals
-    yield
-    return
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, old)
+  if number != signal.SIGTERM:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class StopRequest:
-  """Turns SIGTERM into an answer that all processes get at the same step.
+  """Turns signals into an answer that all processes get at the same step.
 
   Attributes:
     requested: whether the run is to stop as soon as it is saved.
@@ -40,19 +35,42 @@ class StopRequest:
 
   def __init__(self):
     self.requested = False
-    self._calls = 0
 
-  def _handle(self, *_):
-    self.requested = True
+  def _handle(self, number: int) -> None:
+    if processes.process_count() > 1:
+      forward(number)
+    else:
+      self.requested = True
 
   @contextlib.contextmanager
   def listening(self) -> Iterator[None]:
     """Listens inside the context."""
-    with _on_sigterm(self._handle):
+    # Where there are several processes, JAX's runtime has SIGTERM.
+    numbers = [
+      number
+      for number in signals.STOPPING
+      if number != signal.SIGTERM or processes.process_count() == 1
+    ]
+    with signals.redirected(self._handle, numbers):
       yield
 
   def ask(self) -> bool:
     """Returns `requested`; every process calls it once after every step."""
-    self._calls += 1
-    self.requested |= processes.stops_at(self._calls)
+    self.requested |= processes.stops_at(next(_calls))
     return self.requested
+
+
+def stop_here(where: str) -> None:
+  """Ends a run of several processes here if one of them was asked to stop.
+
+  Every process calls it at the same places, at which what is finished is
+  saved. Where there is one process alone it need not wait for such a place.
+
+  Args:
+    where: what the user is told.
+
+  Raises:
+    Preempted: in all processes, at the same call.
+  """
+  if processes.stops_at(next(_calls)):
+    raise Preempted(where)

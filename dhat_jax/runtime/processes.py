@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dhat_jax.runtime import backend
+
 # A process that was not heard of for so long counts as lost, and ends the run.
 HEARTBEAT_SECS = 30
 
@@ -45,8 +47,10 @@ def initialize(
     process_id: which one this is.
 
   Raises:
-    ValueError: processes that are described in part only, or cannot be found.
+    ValueError: processes that are described in part only, or cannot be found;
+      a platform that JAX cannot start here; flags that XLA does not know.
   """
+  backend.check_xla_flags()
   flags = os.environ.get('XLA_FLAGS', '')
   if (
     jax.lib.__version__ == _ONE_CORE_CONVOLUTIONS
@@ -58,8 +62,7 @@ def initialize(
     jax.config.update('jax_compilation_cache_dir', cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   if cpu_devices is not None:
-    jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_num_cpu_devices', cpu_devices)
+    backend.use_cpu(cpu_devices)
   explicit = {
     'coordinator_address': coordinator_address,
     'num_processes': num_processes,
@@ -73,6 +76,7 @@ def initialize(
     )
   if given or distributed:
     _join(given)
+  backend.start()
 
 
 def _join(given: dict[str, Any]) -> None:
@@ -81,10 +85,14 @@ def _join(given: dict[str, Any]) -> None:
     jax.distributed.initialize(
       **given, heartbeat_timeout_seconds=HEARTBEAT_SECS
     )
-  except (ValueError, TypeError) as error:
+  except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    reason = str(error).splitlines()[0]
+    if isinstance(error, IndexError):  # JAX looks for the port
+      reason = f'got {given}, expected coordinator_address=HOST:PORT.'
     raise ValueError(
-      f'several processes: {error} Expected a cluster that JAX knows (TPU pod, '
-      'SLURM, Open MPI), or coordinator_address, num_processes and process_id'
+      f'several processes: {reason} Expected a cluster that JAX knows (TPU '
+      'pod, SLURM, Open MPI), or coordinator_address, num_processes and '
+      'process_id'
     ) from error
 
 

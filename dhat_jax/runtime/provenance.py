@@ -1,5 +1,6 @@
 """What a result depends on beside its config: versions, code, machine."""
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -30,6 +31,11 @@ def versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
       installed[package] = 'not installed as a package'
   return installed
+
+
+def utc_now() -> str:
+  """Returns the time, '2026-01-31T12:00:00+00:00'."""
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
 
 
 def _git(*arguments: str) -> str | None:

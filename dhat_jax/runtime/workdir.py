@@ -1,27 +1,34 @@
 """A run's folder: which config it belongs to, and what the run was made on.
 
 A run killed at any moment leaves a folder that it can resume from. Configs are
-plain nested dictionaries of JSON values here.
+plain nested dictionaries of JSON values here. The data is known by its content:
+`data.json` holds a digest of each split, so that data which changed where it
+lay is refused, and a copy elsewhere may be used.
 """
 
-import datetime
+import contextlib
 import fnmatch
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dhat_jax.runtime import files, processes, provenance
+from dhat_jax.runtime import files, lock, processes, provenance
 
 # What may be in a folder that belongs to no run yet: a run killed before it
-# wrote its config leaves environment.json alone, and a report may have been
+# wrote its config leaves the first two alone, and a report may have been
 # made of an empty folder.
-_NO_RUN = ('environment.json', 'report.html', 'report')
+_NO_RUN = ('environment.json', 'data.json', 'report.html', 'report')
 
 # Where data is found on a machine says nothing about the run, and a run that
 # made a NaN is looked into from its last checkpoint.
 _MAY_DIFFER = ('dataset.manual_dir', 'dataset.cache_dir', 'debug_nans')
+# Where the folder knows its data by their content.
+_MAY_DIFFER_BY_CONTENT = ('dataset.data_dir',)
 
 _MISSING = '(no such key)'
+
+_logger = logging.getLogger(__name__)
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +81,9 @@ def check(
       path,
       flat(stored),
       flat(values),
-      may_differ=may_differ + _MAY_DIFFER,
+      may_differ=may_differ
+      + _MAY_DIFFER
+      + (_MAY_DIFFER_BY_CONTENT if digests(path) else ()),
       defaults=flat(defaults or {}),
     )
     return
@@ -121,25 +130,138 @@ def _default(key: str, defaults: Mapping[str, Any]) -> Any:
   return _MISSING
 
 
+def digests(path: str) -> dict[str, str]:
+  """Returns {split: digest} of the data of a folder's run, {} without any."""
+  try:
+    stored = files.read_json(os.path.join(path, 'data.json'))
+    return dict(stored['digests'])
+  except FileNotFoundError:
+    return {}
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f'{path}/data.json: not readable ({error}); remove it, and the data of '
+      'the next run is taken for the right one'
+    ) from error
+
+
+def check_data(
+  path: str, data: Mapping[str, str], splits: Sequence[str] | None = None
+) -> None:
+  """Checks that the data is that of a folder's run; writes nothing.
+
+  Args:
+    path: the folder; one without digests takes any data.
+    data: {split: digest}.
+    splits: which of them count; default: all.
+
+  Raises:
+    ValueError: the data changed; which split.
+  """
+  if not os.path.exists(os.path.join(path, 'config.json')):
+    return
+  for split, expected in digests(path).items():
+    if split not in (data if splits is None else splits):
+      continue
+    if data.get(split) != expected:
+      raise ValueError(
+        f'workdir {path}: the data changed: the digest of its {split!r} is '
+        f'{data.get(split)}, expected {expected}; give the data that the run '
+        'began with, or choose another --workdir'
+      )
+
+
+def data_moved(path: str, values: Mapping[str, Any]) -> bool:
+  """Whether a config finds the data elsewhere than a folder's run did."""
+  stored = flat(files.read_json(os.path.join(path, 'config.json')))
+  current = flat(values)
+  return any(
+    stored.get(key) != current.get(key) for key in _MAY_DIFFER_BY_CONTENT
+  )
+
+
+@contextlib.contextmanager
+def exclusive(path: str) -> Iterator[None]:
+  """Uses a folder alone; of several processes the first one holds its lock.
+
+  Args and errors as of `lock.held`.
+  """
+  with contextlib.ExitStack() as stack:
+    error = None
+    if processes.is_first():
+      try:
+        stack.enter_context(lock.held(path))
+      except (lock.InUseError, OSError) as found:
+        error = found
+    if not processes.all_agree(error is None):
+      raise error or lock.InUseError(
+        f'workdir {path}: in use, as the first process says'
+      )
+    yield
+
+
 def prepare(
   path: str,
   values: Mapping[str, Any],
   *,
+  data: Mapping[str, str] | None = None,
+  splits: Sequence[str] | None = None,
   may_differ: tuple[str, ...] = (),
   defaults: Mapping[str, Any] | None = None,
 ) -> None:
   """Takes a folder for a config, after `check`: writes what the run is.
 
-  Args and errors as in `check`; the folder is created if need be.
+  Args:
+    path: the folder; it is created if need be.
+    values: as in `check`.
+    data: {split: digest} of the run's data, as `check_data` takes it; None
+      leaves open what it is.
+    splits: those which must agree; default: all.
+    may_differ: as in `check`.
+    defaults: as in `check`.
+
+  Raises:
+    ValueError: as `check` and `check_data` do.
   """
   if processes.is_first():
     check(path, values, may_differ=may_differ, defaults=defaults)
+    check_data(path, data or {}, splits if data else ())
     config_path = os.path.join(path, 'config.json')
     resumed = os.path.exists(config_path)
     _record_environment(path, resumed=resumed)
+    if data:
+      _record_data(path, data, resumed=resumed)
     if not resumed:
       files.write_json(config_path, values)
   _check_shared(path)
+  _check_same_data(path, data or {}, splits if data else ())
+
+
+def _record_data(path: str, data: Mapping[str, str], *, resumed: bool) -> None:
+  """Writes the digests of a run's data, unless they are there."""
+  if resumed and digests(path):
+    return
+  if os.path.exists(os.path.join(path, 'checkpoints')):
+    _logger.info(
+      'workdir %s: from before runs kept a digest of their data; that of this '
+      "run's data is its digest from now on",
+      path,
+    )
+  files.write_json(os.path.join(path, 'data.json'), {'digests': dict(data)})
+
+
+def _check_same_data(
+  path: str, data: Mapping[str, str], splits: Sequence[str] | None
+) -> None:
+  """Checks that every process has the data which the first one recorded."""
+  error = None
+  try:
+    check_data(path, data, splits)
+  except ValueError as found:
+    error = found
+  if not processes.all_agree(error is None):
+    raise error or ValueError(
+      f'workdir {path}: another process of this run has other data'
+    )
 
 
 def _record_environment(path: str, *, resumed: bool) -> None:
@@ -157,12 +279,8 @@ def _record_environment(path: str, *, resumed: bool) -> None:
     first, history = {'resumed_on': []}, [{}]
   # The newest that the history knows of, and only what is compared.
   if any(history[-1].get(key) != value for key, value in now.items()):
-    first['resumed_on'].append({**now, 'time': _utc_now()})
+    first['resumed_on'].append({**now, 'time': provenance.utc_now()})
     files.write_json(path, first)
-
-
-def _utc_now() -> str:
-  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
 
 
 def _check_shared(path: str) -> None:

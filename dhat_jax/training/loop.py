@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dhat_jax.datasets import batches
-from dhat_jax.runtime import devices, processes
+from dhat_jax.runtime import devices, files, processes
 from dhat_jax.runtime.preemption import Preempted, StopRequest
 from dhat_jax.runtime.progress import progress_bar
 from dhat_jax.training import checkpoint, metrics
@@ -147,7 +147,9 @@ class _StageTraining:
           f'{metrics.nan_source(error)}, at {self._place(step)}'
         ) from error
       if step == start_step + 1:
+        devices.to_host(sums)  # which waits for the step
         compiled = {'compile_seconds': time.monotonic() - recorded[1]}
+        recorded = (step, time.monotonic())
       stops = self._stop.ask()
       pending.append((step, sums))
       bar.update()
@@ -217,12 +219,14 @@ class _StageTraining:
     host = [(step, devices.to_host(sums)) for step, sums in pending]
     metrics.check_finite(host, self._place())
     step = host[-1][0]
-    images = stage.batch_size * (step - recorded[0])
-    return metrics.means(host) | {
+    values = metrics.means(host) | {
       'epoch': step / stage.steps_per_epoch,
       'learning_rate': float(stage.schedule(step - 1)),
-      'images_per_second': images / (time.monotonic() - recorded[1]),
     }
+    # The first step, which compiles, has a time of its own.
+    if images := stage.batch_size * (step - recorded[0]):
+      values['images_per_second'] = images / (time.monotonic() - recorded[1])
+    return values
 
   def _place(self, step: int | None = None) -> str:
     """Returns what an error says of where it came up."""
@@ -252,7 +256,8 @@ def _shown(values: dict[str, float]) -> dict[str, str]:
   for label in ('clean', 'robust'):
     if f'{label}_accuracy' in values:
       shown[label] = f'{100 * values[f"{label}_accuracy"]:.1f}%'
-  shown['images/s'] = f'{values["images_per_second"]:.0f}'
+  if 'images_per_second' in values:
+    shown['images/s'] = f'{values["images_per_second"]:.0f}'
   return shown
 
 
@@ -279,9 +284,10 @@ def train(
 
   Raises:
     ValueError: in mode 'evaluate', if a stage is not trained to its end.
-    Preempted: SIGTERM came; everything is saved.
+    Preempted: a signal came; everything is saved.
     metrics.NonFiniteError: the loss or the gradient is not finite.
   """
+  directory = files.user_path(directory)
   intervals = intervals or Intervals()
   variables, seconds = None, {}
   stop = StopRequest()

@@ -141,6 +141,27 @@ def test_eval_step_maps_what_in_axes_says():
   np.testing.assert_array_equal(got, [[2, 4], [7, 9]])
 
 
+@pytest.mark.parametrize(
+  ('backend', 'count', 'waits'),
+  [('cpu', 2, True), ('cpu', 1, False), ('tpu', 2, False)],
+)
+def test_calls_wait_on_several_simulated_devices_alone(
+  monkeypatch, backend, count, waits
+):
+  waited = []
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  monkeypatch.setattr(jax, 'device_count', lambda: count)
+  monkeypatch.setattr(
+    jax, 'block_until_ready', lambda value: waited.append(1) or value
+  )
+  evaluates = devices.pmap_eval_step(lambda x: x + 1, in_axes=(0,))
+  trains = devices.pmap_train_step(lambda state, batch: (state + 1, batch))
+  x = np.ones((2, 3), np.float32)
+  np.testing.assert_array_equal(evaluates(x), x + 1)
+  np.testing.assert_array_equal(trains(devices.replicate(x[0]), x)[0], x + 1)
+  assert len(waited) == 2 * waits
+
+
 def test_initialize_sets_the_flag_for_one_version_alone(monkeypatch):
   flag = '--xla_cpu_experimental_ynn_fusion_type='
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')

@@ -124,6 +124,22 @@ def test_intervals(trained):
   assert stored.steps(folder) == [4, 6]
 
 
+def test_compilation_is_no_part_of_the_speed(trained):
+  """It has a record's key of its own; the step that compiles is left out."""
+  directory, *_ = trained
+  for stage in ('main_head', 'second_head'):
+    first, *others = [
+      row
+      for row in records(directory)
+      if row['stage'] == stage and 'train/loss' in row
+    ]
+    assert first['step'] == 2
+    # Not 8 images in the time to compile: 4 in that of a step.
+    assert first['train/images_per_second'] > 8 / first['train/compile_seconds']
+    assert all('train/images_per_second' in row for row in others)
+    assert not any('train/compile_seconds' in row for row in others)
+
+
 def test_the_best_checkpoint_is_handed_on(trained):
   directory, variables, _, _ = trained
   folder = loop.checkpoint_folder(directory, 'main_head')
@@ -185,7 +201,15 @@ def test_shuffled_split_as_source(tmp_path):
     image_shape=SHAPE,
     intervals=Intervals(log_steps=1),
   )
-  losses_ = [row['train/loss'] for row in records(str(tmp_path))]
+  rows = records(str(tmp_path))
+  # The first record is of the step that compiles alone.
+  assert ['train/images_per_second' in row for row in rows] == [
+    False,
+    True,
+    True,
+  ]
+  assert rows[0]['train/compile_seconds'] > 0
+  losses_ = [row['train/loss'] for row in rows]
   assert len(set(losses_)) == 3
   assert np.isfinite(losses_).all()
 

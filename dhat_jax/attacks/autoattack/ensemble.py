@@ -30,7 +30,7 @@ from dhat_jax.attacks.autoattack.passes import (
   make_attack,
 )
 from dhat_jax.attacks.autoattack.progress import Progress, Reporter
-from dhat_jax.runtime import streams
+from dhat_jax.runtime import files, streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +260,7 @@ def autoattack(
       randomized=randomized,
       precision=precision,
     )
+    state_dir = files.user_path(state_dir)
     if state_dir is not None:
       problem['network'] = network_digest(
         logits_fn,
