@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -18,6 +18,7 @@ from dhat_jax.evaluation.records import (
   Record,
   example_places,
 )
+from dhat_jax.evaluation.schema import Results
 from dhat_jax.evaluation.store import Store, digest
 from dhat_jax.models.outputs import OUTPUTS, final
 from dhat_jax.runtime import (
@@ -30,29 +31,6 @@ from dhat_jax.runtime import (
 from dhat_jax.runtime.progress import progress_bar, throttled
 
 Records = dict[tuple[str, str], Record]
-ByOutput = dict[str, Any]
-
-
-class Results(TypedDict):
-  """What an evaluation puts into results.json; docs/results_schema.md.
-
-  The version of this schema is `runtime.documents.SCHEMA_VERSION`, which every
-  document carries.
-  """
-
-  outputs: list[dict[str, str | None]]
-  final_output: str
-  accuracy: dict[str, dict[str, float]]
-  worst_case: dict[str, float]
-  worst_case_images: dict[str, int]
-  per_class: ByOutput
-  confusion: ByOutput
-  examples: dict[str, list[int]]
-  autoattack: NotRequired[ByOutput]
-  sweep: NotRequired[ByOutput]
-  loss_by_steps: NotRequired[ByOutput]
-  heads: NotRequired[dict[str, Any]]
-  audit: NotRequired[dict[str, Any]]
 
 
 def evaluate(

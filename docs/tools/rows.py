@@ -31,6 +31,7 @@ TEXTS = {
   'datasets': 'data sets, batches',
   'divergences': 'KL, margins',
   'registry': 'names to factories',
+  'arguments': 'one line for a wrong value',
 }
 # Where a user adds a part of his own.
 EXTENSIBLE = {'losses', 'attacks', 'models', 'datasets', 'training'}

@@ -242,9 +242,12 @@ def autoattack(
     classes = logits.shape[1]
     warnings = checks.warn_targets(names, classes, n_targets)
     if version != 'rand':
-      warnings += evaluation.warn_network(
+      samples, mixed = evaluation.repeat(
         None if randomized else make_predict(logits_fn, map_fn, None)
       )
+      warnings += checks.warn_randomized(
+        samples, labels[: len(samples[0])]
+      ) or checks.warn_batch(samples[0][: len(mixed)], mixed)
     budget = budget_of(classes=classes)
     problem = _describe_problem(
       images,

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from dhat_jax.attacks import arguments, balls
-from dhat_jax.attacks.autoattack import checks
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.journal import Journal
 from dhat_jax.attacks.autoattack.progress import Reporter
+from dhat_jax.attacks.logits import check_finite
 
 Piece = dict[str, np.ndarray]  # see `journal.Journal`
 
@@ -99,8 +99,11 @@ class Evaluation:
   ) -> np.ndarray:
     """Predicts points of a padded batch: finite logits [n, K]."""
     logits = np.asarray(self._predict(points))[: len(batch)]
-    checks.check_finite(logits, where)
+    check_finite(logits, where)
     return logits
+
+  def _first_batch(self) -> np.ndarray:
+    return self._batches(np.arange(len(self._images)))[0]
 
   def predict_clean(self) -> np.ndarray:
     """Predicts all images, which sets `robust`; returns the logits [N, K]."""
@@ -114,20 +117,22 @@ class Evaluation:
     self.predictions = _classes(logits)
     return logits
 
-  def warn_network(
+  def repeat(
     self, predict_pair: Callable | None, repeats: int = 5
-  ) -> list[str]:
-    """Predicts the first batch several times; warns if that differs.
-
-    The last time among other images, in another order: logits that then are
-    others depend on the batch.
+  ) -> tuple[list[np.ndarray], np.ndarray]:
+    """Predicts the first batch several times, in the end among other images.
 
     Args:
       predict_pair: images -> logits, compiled by its first call; takes the last
         time over where a batch is one image. None: a randomised network.
       repeats: how often.
+
+    Returns:
+      Logits [B, K] of each time but the last; and of the last, in which the
+      images come in another order and each is followed by a negative: [n, K]
+      of the first n images.
     """
-    batch = self._batches(np.arange(len(self._images)))[0]
+    batch = self._first_batch()
     points = self._images[self._pad(batch)]
     samples = [self._logits(points, batch, 'clean') for _ in range(repeats - 1)]
     predict, size = self._predict, len(points)
@@ -138,16 +143,14 @@ class Evaluation:
     mixed = np.repeat(points[:half][::-1], 2, axis=0)[:size]
     mixed[1::2] = 1 - mixed[1::2]
     logits = np.asarray(predict(mixed))[::2][::-1][: len(batch)]
-    return checks.warn_randomized(
-      samples, self._labels[batch]
-    ) or checks.warn_batch(samples[0][: len(logits)], logits)
+    return samples, logits
 
   def probe(self) -> np.ndarray:
     """Predicts noise in the boxes of the first images: logits [B, K].
 
     Networks that agree on the clean images need not agree on these.
     """
-    batch = self._batches(np.arange(len(self._images)))[0]
+    batch = self._first_batch()
     points = self._images[self._pad(batch)]
     noise = np.random.default_rng(0).random(points.shape, np.float32)
     return np.asarray(self._predict((points + noise.astype(points.dtype)) / 2))
