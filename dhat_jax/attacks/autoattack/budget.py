@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from dhat_jax.attacks import arguments
+from dhat_jax import arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Budget:
   def __post_init__(self):
     """Raises ValueError for a number with which an attack would not run."""
     for field in dataclasses.fields(self):
-      arguments.integer(field.name, getattr(self, field.name))
+      arguments.integer(field.name, getattr(self, field.name), 1)
 
   def passes(self, name: str) -> list[int]:
     """Restarts, target ranks or pieces of Square, in order.
