@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 # What a step counter can hold, and what an array of float32 can.
@@ -36,10 +37,13 @@ def integer(
 
   Args:
     name: of the argument, for the error.
-    got: what was given; NumPy's integers too.
+    got: what was given; NumPy's integers too. A traced value passes: what it
+      is is known only when the compiled function runs.
     least: None: no bound.
     most: the largest one.
   """
+  if isinstance(got, jax.core.Tracer):
+    return got
   try:
     value = None if _is_flag(got) else operator.index(got)
   except TypeError:

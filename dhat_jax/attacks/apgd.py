@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dhat_jax import divergences
+from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments, balls, finite, logits
 from dhat_jax.attacks.apgd_steps import apgd_init, make_apgd_step
 
@@ -163,8 +164,8 @@ def apgd(
   balls.check_keys('rng', rng, one=True)
   balls.check_choice('norm', norm, balls.NORMS)
   arguments.length('epsilon', epsilon, norm)
-  arguments.integer('n_iter', n_iter)
-  arguments.integer('eot_iter', eot_iter)
+  integer('n_iter', n_iter, least=1)
+  integer('eot_iter', eot_iter, least=1)
   arguments.share('rho', rho)
   arguments.flag('randomized', randomized)
   balls.check_choice('loss', loss, LOSSES)

@@ -1,19 +1,16 @@
-"""Arguments of an attack, each checked here before anything runs.
+"""Arguments of an attack, each checked before anything runs.
 
 One line says which argument, what was given and what is expected. Traced
 values pass: what they are is known only when the compiled function runs.
 """
 
 import math
-import operator
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from dhat_jax import arguments
 
 
 def is_traced(value: Any) -> bool:
@@ -23,15 +20,6 @@ def is_traced(value: Any) -> bool:
 
 def _is_bool(value: Any) -> bool:
   return isinstance(value, bool) or getattr(value, 'dtype', None) == np.bool_
-
-
-def integer(
-  name: str, got: Any, least: int = 1, most: int = arguments.LARGEST_INTEGER
-) -> Any:
-  """Returns an integer in [least, most], or raises; see `arguments.integer`."""
-  if is_traced(got):
-    return got
-  return operator.index(arguments.integer(name, got, least, most))
 
 
 def _as_float(got: Any) -> float:
@@ -172,7 +160,7 @@ def classes(
     )
   if not is_traced(got):
     known = np.asarray(got)
-    most = arguments.LARGEST_INTEGER if num_classes is None else num_classes - 1
+    most = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
     if known.min() < 0 or known.max() > most:
       logits = (
         '' if num_classes is None else f': there are {num_classes} logits'

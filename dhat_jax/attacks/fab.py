@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments, balls, finite, hyperplanes, logits
 
 _PROJECT = {
@@ -266,7 +267,7 @@ def fab(
   """
   balls.check_choice('norm', norm, balls.NORMS)
   arguments.length('epsilon', epsilon, norm)
-  arguments.integer('n_iter', n_iter)
+  integer('n_iter', n_iter, least=1)
   arguments.share('alpha_max', alpha_max)
   arguments.positive('eta', eta)
   arguments.share('beta', beta)

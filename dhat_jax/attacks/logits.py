@@ -11,6 +11,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments
 
 
@@ -161,5 +162,5 @@ def target_classes(
     ValueError: as `problem`, or a rank out of range.
   """
   predicted = checked(logits_fn)(arguments.float_images(images))  # [B, K]
-  arguments.integer('target_rank', rank, least=2, most=predicted.shape[1])
+  integer('target_rank', rank, least=2, most=predicted.shape[1])
   return ranked_classes(predicted, rank)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dhat_jax import divergences
+from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments, balls, finite, logits
 
 Objective = Callable[[chex.Array], chex.Array]
@@ -123,7 +124,7 @@ def make_attack(
   balls.check_choice('start', start, balls.STARTS)
   arguments.length('epsilon', epsilon, norm)
   arguments.length('step_size', step_size, norm)
-  arguments.integer('steps', steps, least=0)
+  integer('steps', steps, least=0)
   arguments.flag('unroll', unroll)
 
   def attack(objective, rng, images, scale=1.0):
@@ -195,11 +196,11 @@ def check_settings(settings: Settings, norm: str) -> Settings:
   """
   arguments.length('epsilon', settings.epsilon, norm)
   arguments.length('step_size', settings.step_size, norm)
-  arguments.integer('steps', settings.steps, least=0)
-  arguments.integer('restarts', settings.restarts)
+  integer('steps', settings.steps, least=0)
+  integer('restarts', settings.restarts, least=1)
   arguments.share('start_scale', settings.start_scale)
   most = len(OBJECTIVES) - 1
-  arguments.integer('objective', settings.objective, least=0, most=most)
+  integer('objective', settings.objective, least=0, most=most)
   return settings
 
 

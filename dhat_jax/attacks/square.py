@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dhat_jax import divergences
+from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments, balls, logits
 from dhat_jax.attacks.square_windows import (
   Draws,
@@ -194,10 +195,10 @@ def square_points(
   """
   balls.check_choice('norm', norm, balls.NORMS)
   arguments.length('epsilon', epsilon, norm)
-  arguments.integer('n_queries', n_queries)
+  integer('n_queries', n_queries, least=1)
   last = n_queries if last is None else last
-  arguments.integer('first', first, least=0, most=n_queries)
-  arguments.integer('last', last, least=0, most=n_queries)
+  integer('first', first, least=0, most=n_queries)
+  integer('last', last, least=0, most=n_queries)
   arguments.share('p_init', p_init)
   logits_fn, images, labels = logits.problem(logits_fn, images, labels, rank=4)
   epsilon = arguments.like(epsilon, images)

@@ -14,6 +14,7 @@ import chex
 import jax
 import numpy as np
 
+from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks import logits as networks
 from dhat_jax.attacks.autoattack import checks
@@ -208,7 +209,7 @@ def autoattack(
   balls.check_choice('norm', norm, balls.NORMS)
   arguments.length('epsilon', epsilon, norm, zero=False)
   names = checks.choose_attacks(version, attacks, randomized)
-  arguments.integer('batch_size', batch_size)
+  integer('batch_size', batch_size, least=1)
   budget_of = functools.partial(
     _make_budget,
     version,
@@ -218,7 +219,7 @@ def autoattack(
     n_targets=n_targets,
     eot_iter=eot_iter,
   )
-  arguments.integer('n_targets', n_targets)
+  integer('n_targets', n_targets, least=1)
   budget_of(classes=2)  # a mistake shows before anything compiles
   logits_fn = networks.checked(logits_fn)
   images, labels = checks.check_inputs(images, labels, names)
