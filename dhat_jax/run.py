@@ -194,10 +194,18 @@ def _train_and_score(
       'seconds': {name: round(value, 1) for name, value in seconds.items()},
     },
   )
-  entry = robustbench.entry(results)
-  if entry is not None and processes.is_first():
-    files.write_json(os.path.join(directory, 'robustbench.json'), entry)
+  if processes.is_first():
+    _write_entry(os.path.join(directory, 'robustbench.json'), results)
   return results
+
+
+def _write_entry(path: str, results: Mapping[str, Any]) -> None:
+  """Writes RobustBench's entry; one of earlier results does not stay."""
+  entry = robustbench.entry(results)
+  if entry is not None:
+    files.write_json(path, entry)
+  elif os.path.exists(path):
+    os.remove(path)
 
 
 @dataclasses.dataclass(frozen=True)

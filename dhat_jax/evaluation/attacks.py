@@ -17,6 +17,8 @@ import dataclasses
 import functools
 import inspect
 import pathlib
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -98,25 +100,51 @@ def make(name: str, *, where: str = '', **shared: Any) -> EvaluationAttack:
 def _made_of(
   name: str, factory: Callable, shared: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns what a user's attack depends on: its arguments and its file."""
+  """Returns what a user's attack depends on: its arguments and its code."""
   _, numbers = EVALUATION_ATTACKS.find(name)
   taken = inspect.signature(factory).parameters
   return {
     **{key: value for key, value in shared.items() if key in taken},
     **numbers,
-    'text': _text(factory),
+    'text': code_of(factory),
   }
 
 
-def _text(factory: Callable) -> str:
-  """Returns the file that a factory is written in, '' where there is none."""
-  try:
-    path = inspect.getsourcefile(inspect.unwrap(factory))
-  except TypeError:  # an object that can be called
-    path = inspect.getsourcefile(type(factory))
-  if not path or not pathlib.Path(path).is_file():
-    return ''
-  return pathlib.Path(path).read_text(encoding='utf-8')
+def code_of(factory: Callable) -> dict[str, str]:
+  """Returns {name: text} of a factory's module and of those that it imports.
+
+  Installed packages are not among them, nor is this one: their versions are in
+  every record.
+  """
+  factory = inspect.unwrap(factory)
+  found: dict[str, str] = {}
+  names = getattr(factory, '__globals__', None)
+  if names is None:  # an object that can be called
+    names = vars(sys.modules[type(factory).__module__])
+  _collect(names, found)
+  return found
+
+
+def _collect(names: Mapping[str, Any], found: dict[str, str]) -> None:
+  """Adds the texts of a module, given by its names, and of its imports."""
+  path = names.get('__file__')
+  if not path or not pathlib.Path(path).is_file() or _is_installed(path):
+    return
+  name = names['__name__']
+  if name in found:
+    return
+  found[name] = pathlib.Path(path).read_text(encoding='utf-8')
+  for value in list(names.values()):
+    module = value if inspect.ismodule(value) else inspect.getmodule(value)
+    if module is not None:
+      _collect(vars(module), found)
+
+
+def _is_installed(path: str) -> bool:
+  libraries = ('stdlib', 'purelib', 'platlib')
+  folders = [sysconfig.get_path(name) for name in libraries]
+  folders.append(str(pathlib.Path(__file__).parent.parent))
+  return any(pathlib.Path(path).is_relative_to(folder) for folder in folders)
 
 
 # Clean images, FGSM, PGD and CW: one function, so that they compile once.

@@ -1,6 +1,7 @@
 """The table of evaluation attacks, and a user's own."""
 
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,26 @@ def test_a_users_attack_is_not_read_where_it_changed(tmp_path):
   assert len(calls(step_size=0.01)) == 0
   assert len(calls(epsilon=0.2)) == 4
   made = attacks.make('noise_2', **SHARED)
-  assert 'balls.select' in made.identity()['made_of']['text']
+  assert 'balls.select' in made.identity()['made_of']['text'][__name__]
+
+
+def test_a_users_attack_depends_on_the_modules_that_it_imports(
+  tmp_path, monkeypatch
+):
+  lines = 'import numpy\nfrom dhat_jax.evaluation import attacks\n'
+  lines += 'from my_moves import move\n\ndef factory():\n  return move\n'
+  (tmp_path / 'my_factory.py').write_text(lines)
+  (tmp_path / 'my_steps.py').write_text('STEPS = 2\n')
+  (tmp_path / 'my_moves.py').write_text(
+    'import my_steps\n\ndef move():\n  return my_steps.STEPS\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  module = importlib.import_module('my_factory')
+  assert sorted(attacks.code_of(module.factory)) == [
+    'my_factory',
+    'my_moves',
+    'my_steps',
+  ]
 
 
 def test_an_attack_is_made_once():
