@@ -23,8 +23,9 @@ def label_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
   from the end, as a negative index would.
   """
   _check(logits, labels)
-  picked = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-  valid = (labels >= 0) & (labels < logits.shape[1])
+  inside = jnp.clip(labels, 0, logits.shape[1] - 1)
+  valid = labels == inside
+  picked = jnp.take_along_axis(logits, inside[:, None], axis=1)[:, 0]
   return picked * jnp.where(valid, 1.0, jnp.nan).astype(logits.dtype)
 
 

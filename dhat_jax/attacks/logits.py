@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -75,12 +76,19 @@ def checked(logits_fn: Callable) -> Callable:
     logits_fn: images -> logits, or (images, key) -> logits.
 
   Raises:
-    TypeError: it cannot be called.
+    TypeError: it cannot be called; or, in a call, it cannot be traced.
   """
   arguments.function('logits_fn', logits_fn)
 
   def call(images, *keys):
-    return as_logits(logits_fn(images, *keys), images)
+    try:
+      output = logits_fn(images, *keys)
+    except jax.errors.JAXTypeError as error:
+      raise TypeError(
+        f'logits_fn: got {type(error).__name__}, expected jax.numpy alone, '
+        'without NumPy or branches that depend on values'
+      ) from error
+    return as_logits(output, images)
 
   return call
 

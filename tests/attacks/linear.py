@@ -49,3 +49,11 @@ def counting():
     return logits_of(images)
 
   return logits_fn, traces
+
+
+def outcome(function, *args, **options):
+  """Returns (result, ''), or (None, text) of the error that a user is shown."""
+  try:
+    return function(*args, **options), ''
+  except (ValueError, TypeError) as error:
+    return None, str(error).splitlines()[0]

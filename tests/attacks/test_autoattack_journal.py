@@ -1,5 +1,6 @@
 """A killed run of AutoAttack goes on where it stopped."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,9 +8,11 @@ import sys
 import textwrap
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dhat_jax.attacks.autoattack import autoattack
 from tests.attacks import linear
 
 
@@ -97,6 +100,73 @@ def test_interrupted_square_goes_on_from_its_best_points(tmp_path):
   # Points of robust images are kept for the last piece alone.
   with np.load(tmp_path / 'square-00-00000.npz') as piece:
     assert not np.any(piece['robust'][piece['rows']])
+
+
+_CLEAN, _ = linear.problem()
+
+
+def _scaled(factor):
+  return lambda images: factor * linear.logits_of(images)
+
+
+def _elsewhere(images):
+  """The same logits on the clean images, others between them."""
+  gaps = images[:, None] - _CLEAN[None]  # [B, N, H, W, C]
+  nearest = jnp.min(jnp.max(jnp.abs(gaps), axis=(2, 3, 4)), axis=1)
+  return linear.logits_of(images) + nearest[:, None] * jnp.arange(5.0)[None]
+
+
+@pytest.mark.parametrize(
+  'other',
+  [
+    _scaled(jnp.float32(2.0)),  # the same predictions
+    _scaled(jnp.array(1.00001)),  # the same within rounding
+    _elsewhere,
+    jax.jit(_elsewhere),  # whose weights do not show
+    jax.jit(_scaled(1.1)),
+  ],
+)
+def test_state_of_another_network_is_refused(tmp_path, other):
+  options = {'state_dir': tmp_path, 'n_targets': 1, 'n_iter': 2}
+  linear.attack('fab-t', **options)
+  with pytest.raises(ValueError, match=r'another evaluation.*network'):
+    linear.attack('fab-t', logits_fn=other, **options)
+  linear.attack('fab-t', **options)  # its own goes on
+
+
+def test_another_jitted_network_is_seen_by_its_logits(tmp_path):
+  options = {'state_dir': tmp_path, 'n_targets': 1, 'n_iter': 2}
+  first = jax.jit(linear.logits_of)
+  linear.attack('fab-t', logits_fn=first, **options)
+  linear.attack('fab-t', logits_fn=first, **options)
+  with pytest.raises(ValueError, match='clean logits are others'):
+    linear.attack('fab-t', logits_fn=jax.jit(_scaled(1.1)), **options)
+  with pytest.raises(ValueError, match='of a probe are others'):
+    linear.attack('fab-t', logits_fn=jax.jit(_elsewhere), **options)
+
+
+def test_state_that_does_not_say_whose_it_is_is_refused(tmp_path):
+  """Of earlier versions."""
+  options = {'state_dir': tmp_path, 'n_targets': 1, 'n_iter': 2}
+  linear.attack('fab-t', **options)
+  path = tmp_path / 'problem.json'
+  problem = json.loads(path.read_text())
+  del problem['network']
+  path.write_text(json.dumps(problem))
+  with pytest.raises(ValueError, match=r'network: got .*, stored None'):
+    linear.attack('fab-t', **options)
+
+
+def test_a_randomised_network_goes_on(tmp_path):
+  def noisy(images, key):
+    noise = 0.1 * jax.random.normal(key, (len(images), 5))
+    return linear.logits_of(images) + noise
+
+  images, labels = linear.problem()
+  options = {'epsilon': 0.01, 'n_iter': 2, 'eot_iter': 2, 'version': 'rand'}
+  options |= {'randomized': True, 'state_dir': tmp_path}
+  first = autoattack(noisy, images, labels, **options)
+  _assert_same(autoattack(noisy, images, labels, **options), first)
 
 
 @pytest.mark.slow
