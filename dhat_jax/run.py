@@ -28,12 +28,20 @@ from dhat_jax.from_config.values import (
 )
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.outputs import Outputs, final
-from dhat_jax.runtime import documents, files, processes, provenance, workdir
+from dhat_jax.runtime import (
+  documents,
+  files,
+  processes,
+  provenance,
+  settings,
+  workdir,
+)
 from dhat_jax.training import loop, stored
 
 _logger = logging.getLogger(__name__)
 
 
+@settings.standard()
 def train_and_evaluate(
   config: ml_collections.ConfigDict, directory: str, *, mode: str = 'train'
 ) -> dict[str, Any]:

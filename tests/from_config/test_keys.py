@@ -237,6 +237,12 @@ def test_the_largest_seed():
   from_config.check(config)
 
 
+def test_a_stage_that_the_config_lacks():
+  config = digits.get_config()
+  config.stages = ('joint',)
+  assert refused(config).startswith('config.joint: got nothing, expected what')
+
+
 def test_no_config_at_all():
   for config in (None, 3, {}):
     with pytest.raises(ValueError, match=r'config: got .* a ConfigDict'):
