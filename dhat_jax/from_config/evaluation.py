@@ -52,12 +52,15 @@ def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
     raise ValueError(f'{_WHERE}.attacks: got {names}, expected different names')
   audited = aggregator_analysis.aggregated(net.outputs)
   audit = _audit(spec, shared)  # mistakes show even if it does not run
+  audits = bool(audited and spec.audit)
+  if audits and audit.square:
+    _able(audit.square, net.num_classes, f'{_WHERE}.audit_queries')
   return Plan(
     clean=attacks.make('clean', **shared),
     attacks=tuple(_listed(name, shared, net.num_classes) for name in names),
     sweep=_sweep(spec),
     loss_by_steps=_loss_by_steps(spec, shared),
-    audit=audit if audited and spec.audit else None,
+    audit=audit if audits else None,
     export_images=spec.export_images,
   )
 
@@ -68,6 +71,13 @@ def _listed(
   """Returns an attack of the list, which can do with so many classes."""
   where = f'{_WHERE}.attacks'
   attack = attacks.make(name, where=where, **shared)
+  return _able(attack, num_classes, where)
+
+
+def _able(
+  attack: EvaluationAttack, num_classes: int, where: str
+) -> EvaluationAttack:
+  """Returns an attack that can do with so many classes, or raises."""
   try:
     attack.check(num_classes)
   except ValueError as error:

@@ -156,7 +156,7 @@ def test_autoattack_is_part_of_the_results(case, tmp_path):
   assert results['autoattack']['main'] == {}
 
 
-def test_logits_that_are_not_finite_are_wrong(case):
+def test_logits_that_are_not_finite_are_wrong(case, caplog):
   net, variables, split = case
   broken = {**variables, 'params': dict(variables['params'])}
   broken['params']['second_head'] = jax.tree.map(
@@ -165,6 +165,9 @@ def test_logits_that_are_not_finite_are_wrong(case):
   results = tiny_suite.run(
     net, broken, split, attacks=('clean', 'pgd_3'), epsilon=0.02
   )
+  # Not silently: the weights may be what is broken.
+  assert 'second/clean: logits not finite on' in caplog.text
+  assert 'main/' not in caplog.text
   assert results['accuracy']['main']['clean'] > 0
   for output in ('second', 'mean', 'aggregated'):
     assert results['accuracy'][output] == {'clean': 0.0, 'pgd_3': 0.0}

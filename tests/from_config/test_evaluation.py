@@ -51,6 +51,19 @@ def test_mistakes_name_their_key(net, path, value, message):
   assert str(error.value).startswith(f'config.evaluation.{path}: ')
 
 
+@pytest.mark.parametrize(
+  ('options', 'key'),
+  [
+    ({'attacks': ('clean', 'fab-t')}, 'attacks'),
+    ({'audit': True, 'audit_queries': 5}, 'audit_queries'),
+  ],
+)
+def test_autoattack_in_no_ball_is_refused_at_the_start(net, options, key):
+  config = tiny_suite.get_config(**options, epsilon=0.0)
+  with pytest.raises(ValueError, match=f'evaluation.{key}: epsilon: got 0.0'):
+    evaluation.make_plan(config, net)
+
+
 def test_attacks_that_need_more_classes_are_refused(net):
   two = net.clone(num_classes=2)
   config = tiny_suite.get_config(attacks=('clean', 'apgd-ce', 'square'))
