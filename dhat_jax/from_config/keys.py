@@ -72,6 +72,8 @@ _SECTIONS = {
     'backbone': _text,
     'attach': _text,
     'aggregator': _text,
+    'backbone_options': _optional(_any),
+    'aggregator_options': _optional(_any),
     'mean': _tuple_of(_number),
     'std': _tuple_of(_number),
     'dtype': _text,

@@ -6,15 +6,19 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies as st
 
+from dhat_jax.arguments import integer
 from dhat_jax.attacks import apgd, arguments, balls, fab, pgd, square
 from dhat_jax.attacks.autoattack import autoattack
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.evaluation import attacks
+from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.training.state import create_train_state
 from tests.attacks import linear
+from tests.helpers.tiny import TinyBackbone
 
 KEY = jax.random.key(0, impl='threefry2x32')
 IMAGES, LABELS = linear.problem(count=4, wrong=0)
@@ -148,7 +152,11 @@ def test_keys_of_another_generator_are_refused_where_noise_is_promised():
       balls.per_example_keys(rng, 2)
     with pytest.raises(ValueError, match='expected a threefry key'):
       create_train_state(
-        net=None, tx=None, trains=(), rng=rng, image_shape=(1, 1, 1)
+        net=DualHeadNet(TinyBackbone(), 3, outputs=('main',)),
+        tx=optax.identity(),
+        trains=('trunk',),
+        rng=rng,
+        image_shape=(8, 8, 1),
       )
 
 
@@ -193,7 +201,7 @@ ANYTHING = st.one_of(
   value=ANYTHING,
   check=st.sampled_from(
     [
-      arguments.integer,
+      functools.partial(integer, least=1),
       arguments.share,
       arguments.positive,
       arguments.flag,

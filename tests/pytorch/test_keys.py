@@ -46,7 +46,7 @@ def prefixed(prefix, state_dict=STATE_DICT):
   ],
 )
 def test_prefix_that_all_keys_share(prefix, caplog):
-  with caplog.at_level('INFO'):
+  with caplog.at_level('INFO', 'dhat_jax'):
     assert_reads(prefixed(prefix))
   said = ' '.join(caplog.messages)
   assert 'left out of the keys: ' in said
@@ -55,7 +55,7 @@ def test_prefix_that_all_keys_share(prefix, caplog):
 
 
 def test_bare_keys_are_read_without_a_word(caplog):
-  with caplog.at_level('INFO'):
+  with caplog.at_level('INFO', 'dhat_jax'):
     assert_reads(STATE_DICT)
   assert not caplog.messages
 
@@ -76,7 +76,7 @@ def test_wrappers_of_parts():
 def test_averaged_model(caplog):
   """Of `torch.optim.swa_utils.AveragedModel`."""
   averaged = {**prefixed('module.'), 'n_averaged': np.array(3)}
-  with caplog.at_level('INFO'):
+  with caplog.at_level('INFO', 'dhat_jax'):
     assert_reads(averaged)
   assert any('n_averaged' in message for message in caplog.messages)
 
@@ -101,7 +101,7 @@ def test_prefix_and_another_number_of_heads():
 
 def test_long_lists_are_cut(caplog):
   other = prefixed('other.', {key: np.zeros(3) for key in map(str, range(60))})
-  with caplog.at_level('DEBUG'):
+  with caplog.at_level('DEBUG', 'dhat_jax'):
     message = error_of(other)
   lines = message.splitlines()
   assert len(lines) < 25

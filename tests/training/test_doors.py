@@ -157,7 +157,7 @@ def test_create_train_state(arguments):
   ('change', 'message'),
   [
     ({'trains': ('head',)}, "trains: got 'head', choices are"),
-    ({'rng': 0}, 'rng: got 0, expected a typed key'),
+    ({'rng': 0}, 'rng: got int, expected a typed key'),
     ({'rng': np.zeros(2, np.uint32)}, 'rng: got '),
     ({'image_shape': (8, 8)}, 'image_shape: got (8, 8), expected (H, W, C)'),
     ({'image_shape': (8, 0, 1)}, 'image_shape, W: got 0, expected an integer'),
