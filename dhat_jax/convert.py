@@ -23,6 +23,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+if __name__ == '__main__':
+  from dhat_jax.runtime.cli import mistakes_in_one_line
+
+  with mistakes_in_one_line():
+    import jax  # it reads the environment
+
 import jax
 import ml_collections
 import numpy as np

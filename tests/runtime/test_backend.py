@@ -12,6 +12,7 @@ ROOT = os.path.dirname(
   os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 )
 MAIN = ['dhat_jax.main', '--config=configs/digits.py', '--workdir=/nonexistent']
+CONVERT = ['dhat_jax.convert', '--workdir=/nonexistent', '--to_torch=x.npz']
 
 
 def run(arguments, **environment):
@@ -32,8 +33,9 @@ def run(arguments, **environment):
   [
     (MAIN, 'JAX_PLATFORMS', 'cuda', ["got 'cuda'", 'there is cpu', '[gpu]']),
     (MAIN, 'JAX_NUM_CPU_DEVICES', 'many', ['jax_num_cpu_devices', 'many']),
+    (CONVERT, 'JAX_NUM_CPU_DEVICES', 'x', ['jax_num_cpu_devices', '"x"']),
     (
-      ['dhat_jax.convert', '--workdir=/nonexistent', '--to_torch=x.npz'],
+      CONVERT,
       'JAX_PLATFORMS',
       'tpu',
       ["got 'tpu'", 'there is cpu', '[tpu]'],
