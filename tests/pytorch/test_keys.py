@@ -1,5 +1,7 @@
 """State dicts that wrappers wrote, and weights that no network can use."""
 
+import logging
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -101,8 +103,11 @@ def test_prefix_and_another_number_of_heads():
 
 def test_long_lists_are_cut(caplog):
   other = prefixed('other.', {key: np.zeros(3) for key in map(str, range(60))})
-  with caplog.at_level('DEBUG', 'dhat_jax'):
+  logger = logging.getLogger('dhat_jax.pytorch.fitting')
+  logger.addHandler(caplog.handler)  # whatever commands have set above it
+  with caplog.at_level('DEBUG', logger.name):
     message = error_of(other)
+  logger.removeHandler(caplog.handler)
   lines = message.splitlines()
   assert len(lines) < 25
   assert lines[0].endswith(' arrays do not fit the network:')
