@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 import tempfile
 
 # Before JAX starts: two simulated devices, and threads enough for both.
@@ -27,6 +28,11 @@ os.environ['XLA_FLAGS'] = ' '.join(
 ).strip()
 
 import jax
+
+# A run leaves ignored what its parent ignored, as `nohup` and a shell's `&` do;
+# the runs that tests stop must not have such a parent.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
