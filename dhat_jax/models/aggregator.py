@@ -145,9 +145,7 @@ class Pairwise(_ReluOfClasses):
     x = _dense_over_heads(CHANNELS, name='conv')(x)
     x = layers.norm(train, axis_name=self.axis_name, name='norm')(x)
     x = x.reshape(batch_size, -1, CHANNELS // POOL, POOL).mean(axis=-1)
-    return nn.Dense(
-      num_classes, kernel_init=layers.uniform_fan_in, name='dense'
-    )(x.reshape(batch_size, -1))
+    return layers.dense(num_classes, name='dense')(x.reshape(batch_size, -1))
 
 
 @register('classwise')
@@ -161,9 +159,7 @@ class Classwise(_ReluOfClasses):
   def __call__(self, logits: chex.Array, train: bool) -> chex.Array:
     num_classes = logits.shape[-1]
     x = _ClassFeatures(self.axis_name, name='features')(logits, train)
-    return nn.Dense(
-      num_classes, kernel_init=layers.uniform_fan_in, name='dense'
-    )(x.reshape(x.shape[0], -1))
+    return layers.dense(num_classes, name='dense')(x.reshape(x.shape[0], -1))
 
 
 @register('mean')
