@@ -158,6 +158,12 @@ def _speed(options: argparse.Namespace, part) -> bool:
 SLICES = {'doctor': _doctor, 'speed': _speed}
 
 
+def _shown(arguments: Sequence[str]) -> list[str]:
+  """Returns the arguments without what is this machine's own."""
+  own = '--out=', '--workdir=', '--seconds='
+  return [argument for argument in arguments if not argument.startswith(own)]
+
+
 def _train(options: argparse.Namespace) -> int:
   from experiments import accelerator_train
 
@@ -177,7 +183,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if options.slice == 'train':  # whose session starts JAX
     return _train(options)
   from dhat_jax.runtime import config_file, processes
-  from experiments import accelerator_budget, accelerator_doctor
+  from experiments import (
+    accelerator_budget,
+    accelerator_doctor,
+    accelerator_speed,
+  )
 
   processes.initialize()
   if options.slice == 'reference':
@@ -191,10 +201,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.slice,
     options.out,
     seconds=options.seconds,
-    command=shlex.join(['python', '-m', 'experiments.accelerator', *typed]),
+    command=shlex.join(
+      ['python', '-m', 'experiments.accelerator', *_shown(typed)]
+    ),
+    table={'doctor': accelerator_doctor, 'speed': accelerator_speed}[
+      options.slice
+    ].table,
     report=lambda line: print(line, flush=True),
   )
   fine = SLICES[options.slice](options, part)
+  print('', *part.table(), sep='\n', flush=True)
   return 0 if fine and not part.failed else 1
 
 

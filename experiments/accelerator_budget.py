@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dhat_jax.runtime import documents
+from dhat_jax.runtime import documents, provenance
 
 # Times scatter: an item starts if there is this much more than it may take.
 MARGIN = 1.2
@@ -44,6 +44,7 @@ class Slice:
     *,
     seconds: float,
     command: str,
+    table: Callable[[Sequence[Mapping[str, Any]]], list[str]],
     report: Callable[[str], None] = print,
     clock: Callable[[], float] = time.monotonic,
   ):
@@ -54,6 +55,7 @@ class Slice:
       path: of the JSON.
       seconds: after which nothing starts, and before which all has to end.
       command: how to get the same.
+      table: rows -> lines of Markdown, which the JSON has too.
       report: called with a line for each item.
       clock: in seconds.
 
@@ -61,7 +63,7 @@ class Slice:
       ValueError: a JSON of something else.
     """
     self._what, self._path, self._command = what, path, command
-    self._clock, self._report = clock, report
+    self._clock, self._report, self._table = clock, report, table
     self._started = clock()
     self._seconds = seconds
     self._lock = threading.Lock()
@@ -138,8 +140,21 @@ class Slice:
     self._report(f'{item.name}: {said} ({row["seconds"]:.0f} s)')
 
   def _write(self) -> None:
-    body = {'what': self.title, 'rows': list(self.rows.values())}
+    body = {'what': self.title, 'table': self.table(), 'rows': self._rows()}
     documents.write(
       self._path,
-      documents.document('benchmark', body, command=self._command),
+      documents.document('experiment', body, command=self._command),
     )
+
+  def _rows(self) -> list[dict[str, Any]]:
+    return list(self.rows.values())
+
+  def table(self) -> list[str]:
+    """Returns the lines of what was measured so far, and of what failed."""
+    whole = [row for row in self._rows() if 'error' not in row]
+    failed = [f'{name}: {self.rows[name]["error"]}' for name in self.failed]
+    described = provenance.describe(
+      provenance.machine(), packages=('jax', 'torch', 'pyautoattack')
+    )
+    caption = '; '.join([f'Measured on {described}', *failed])
+    return [*self._table(whole), '', f'{caption}.']

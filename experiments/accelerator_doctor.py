@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from dhat_jax.evaluation.evaluator import Evaluator, Target
 from dhat_jax.models.outputs import final
 from dhat_jax.runtime import (
   devices,
+  documents,
   files,
   provenance,
   settings,
@@ -400,6 +401,24 @@ def describe() -> dict[str, Any]:
     'line': f'{jax.device_count()} x {device.device_kind}, {driver}, jax '
     f'{jax.__version__}; XLA_FLAGS: {flags or "none"}',
   }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns the lines of a table of the rows that `run` measures."""
+  cells = [
+    (
+      row['item'],
+      ', '.join(
+        f'{name} {gap:.2g} (≤ {row["tolerances"][name]:g})'
+        for name, gap in row['distances'].items()
+      ),
+      'OK' if row['agrees'] else 'DIFFERS',
+    )
+    for row in rows
+    if 'distances' in row
+  ]
+  headers = 'what', "distance from the CPU's values, relative", ''
+  return [documents.markdown_table(headers, cells)]
 
 
 def run(

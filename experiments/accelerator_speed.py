@@ -20,7 +20,7 @@ from dhat_jax.benchmark import (
   training,
 )
 from dhat_jax.pytorch import jax_module
-from dhat_jax.runtime import devices, settings
+from dhat_jax.runtime import devices, documents, settings
 from dhat_jax.training import cost
 from experiments.accelerator_budget import Item, Slice
 
@@ -340,6 +340,61 @@ def items(
   yield from attacks(configs[-1], tf32=True)
   for config in reversed(configs):
     yield from (step(config, s, first, beside=True) for s in config.stages[1:])
+
+
+SIDES = ('published', 'optimised', 'compiled')
+
+
+def _step_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+  ratios = row['ratios']
+  return (
+    row['network'],
+    row['stage'],
+    row['dtype'],
+    str(row['batch_size']),
+    f'{row["images_per_second"]:,.0f}',
+    f'{100 * row["utilisation"]:.0f} %',
+    f'{row["compile_seconds"]:.0f}',
+    f'{row["memory"]["temporaries"] / 2**30:.1f}',
+    *(f'{ratios[side]:.2f}' if side in ratios else '' for side in SIDES),
+  )
+
+
+def _attack_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+  return (
+    row['item'],
+    f'{row["ours"]["median"]:.2f}',
+    f'{row["theirs"]["median"]:.2f}',
+    f'{row["ratio"]:.2f}',
+    f'{row["compile_seconds"]:.0f}',
+  )
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns the lines of the tables of the rows that `run` measures."""
+  steps = [_step_cells(row) for row in rows if 'stage' in row]
+  attacks = [_attack_cells(row) for row in rows if 'attack' in row]
+  lines = [
+    documents.markdown_table(
+      (
+        'network',
+        'stage',
+        'dtype',
+        'batch',
+        'images/s',
+        'of peak',
+        'compiling, s',
+        'temporaries, GiB',
+        *(f'PyTorch {side} / here' for side in SIDES),
+      ),
+      steps,
+      left=3,
+    )
+  ]
+  if attacks:
+    headers = 'attack', 'here, s', 'pyautoattack, s', 'ratio', 'compiling, s'
+    lines += ['', documents.markdown_table(headers, attacks)]
+  return lines
 
 
 def run(

@@ -56,6 +56,7 @@ def part(clock, tmp_path):
       str(tmp_path / 'out.json'),
       seconds=seconds,
       command='python -m experiments.accelerator',
+      table=lambda rows: [str(len(rows))],
       report=lambda line: None,
       clock=clock,
     )
@@ -91,6 +92,7 @@ def test_nothing_is_measured_twice(clock, part, tmp_path):
   assert calls == ['a', 'b', 'c']
   document = documents.read(str(tmp_path / 'out.json'))
   assert document['what'] == 'accelerator speed'
+  assert document['table'][0] == '3'
   assert [row['n'] for row in document['rows']] == ['a', 'b', 'c']
 
 
@@ -108,6 +110,8 @@ def test_a_failure_is_recorded_and_tried_again_last(clock, part):
   first.spend(items(MemoryError('full')))
   assert first.failed == ['a']
   assert first.rows['a']['error'] == 'MemoryError: full'
+  assert first.table()[0] == '0'
+  assert 'a: MemoryError: full' in first.table()[-1]
   second = part(100)
   second.spend(items({'fine': True}))
   assert calls == ['a', 'b', 'c', 'a']
@@ -173,6 +177,7 @@ def test_doctor(rehearse, tmp_path, capsys):
   for row in rows.values():
     assert row['agrees']
     assert row['distances'].keys() == row['tolerances'].keys()
+  assert '| step/main_head/bfloat16 ' in ''.join(document['table'])
   # Half of the images resist, so that equal flags say something.
   folder = tmp_path / 'work' / 'reference'
   with np.load(folder / 'attack-pgd_10.npz') as values:
@@ -250,6 +255,10 @@ def test_step_beside_torch(dtype):
   assert row['ratios'].keys() == {'optimised', 'published'}
   assert row['first_seconds'].keys() == row['ratios'].keys()
   assert row['agrees'], row['losses']
+  table = '\n'.join(accelerator_speed.table([row]))
+  cells = [cell.strip() for cell in table.splitlines()[-1].split('|')]
+  assert cells[1:5] == ['wrn10_1', 'second_head', dtype, '4']
+  assert float(cells[9]) == round(row['ratios']['published'], 2)
 
 
 @pytest.mark.oracle
@@ -264,6 +273,8 @@ def test_autoattack_beside_the_original(tf32):
   assert row['robust'] == {'ours': 3, 'theirs': 3}
   assert row['tf32'] is tf32
   assert row['ratio'] > 0
+  lines = accelerator_speed.table([{**row, 'item': 'wrn10_1/square'}])
+  assert f'| {row["ratio"]:.2f} |' in lines[-1].replace('  ', ' ')
 
 
 def test_a_side_that_fails_does_not_stop_the_others():
