@@ -2,9 +2,8 @@
 
 import copy
 import functools
-import gc
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,10 +18,16 @@ from dhat_jax.benchmark import (
   timing,
   training,
 )
-from dhat_jax.pytorch import jax_module
 from dhat_jax.runtime import devices, documents, settings
 from dhat_jax.training import cost
 from experiments.accelerator_budget import Item, Slice
+from experiments.accelerator_torch import (
+  afresh,
+  ready,
+  set_up_torch,
+  sides,
+  torch_device,
+)
 
 # How far the losses of both sides may be apart, relative to ours. In bfloat16
 # each side rounds at other places.
@@ -31,101 +36,6 @@ BUDGET = Budget(n_iter=20, n_queries=500, n_targets=3)
 IMAGES = 256
 # That an attack may take with compiling, on both sides; a guess.
 ATTACK_SECONDS = 35
-
-
-def torch_device() -> str | None:
-  """Returns where PyTorch can be compared with JAX: 'cuda', 'cpu' or None."""
-  if importlib.util.find_spec('torch') is None:
-    return None
-  if jax.default_backend() == 'cpu':
-    return 'cpu'
-  on_gpu = jax_module.import_torch().cuda.is_available()
-  return 'cuda' if on_gpu and jax.default_backend() == 'gpu' else None
-
-
-def set_up_torch(*, tf32: bool) -> None:
-  """Lets PyTorch choose its fastest algorithms.
-
-  Args:
-    tf32: whether float32 may be rounded to TF32, as JAX does by default.
-  """
-  torch = jax_module.import_torch()
-  torch.backends.cudnn.benchmark = True
-  torch.backends.cudnn.allow_tf32 = tf32
-  torch.set_float32_matmul_precision('high' if tf32 else 'highest')
-
-
-def _afresh(measure: Callable[[], Any]) -> Any:
-  """Measures after what earlier items left is freed."""
-  _forget()
-  return measure()
-
-
-def _forget() -> None:
-  """Frees what was compiled, and its memory."""
-  jax.clear_caches()
-  gc.collect()
-  if torch_device() is not None:
-    torch = jax_module.import_torch()
-    torch.compiler.reset()  # it compiles a function a few times at most
-    if torch.cuda.is_available():
-      torch.cuda.empty_cache()
-
-
-def _sides(
-  config: ml_collections.ConfigDict,
-  trainer: training.Trainer,
-  compiled: bool,
-) -> dict[str, Callable[[], Any]]:
-  """Returns what makes each side in PyTorch.
-
-  Args:
-    config: the run's config.
-    trainer: our side.
-    compiled: whether one of them is compiled.
-  """
-  from dhat_jax.benchmark import torch_steps
-
-  set_up_torch(tf32=True)
-  make = peer.side_maker(config, trainer)
-  options = {
-    'device': torch_device(),
-    'channels_last': True,
-    'bfloat16': config.model.dtype == 'bfloat16',
-  }
-  sides = {
-    'optimised': functools.partial(make, torch_steps.Optimised, **options)
-  }
-  if compiled:
-    sides['compiled'] = functools.partial(
-      make, torch_steps.Optimised, compiled=True, **options
-    )
-  sides['published'] = functools.partial(
-    make, torch_steps.Published, device=torch_device()
-  )
-  return sides
-
-
-def _ready(
-  sides: Mapping[str, Callable[[], Any]],
-) -> tuple[dict[str, Any], dict[str, float], dict[str, float], dict[str, str]]:
-  """Makes sides and calls each once.
-
-  Returns:
-    ({side: what trains one step}, {side: its first loss}, {side: seconds of
-    the first step, with compiling}, {side: why it failed}).
-  """
-  ready, losses, first_seconds, errors = {}, {}, {}, {}
-  for name, make in sides.items():
-    try:
-      side = make()
-      first_seconds[name] = timing.seconds(
-        lambda name=name, side=side: losses.update({name: side()})
-      )
-      ready[name] = side
-    except Exception as error:  # the others are worth measuring
-      errors[name] = f'{type(error).__name__}: {error}'[:500]
-  return ready, losses, first_seconds, errors
 
 
 def measure_step(
@@ -157,13 +67,13 @@ def measure_step(
   before = _peak_bytes()
   with settings.standard(), timing.no_compilation_cache():
     trainer = training.make_trainer(config, stage, batch_size)
-    sides = _sides(config, trainer, compiled) if beside_torch else {}
-    ready, losses, first_seconds, errors = _ready(sides)
+    makers = sides(config, trainer, compiled) if beside_torch else {}
+    steps, losses, first_seconds, errors = ready(makers)
     total, count = devices.to_host(trainer())['loss']
     losses = {peer.OURS: float(total / count), **losses}
     product, operations = training.matrix_product(dtype)
     times = timing.alternate(
-      {peer.OURS: trainer, **ready, 'product': product},
+      {peer.OURS: trainer, **steps, 'product': product},
       repeats=repeats,
       warmup=2,
     )
@@ -293,6 +203,7 @@ def items(
   """
   has_torch = torch_device() is not None
   first, *others = batch_sizes
+  seconds = {config.model.backbone: _estimate(config) for config in configs}
 
   def step(config, stage, size, dtype='bfloat16', beside=False):
     options = {
@@ -300,13 +211,14 @@ def items(
       'beside_torch': beside and has_torch,
       'compiled': compiled,
     }
-    estimate = _estimate(config) * (3.5 if options['beside_torch'] else 1)
+    estimate = seconds[config.model.backbone]
+    estimate *= 3.5 if options['beside_torch'] else 1
     name = f'{config.model.backbone}/{stage}/{dtype}/{size}'
     name += '/torch' if options['beside_torch'] else ''
     measure = functools.partial(
       measure_step, copy.deepcopy(config), stage, size, dtype, **options
     )
-    return Item(name, estimate, functools.partial(_afresh, measure))
+    return Item(name, estimate, functools.partial(afresh, measure))
 
   def attacks(config, *, tf32):
     if not has_torch or importlib.util.find_spec('pyautoattack') is None:
@@ -324,7 +236,7 @@ def items(
       yield Item(
         f'{config.model.backbone}/{name}/{precision}/{images}',
         ATTACK_SECONDS,
-        functools.partial(_afresh, measure),
+        functools.partial(afresh, measure),
       )
 
   for config in configs:
