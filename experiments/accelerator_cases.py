@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -15,7 +16,7 @@ from dhat_jax.benchmark import training
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import attacks
 from dhat_jax.evaluation.evaluator import Evaluator, Target
-from dhat_jax.models.outputs import final
+from dhat_jax.models.outputs import OUTPUTS, final
 from dhat_jax.runtime import devices, settings, streams
 from dhat_jax.training.stages import initial_state
 
@@ -115,16 +116,23 @@ class Problem:
     return {'logits': np.asarray(outputs.select(final(net.outputs)))}
 
   def inputs(self) -> Observed:
-    """Returns labels and a radius at which about half of the images resist.
+    """Returns what the attacks start from, so that about half of them succeed.
 
-    The labels are what is predicted; the radius is the median of the margins,
-    each divided by the length of its gradient.
+    Random weights predict one class for all images. Without each class's mean
+    logit they do not.
+
+    Returns:
+      shift: [K], added to the logits: minus their means.
+      labels: [B], what is predicted then.
+      epsilon: the median of the margins, each over the length of its gradient.
     """
     net, variables = self._network
     images = jnp.asarray(self.split.images, jnp.float32) / 255
+    shift = -self.logits()['logits'].mean(axis=0)
 
     def margins(images):
       logits = net.apply(variables, images).select(final(net.outputs))
+      logits += shift[None]
       first, second = jax.lax.top_k(logits, 2)[0].T
       return (first - second).sum(), (logits.argmax(1), first - second)
 
@@ -132,10 +140,10 @@ class Problem:
       images
     )
     slopes = jnp.abs(gradients).sum(axis=(1, 2, 3))
-    radius = jnp.minimum(jnp.median(values / slopes), 0.5)
     return {
+      'shift': shift,
       'labels': np.asarray(labels, np.int32),
-      'epsilon': np.asarray(radius),
+      'epsilon': np.asarray(jnp.median(values / slopes)),
     }
 
   def attack(self, name: str, inputs: Callable[[], Observed]) -> Observed:
@@ -148,6 +156,9 @@ class Problem:
     Returns:
       robust: bool [B].
       loss: [B], the cross entropy on the attacked images.
+
+    Raises:
+      RuntimeError: all images resist, which would agree with anything.
     """
     given = inputs()
     epsilon = float(given['epsilon'])
@@ -160,14 +171,26 @@ class Problem:
     }
     split = Split(self.split.images, given['labels'])
     record = attacks.make(name, **shared).run(
-      self._target(), split, streams.key(0)
+      self._target(given['shift']), split, streams.key(0)
     )
+    if record.robust.all():
+      raise RuntimeError(f'{name}: all {len(record.robust)} images resist')
     return {'robust': record.robust, 'loss': record.losses}
 
-  def _target(self) -> Target:
+  def _target(self, shift: np.ndarray) -> Target:
+    """Returns the network, its final logits moved by `shift`."""
     net, variables = self._network
+    output = final(net.outputs)
+    part = OUTPUTS[output].parts[-1]
+    params = flax.traverse_util.flatten_dict(variables['params'])
+    bias = part, 'dense', 'bias'
+    if bias not in params:
+      raise RuntimeError(f'{output}: its part {part!r} has no last bias')
+    params[bias] += shift
+    params = flax.traverse_util.unflatten_dict(params)
+    variables = {**variables, 'params': params}
     evaluator = Evaluator(net, batch_size=len(self.split.labels))
-    return evaluator.target(devices.replicate(variables), final(net.outputs))
+    return evaluator.target(devices.replicate(variables), output)
 
 
 def _flat(tree: Any) -> np.ndarray:
