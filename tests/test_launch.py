@@ -253,7 +253,7 @@ def test_notebook_set_up_runs_again(tmp_path, monkeypatch):
       (target / 'setup.cfg').touch()
     # Nothing is installed before pip has been called.
     missing = command[1] == '-c' and not any('pip' in each for each in calls)
-    return subprocess.CompletedProcess(command, int(missing))
+    return subprocess.CompletedProcess(command, int(missing), 'jax', '')
 
   monkeypatch.setattr(subprocess, 'run', run)
   monkeypatch.chdir(tmp_path)
