@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import shlex
 import signal
@@ -185,9 +186,10 @@ def test_local_processes_run_and_stop(tmp_path):
   """A run of two processes, stopped by one signal, then to its end."""
   command = [
     *('bash', str(LAUNCH / 'local_processes.sh'), '--cpu_devices=1'),
-    *(CONFIG, f'--workdir={tmp_path}', STAGES, *SHORT[:4]),
+    *('--config=tests/helpers/tiny_run.py', f'--workdir={tmp_path}', STAGES),
+    *('--config.main_head.epochs=3', SHORT[1]),
   ]
-  environment = {**processes.optimised(), 'PYTHONUNBUFFERED': '1'}
+  environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
   process = subprocess.Popen(
     command,
     cwd=ROOT,
