@@ -1,4 +1,4 @@
-r"""Trains and evaluates a run.
+r"""Trains a network and evaluates it.
 
     python -m dhat_jax.main --config=configs/digits.py --workdir=runs/digits
 
@@ -10,17 +10,23 @@ Flags, in any order:
 --workdir=DIR       Folder of the run. Default: runs/ and the config's name.
 --mode=MODE         train: train what is missing, then evaluate; the default.
                     evaluate: evaluate (again).
---distributed       Several processes, which JAX finds: on a TPU pod, under
-                    SLURM, Open MPI.
+--distributed       Run in several processes that JAX finds itself: on a TPU
+                    pod, under SLURM or Open MPI.
 --coordinator_address=ADDRESS
-                    HOST:PORT of the first of several processes; then also the
-                    next two.
---num_processes=N   How many processes the run has.
---process_id=I      Which of them this is, from 0.
---cpu_devices=N     Runs on so many simulated CPU devices.
---only_check_args   Ends once the flags are known to be good.
+                    HOST:PORT of the first of several processes. It needs the
+                    next two flags.
+--num_processes=N   Number of processes of the run.
+--process_id=I      Number of this process, from 0.
+--cpu_devices=N     Run on N simulated CPU devices.
+--only_check_args   Check the flags and exit.
 
-Any value of the config: `--config.seed=3`, `--config.main_head.epochs=5`.
+Any key of the config can be overridden by a flag:
+
+    python -m dhat_jax.main --config=configs/digits.py --workdir=runs/short \
+      --config.seed=3 --config.main_head.epochs=5 \
+      --config.evaluation.attacks='("clean","pgd_20")'
+
+docs/config_reference.md has the types, units and choices of all keys.
 """
 
 import contextlib
@@ -68,8 +74,15 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     ('cpu_devices', 1),
   ):
     flags.DEFINE_integer(name, None, '', lower_bound=lowest, flag_values=values)
-  cli.parse(values, argv)
+  cli.parse(values, argv, describe=_describe)
   return values
+
+
+def _describe(config: Any) -> str:
+  # Imported late: it takes seconds, which only --help needs to wait for.
+  from dhat_jax.from_config import reference
+
+  return reference.help_text(config)
 
 
 def _fail_at_once(message: object) -> None:

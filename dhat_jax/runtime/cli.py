@@ -12,7 +12,7 @@ import difflib
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import flags
@@ -101,6 +101,7 @@ def parse(
   argv: Sequence[str],
   *,
   needs_config: bool = True,
+  describe: Callable[[ConfigDict], str] | None = None,
 ) -> None:
   """Parses a command line; `values.config` is then the config, overridden.
 
@@ -109,6 +110,7 @@ def parse(
     argv: the command line; argv[0] is the program.
     needs_config: whether --config must be given; else `values.config` is None
       without it.
+    describe: config -> what --help prints of its keys, below the usage.
 
   Raises:
     SystemExit: --help was given; the usage is printed.
@@ -117,6 +119,8 @@ def parse(
   rest = values(list(argv), known_only=True)[1:]
   if values.help:
     print(values['help'].help.strip())
+    if describe is not None and values.config:
+      print(f'\n{_keys_help(values.config[-1], describe)}')
     sys.exit(0)
   if 'config' not in values:
     _refuse(rest, values)
@@ -135,6 +139,13 @@ def parse(
   config = config_file.read(paths[0])
   _override(config, _split_overrides(rest, values, config))
   values.config = config
+
+
+def _keys_help(path: str, describe: Callable[[ConfigDict], str]) -> str:
+  """Returns the keys of a config file, with its values."""
+  return f'Every key of {path}, with its value:\n\n' + describe(
+    config_file.read(path)
+  )
 
 
 def _refuse(arguments: Iterable[str], values: flags.FlagValues) -> None:
