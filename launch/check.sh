@@ -26,6 +26,7 @@ docs() {
   python docs/tools/figure.py --check
   python docs/tools/rows.py --check
   python docs/tools/places.py --check
+  python docs/tools/terminal.py --check
   python docs/tools/tables.py --check
   python docs/tools/config_reference.py --check
   python docs/tools/scaling.py --check
