@@ -41,9 +41,9 @@ key is refused, and the error names the nearest one. `python -m dhat_jax.main
 --config=FILE --help` lists the keys of a config with their values.
 
 The tables show the values of `configs/cifar10.py` as defaults. Where the three
-stages differ, they are separated by slashes. `none` means that a value is not
-set; *1/255* is the unit of a pixel's 256 levels, where *[0, 1]* is the unit of
-the whole range.
+stages differ, slashes separate their values. `none` means that a value is not
+set. The unit *[0, 1]* is the whole range of a pixel, and *1/255* is one of its
+255 steps.
 """
 GROUPS = {
   'The run': '',
@@ -55,6 +55,14 @@ GROUPS = {
   'Evaluation': 'evaluation',
 }
 NOTES = {
+  'dataset': (
+    'CIFAR-10, CIFAR-100 and SVHN come from [TensorFlow\n'
+    'Datasets](https://www.tensorflow.org/datasets), without TensorFlow. Where '
+    'there is\nno network, put the archive into a folder and give '
+    '`--config.dataset.manual_dir`,\nor give a prepared TFDS folder as '
+    '`--config.dataset.data_dir`. For images of your\nown, see [your own '
+    'folder of images](recipes.md#your-own-folder-of-images).'
+  ),
   reference.STAGE: (
     f'`{reference.STAGE}` stands for `main_head`, `second_head`, '
     '`aggregator`, or `joint`. Every stage has all of these keys.'
