@@ -1,4 +1,4 @@
-"""A run: trains, evaluates, writes results; and loads trained networks. """
+"""A run: trains, evaluates, writes results; and loads trained networks."""
 
 import dataclasses
 import functools
@@ -167,7 +167,7 @@ def _train_and_score(
   directory: str,
   mode: str,
 ) -> dict[str, Any]:
-  """Trains the missing stages of one network and evaluates it. """
+  """Trains the missing stages of one network and evaluates it."""
   dataset = experiment.dataset
   variables, seconds = loop.train(
     experiment.stages,
