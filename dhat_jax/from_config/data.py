@@ -89,5 +89,5 @@ def digests(config: ConfigDict, dataset: Dataset) -> dict[str, str]:
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-  """Returns a config's (H, W, C), without loading them if possible."""
+  """Returns (H, W, C) of the images, without loading them if possible."""
   return make_source(config).shape()

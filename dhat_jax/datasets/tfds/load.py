@@ -18,12 +18,12 @@ def load(
 ) -> Dataset:
   """Loads a data set of TFDS.
 
-  It reads the first of these that exists: the decoded arrays of an earlier run
-  (the npz cache); a folder that TFDS has prepared, in ArrayRecord or TFRecord;
-  the original archives. Those come from `manual_dir` or are downloaded; their
-  checksums are verified, and they are prepared in `data_dir`. Other data sets
-  of TFDS can be read if they have the splits `train` and `test` and images of
-  one size. Preparing them needs TensorFlow.
+  It first looks for the decoded arrays of an earlier run (the npz cache), then
+  for a folder that TFDS has prepared (ArrayRecord or TFRecord), then for the
+  archives. Those come from `manual_dir` or are downloaded; their checksums are
+  verified, and they are prepared in `data_dir`. Other data sets of TFDS can be
+  read if they have the splits `train` and `test` and images of one size.
+  Preparing them needs TensorFlow.
 
   Args:
     name: 'cifar10', 'cifar100' or 'svhn_cropped' (without its split `extra`).
