@@ -1,7 +1,7 @@
 """Random streams by name.
 
-What is drawn hangs on a name, never on a place in a table: a new stage, attack
-or output changes no other's numbers.
+Draws depend on a name, never on a place in a table. So a new stage, attack or
+output changes no other numbers.
 """
 
 import zlib
