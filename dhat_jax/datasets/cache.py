@@ -60,7 +60,7 @@ def read(path: str) -> Dataset | None:
     validate(dataset)
   except Exception as error:  # Whatever it is: the data can be decoded again.
     logging.warning(
-      'The cache file %s is damaged (%s: %s); it is made anew.',
+      'The cache file %s is damaged (%s: %s); it is written again.',
       path,
       type(error).__name__,
       error,

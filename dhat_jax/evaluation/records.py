@@ -14,7 +14,7 @@ EXAMPLES = 10
 NO_CLASS = -1
 _PREDICTIONS = '_predictions'
 _FLAGS = 'flags/'
-# Of the arrays on disk; a record of another version is made again.
+# Of the arrays on disk; a record of another version is computed again.
 SCHEMA_VERSION = 2
 
 

@@ -85,7 +85,7 @@ class Store:
       with np.load(self._path(name)) as file:
         arrays = dict(file)
     except Exception:  # NumPy and zipfile raise a great many types
-      return None  # missing or damaged: made again
+      return None  # missing or damaged: computed again
     return arrays if str(arrays.pop('digest', '')) == owner else None
 
   def _save(self, name: str, owner: str, arrays: Arrays) -> None:

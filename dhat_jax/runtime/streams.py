@@ -10,7 +10,7 @@ import chex
 import jax
 
 # Names that had numbers before they had streams. They keep them, so that runs
-# of then resume bit for bit and the published tables can be made again.
+# of then resume bit for bit and the published tables can be reproduced.
 _NUMBERED = {
   'stage/main_head': 0,
   'stage/second_head': 1,

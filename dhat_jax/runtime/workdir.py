@@ -274,7 +274,7 @@ def _record_environment(path: str, *, resumed: bool) -> None:
     first = files.read_json(path)
     history = [first, *first.setdefault('resumed_on', [])]
   except (OSError, ValueError, AttributeError):
-    # Lost or damaged: the run can go on without.
+    # Lost or damaged: the run does not need it.
     first, history = {'resumed_on': []}, [{}]
   # The newest that the history knows of, and only what is compared.
   if any(history[-1].get(key) != value for key, value in now.items()):

@@ -216,5 +216,5 @@ def sgd(
   )
 
 
-# The public name of the default, for programs of one's own.
+# The public name of the default, for other programs.
 make_optimizer = sgd

@@ -227,7 +227,7 @@ class Evaluation:
     arguments.in_box(f'{step.attack}: its images', points)
     logits = self._logits(points, batch, step.attack)
     robust = balls.is_right(logits, self._labels[batch])
-    # Square goes on from all points, the others' robust ones lead nowhere.
+    # Square continues from all points, other attacks from the broken ones.
     rows = np.flatnonzero(~robust | (step.carried is not None))
     return {
       'indices': batch,
