@@ -1,8 +1,8 @@
-"""One door for what comes from outside: numbers, flags, texts, tuples.
+"""Checks of arguments: numbers, flags, texts, tuples.
 
-Each function returns what it was given, or raises a ValueError of one line:
-which argument, what was given, what was expected. A bool is no number, NaN and
-infinity are none either, and 3.0 is no integer.
+Each function returns its argument, or raises a ValueError of one line that
+names the argument, what was given and what was expected. A bool, NaN and
+infinity are not numbers, and 3.0 is not an integer.
 """
 
 import math
@@ -20,7 +20,7 @@ _LONGEST = 120
 
 
 def shown(got: Any) -> str:
-  """Returns a value for an error: on one line, and not too long."""
+  """Returns a value for an error, on one short line."""
   text = ' '.join(repr(got).split())
   return text if len(text) <= _LONGEST else f'{text[: _LONGEST - 3]}...'
 
@@ -37,8 +37,8 @@ def integer(
 
   Args:
     name: of the argument, for the error.
-    got: what was given; NumPy's integers too. A traced value passes: what it
-      is is known only when the compiled function runs.
+    got: what was given; NumPy's integers too. A traced value passes, since it
+      is known only when the compiled function runs.
     least: None: no bound.
     most: the largest one.
   """
@@ -72,7 +72,7 @@ def number(
     got: what was given; NumPy's numbers too.
     least: the smallest one. None: no bound.
     most: the largest one.
-    above: a bound that does not belong to what is allowed.
+    above: an exclusive bound.
     below: likewise.
   """
   value = _as_float(got)
@@ -143,7 +143,7 @@ def text(name: str, got: Any) -> str:
 
 
 def function(name: str, got: Any) -> Callable:
-  """Returns what can be called, or raises."""
+  """Returns a callable, or raises."""
   if not callable(got):
     raise mistake(name, got, 'a function')
   return got

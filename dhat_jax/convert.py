@@ -1,19 +1,19 @@
-r"""PyTorch state dicts <-> Flax variables, and workdirs made of them.
+r"""Converts PyTorch state dicts to workdirs and back.
 
     python -m dhat_jax.convert --from_torch=model.pt \
         --config=configs/cifar10.py --workdir=runs/imported
     python -m dhat_jax.convert --to_torch=model.pt --workdir=runs/cifar10
 
-`.pt`, `.pth`, `.tar`, `.bin` and `.ckpt` files are PyTorch's and need it (the
-extra [oracle]); `.npz` files, one array per key, do not. The keys are those of
-the published code: see `dhat_jax.pytorch.names`; a prefix that all share does
-not matter. Of several state dicts in a file the likeliest is taken, or the one
-that `--entry` names, as `--entry=ema`.
+`.pt`, `.pth`, `.tar`, `.bin` and `.ckpt` files need PyTorch (the extra
+[oracle]). `.npz` files, with one array per key, do not. The keys are those of
+the published code (see `dhat_jax.pytorch.names`); a common prefix is ignored.
+Of several state dicts in a file the likeliest is read, or the one that
+`--entry` names, as `--entry=ema`.
 
-Batch norm's running variances are taken over as they are, though PyTorch's
-estimate is unbiased and ours is not (see `dhat_jax.models.layers`): in
-evaluation the numbers mean the same. Per-channel normalisation of the images
-is no part of a state dict; it belongs to the config.
+Batch norm's running variances are copied unchanged. PyTorch's estimate is
+unbiased and ours is not (see `dhat_jax.models.layers`), but in evaluation they
+have the same meaning. A state dict has no per-channel normalisation of the
+images; the config has it.
 """
 
 import contextlib
@@ -53,20 +53,20 @@ def import_workdir(
   *,
   source: str,
 ) -> None:
-  """Writes a workdir whose stages are done, for `--mode=evaluate`.
+  """Writes a workdir whose stages are finished, for `--mode=evaluate`.
 
-  Each stage gets one checkpoint, at its last step: where that is, the size of
-  the training set decides, so that the data set must be there. The optimiser
-  starts at zero.
+  Each stage gets one checkpoint, at its last step. The size of the training set
+  determines that step, so the data set must be available. The optimiser state
+  is zero.
 
   Args:
-    state_dict: {key: array}, of all the parts that the config's stages train.
+    state_dict: {key: array} of all parts that the config's stages train.
     config: the run's config.
-    directory: the workdir; must not hold checkpoints yet.
-    source: where the weights came from, for the record.
+    directory: the workdir; it must not hold checkpoints.
+    source: where the weights came from, for the records.
 
   Raises:
-    ValueError: bad config, workdir or state dict, NaN in it included.
+    ValueError: bad config, workdir or state dict, or NaN in it.
   """
   directory = files.user_path(directory)
   from_config.check(config)
@@ -104,7 +104,7 @@ def import_workdir(
 
 
 def export_workdir(directory: str) -> dict[str, np.ndarray]:
-  """Returns a workdir's network, as it is evaluated, as a state dict.
+  """Returns the network that a workdir evaluates, as a state dict.
 
   Args:
     directory: the workdir.
@@ -121,7 +121,7 @@ def _trained_state(
   variables: Mapping[str, Any],
   image_shape: tuple[int, int, int],
 ) -> TrainState:
-  """Returns a stage's last state, with the optimiser's numbers at zero."""
+  """Returns a stage's last state, with a zero optimiser state."""
   # Shapes alone: initialising the network would have to be compiled.
   shapes = jax.eval_shape(lambda: initial_state(stage, image_shape))
   state = jax.tree.map(
@@ -147,7 +147,7 @@ def _trained_state(
 
 
 def _parse(argv: list[str]) -> flags.FlagValues:
-  """Parses the flags, in a set of their own beside other commands'."""
+  """Parses the flags of this command."""
   values = cli.new_flags(__doc__, takes_config=True)
   for name, text in (
     ('workdir', 'Folder of the run.'),
@@ -171,7 +171,7 @@ def _parse(argv: list[str]) -> flags.FlagValues:
 
 @contextlib.contextmanager
 def _log_lines() -> Iterator[None]:
-  """Shows on stderr what was read how."""
+  """Logs to stderr what was read, and how."""
   logger, handler = (
     logging.getLogger('dhat_jax.pytorch'),
     logging.StreamHandler(),

@@ -1,9 +1,9 @@
-"""What losses and attacks measure on logits: [B, K] -> [B], to be maximised.
+"""Objectives of losses and attacks on logits: [B, K] -> [B], to be maximised.
 
-Every function here grows as the prediction gets worse, so that an attack
-maximises it and training minimises it. Everything is computed from logits
-through log-softmax, never from probabilities: the probability form of a KL
-divergence has NaN gradients at logit gaps near 120.
+Every function grows as the prediction gets worse: attacks maximise it, and
+training minimises it. Everything is computed from logits through log-softmax,
+never from probabilities: the probability form of a KL divergence has NaN
+gradients at logit gaps near 120.
 """
 
 import chex
@@ -17,10 +17,10 @@ def _check(logits: chex.Array, labels: chex.Array) -> None:
 
 
 def label_logits(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Returns z_y, the logit of each example's own label: [B, K] -> [B].
+  """Returns z_y, the logit of each example's label: [B, K] -> [B].
 
-  NaN, with a gradient of NaN, for a label that is no class: it must not count
-  from the end, as a negative index would.
+  An invalid label gives NaN, with a NaN gradient. A negative one must not count
+  from the end, as an index would.
   """
   _check(logits, labels)
   inside = jnp.clip(labels, 0, logits.shape[1] - 1)
@@ -113,7 +113,7 @@ def targeted_dlr(
   Args:
     logits: float [B, K], K >= 4.
     labels: int [B], the true classes.
-    targets: int [B], the classes to be reached.
+    targets: int [B], the classes to reach.
 
   Returns:
     float [B].

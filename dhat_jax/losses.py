@@ -28,18 +28,18 @@ register = LOSSES.register
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """A training loss, and the attack objective that belongs to it.
+  """A training loss with the objective of its attack.
 
   Attributes:
     name: key of `LOSSES`.
     uses_clean: whether it needs clean logits in training mode.
     uses_adversarial: whether it needs adversarial images.
     make_objective: (clean logits [B, K] in evaluation mode, labels [B]) ->
-      (logits [B, K] -> [B]), what the attack maximises.
+      (logits [B, K] -> [B]), which the attack maximises.
     per_example: (clean Outputs or None, adversarial Outputs or None, labels
       [B], output name) -> (loss [B], {name: [B]}).
-    objective_uses_clean: whether `make_objective` looks at the clean logits;
-      decides what a training step costs, not what it computes.
+    objective_uses_clean: whether `make_objective` uses the clean logits; it
+      changes the counted cost of a step, not its result.
     only_output: the one output that the loss can train; None for any.
     teachers: outputs that the loss reads beside the trained one.
   """
@@ -68,7 +68,7 @@ def _kl_objective(clean_logits, labels):
 
 
 def _right(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Returns 1 where the prediction is right, else 0: float32 [B]."""
+  """Returns 1 where the prediction is correct, else 0: float32 [B]."""
   return is_right(logits, labels).astype(jnp.float32)
 
 
@@ -96,8 +96,8 @@ def _smoothed_cross_entropy(logits, labels, smoothing):
 def _one_minus(logits: chex.Array, classes: chex.Array) -> chex.Array:
   """Returns 1 - softmax(logits) of one class each: [B, K], [B] -> [B].
 
-  As the sum of the other probabilities: 1 - p in float32 has lost all digits
-  where p is nearly 1.
+  It sums the other probabilities: in float32, 1 - p loses all digits where p is
+  nearly 1.
   """
   chosen = jax.nn.one_hot(classes, logits.shape[1], dtype=bool)
   log_others = jax.nn.logsumexp(jnp.where(chosen, -jnp.inf, logits), axis=1)
@@ -206,11 +206,11 @@ def _boosted_cross_entropy(q, labels):
 def mart(*, beta: float) -> Loss:
   """MART: BCE + beta KL(p || q) (1.0000001 - p_y) (Wang et al. 2020, eq. 11).
 
-  BCE = CE(q, y) - log(1.0001 - max_{k != y} q_k + 1e-12), the constants being
-  those of the published code. The gradient flows through p_y too, as there.
+  BCE = CE(q, y) - log(1.0001 - max_{k != y} q_k + 1e-12), with the constants of
+  the published code. The gradient flows through p_y too, as there.
 
-  Differs from the published code in the KL divergence, which there takes
-  log(q + 1e-12) and so saturates at about 27.6.
+  Differs from the published code in the KL divergence: there it uses log(q +
+  1e-12), which saturates at about 27.6.
 
   Args:
     beta: weight of the second term.
@@ -244,13 +244,13 @@ def reverse_log_probabilities(
   """Reverse smoothing of a prediction, as logarithms [B, K].
 
   With m = softmax(logits)_y and b = factor m / (1.0001 - m), entry y stays m
-  and all others are scaled by 1 + b. As published, nothing is normalised
-  afterwards: the entries sum to about 1 + factor m.
+  and all others are scaled by 1 + b. As published, the result is not
+  normalised; the entries sum to about 1 + factor m.
 
   Args:
     logits: float [B, K].
     labels: int [B].
-    factor: how much is given to the other classes, >= 0.
+    factor: how much the other classes gain, >= 0.
   """
   log_probabilities = jax.nn.log_softmax(logits, axis=1)
   m = jnp.exp(divergences.label_logits(log_probabilities, labels))
@@ -276,13 +276,13 @@ def reverse_smoothing(
 ) -> Loss:
   """Teaches the second head from the main head's reverse-smoothed output.
 
-  From the authors' repository (`trades_dual_head.py`). With s the main head's
-  prediction, r the second head's, and rev the reverse smoothing: on
-  adversarial images KL(rev(s(x'), y, a) || r(x')), a = `correct_factor` where
-  the main head is right on both images and `fooled_factor` where it is right
-  on the clean one only (no loss where it is wrong on the clean one); plus
-  `clean_weight` KL(rev(s(x), y, `clean_factor`) || r(x)) on all. The targets
-  pass no gradient: the main head is frozen.
+  From the authors' repository (`trades_dual_head.py`). Let s be the main head's
+  prediction, r the second head's, and rev the reverse smoothing. The loss on
+  adversarial images is KL(rev(s(x'), y, a) || r(x')). Here a = `correct_factor`
+  where the main head is correct on both images, and `fooled_factor` where it is
+  correct on the clean one only. There is no such loss where it is wrong on the
+  clean one. All images add `clean_weight` KL(rev(s(x), y, `clean_factor`) ||
+  r(x)). The targets pass no gradient: the main head is frozen.
 
   Differs from the published code, which trains both heads at once, attacks
   the main head, and lets the weights decay over the epochs. Here the attack is

@@ -1,4 +1,4 @@
-r"""Trains and evaluates a run.
+r"""Trains a network and evaluates it.
 
     python -m dhat_jax.main --config=configs/digits.py --workdir=runs/digits
 
@@ -10,17 +10,23 @@ Flags, in any order:
 --workdir=DIR       Folder of the run. Default: runs/ and the config's name.
 --mode=MODE         train: train what is missing, then evaluate; the default.
                     evaluate: evaluate (again).
---distributed       Several processes, which JAX finds: on a TPU pod, under
-                    SLURM, Open MPI.
+--distributed       Run in several processes that JAX finds itself: on a TPU
+                    pod, under SLURM or Open MPI.
 --coordinator_address=ADDRESS
-                    HOST:PORT of the first of several processes; then also the
-                    next two.
---num_processes=N   How many processes the run has.
---process_id=I      Which of them this is, from 0.
---cpu_devices=N     Runs on so many simulated CPU devices.
---only_check_args   Ends once the flags are known to be good.
+                    HOST:PORT of the first of several processes. It needs the
+                    next two flags.
+--num_processes=N   Number of processes of the run.
+--process_id=I      Number of this process, from 0.
+--cpu_devices=N     Run on N simulated CPU devices.
+--only_check_args   Check the flags and exit.
 
-Any value of the config: `--config.seed=3`, `--config.main_head.epochs=5`.
+Any key of the config can be overridden by a flag:
+
+    python -m dhat_jax.main --config=configs/digits.py --workdir=runs/short \
+      --config.seed=3 --config.main_head.epochs=5 \
+      --config.evaluation.attacks='("clean","pgd_20")'
+
+docs/config_reference.md has the types, units and choices of all keys.
 """
 
 import contextlib
@@ -68,15 +74,22 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     ('cpu_devices', 1),
   ):
     flags.DEFINE_integer(name, None, '', lower_bound=lowest, flag_values=values)
-  cli.parse(values, argv)
+  cli.parse(values, argv, describe=_describe)
   return values
+
+
+def _describe(config: Any) -> str:
+  # Imported late: it takes seconds, which only --help needs to wait for.
+  from dhat_jax.from_config import reference
+
+  return reference.help_text(config)
 
 
 def _fail_at_once(message: object) -> None:
   """Fails without the usual waits at the end of a process.
 
-  Orbax's threads wait minutes for what others of them could not write, and one
-  of several processes for those that are gone.
+  Orbax's threads wait minutes for files that other threads could not write. One
+  of several processes waits for processes that are gone.
   """
   print(f'error: {message}', file=sys.stderr)
   sys.stdout.flush()
@@ -85,10 +98,9 @@ def _fail_at_once(message: object) -> None:
 
 
 def _hide_late_callbacks(unraisable) -> None:
-  """A `sys.unraisablehook`, but for threads of TensorStore that come late.
+  """A `sys.unraisablehook` that ignores late threads of TensorStore.
 
-  The event loop was closed by Orbax because of an error, and it is that error
-  which is told.
+  Orbax closed the event loop because of an error, and that error is reported.
   """
   if str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)
@@ -110,10 +122,10 @@ def _log_to_console(level: int) -> None:
 
 @contextlib.contextmanager
 def session(**start_up: Any) -> Iterator[None]:
-  """Starts JAX for a run, which happens inside the context.
+  """Starts JAX for a run inside the context.
 
-  What the user can mend ends in one clear message and exit code 2. Asked to
-  stop, the run is saved, and the exit code is `signals.exit_code`.
+  A user's mistake ends in one clear message and exit code 2. A run that is
+  asked to stop is saved, and exits with `signals.exit_code`.
 
   Args:
     **start_up: as `processes.initialize` takes them.
@@ -154,7 +166,7 @@ def session(**start_up: Any) -> Iterator[None]:
 def run(
   config: Any, workdir: str, mode: str, *, report: bool = True, **start_up: Any
 ) -> None:
-  """Runs a config; what the user can mend ends in one clear message.
+  """Runs a config; a user's mistake ends in one clear message.
 
   Args:
     config: the run's config.
@@ -173,7 +185,7 @@ def run(
 
 
 def _report(workdir: str) -> None:
-  """Writes the report; what the run found is safe whatever happens here."""
+  """Writes the report; an error here does not affect the results."""
   try:
     from dhat_jax.report.write import write
 
@@ -187,14 +199,14 @@ def _report(workdir: str) -> None:
 
 
 def _stop(number: int) -> None:
-  """Ends the process at a signal while no stage trains; all is on disk."""
+  """Exits at a signal while no stage trains; everything is on disk."""
   print('stopped: what is finished is saved; resume with the same command')
   sys.stdout.flush()
   os._exit(signals.exit_code(number))
 
 
 def workdir_of(values: flags.FlagValues) -> str:
-  """Returns the folder of the run that a command line asks for.
+  """Returns the folder of the run that a command line names.
 
   Raises:
     ValueError: neither --workdir nor a name in the config.

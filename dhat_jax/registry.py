@@ -1,8 +1,8 @@
-"""Registries: names in a config -> factories, whose arguments are its options.
+"""Registries: names in a config -> factories, whose arguments are options.
 
 A kind of part (losses, backbones, ...) has one registry. A factory takes
 keyword arguments only; they are the options that a config may give. A name may
-hold numbers, as 'wrn<depth>_<widen_factor>' or 'pgd_<steps>': they are passed
+hold numbers, as 'wrn<depth>_<widen_factor>' or 'pgd_<steps>'; they are passed
 as arguments too. A user's config file registers its own parts:
 
     @losses.register('mine')
@@ -44,9 +44,9 @@ class Registry(Mapping):
     """Creates an empty registry.
 
     Args:
-      kind: what the parts are, for errors: 'loss'.
-      shared: arguments that the caller has for all parts: passed to a factory
-        that takes them, no mistake if it does not.
+      kind: what the parts are called in errors: 'loss'.
+      shared: arguments that the caller has for all parts. A factory gets those
+        that it takes.
     """
     self.kind = kind
     self.shared = shared
@@ -57,7 +57,7 @@ class Registry(Mapping):
     """Returns a decorator that registers a factory under a name.
 
     The same file may register a name again, as a notebook or a second parse of
-    a config does: the newer factory replaces the older one.
+    a config does. The newer factory replaces the older one.
 
     Args:
       name: may hold numbers: 'wrn<depth>_<widen_factor>'.
@@ -228,7 +228,7 @@ def _parameters(factory: Callable) -> Mapping[str, inspect.Parameter]:
 def _numbers(
   registered: str, factory: Callable, name: str
 ) -> dict[str, int | float]:
-  """Returns the numbers of a name, {} where it is not a registered one."""
+  """Returns the numbers of a name; {} if it does not match."""
   fields = _FIELD.findall(registered)
   literals = [re.escape(text) for text in _FIELD.split(registered)[::2]]
   match = re.fullmatch(_NUMBER.join(literals), name)
@@ -246,7 +246,7 @@ def _numbers(
 
 
 def _origin(frame: types.FrameType) -> str:
-  """Returns the file that a frame runs; a notebook's cells are all one."""
+  """Returns the file that a frame runs; a notebook's cells are one file."""
   names = frame.f_globals
   if names.get('__file__'):
     return os.path.abspath(names['__file__'])

@@ -1,4 +1,4 @@
-"""A run: train, evaluate, write the results; and load a trained one again."""
+"""A run: trains, evaluates, writes results; and loads trained networks."""
 
 import dataclasses
 import functools
@@ -47,21 +47,21 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
   """Runs a config: trains its stages, evaluates, writes results.json.
 
-  Called again with the same arguments it resumes where it was stopped, and
-  ends with the same parameters, bit for bit.
+  A second call with the same arguments resumes a stopped run. It ends with the
+  same parameters, bit for bit.
 
   Args:
-    config: as a file in `configs/` makes it.
-    directory: the workdir; a fresh folder, or that of the same config.
-    mode: 'train', or 'evaluate' to evaluate (again) what the workdir holds;
-      then `config.evaluation` may differ from the workdir's.
+    config: as a file in `configs/` returns it.
+    directory: the workdir: a new folder, or that of the same config.
+    mode: 'train', or 'evaluate' to evaluate the workdir's network (again). Then
+      `config.evaluation` may differ from the workdir's.
 
   Returns:
-    What results.json holds.
+    The content of results.json.
 
   Raises:
-    ValueError: bad config, data or workdir, or one that another process uses
-      (`lock.InUseError`); raised before anything compiles.
+    ValueError: bad config, data or workdir, or a workdir that another process
+      uses (`lock.InUseError`). It is raised before anything compiles.
     Preempted: a signal came; the state is saved, call again to resume.
     metrics.NonFiniteError: training diverged.
   """
@@ -96,7 +96,7 @@ def train_and_evaluate(
 
 
 def _load(config: ml_collections.ConfigDict) -> Dataset:
-  """Loads the data; in one process first, so that others find its cache."""
+  """Loads the data, in one process first; the others then read its cache."""
   with processes.first_alone('data'):
     return load_dataset(config)
 
@@ -124,7 +124,7 @@ def prepare_workdir(
   splits: Sequence[str] | None = None,
   may_differ: tuple[str, ...] = (),
 ) -> None:
-  """Takes a folder for a run of a config; see `workdir.prepare`."""
+  """Prepares a folder for a run of a config; see `workdir.prepare`."""
   workdir.prepare(
     files.user_path(directory),
     as_json(config),
@@ -138,7 +138,7 @@ def prepare_workdir(
 def _run(
   config: ml_collections.ConfigDict, directory: str, dataset: Dataset, mode: str
 ) -> dict[str, Any]:
-  """Trains and evaluates, the natural twin too; returns the results."""
+  """Trains and evaluates, also the natural twin; returns the results."""
   evaluates = mode == 'evaluate'
   data = {
     'data': digests(config, dataset),
@@ -167,7 +167,7 @@ def _train_and_score(
   directory: str,
   mode: str,
 ) -> dict[str, Any]:
-  """Trains what is missing, evaluates; returns the results of one network."""
+  """Trains the missing stages of one network and evaluates it."""
   dataset = experiment.dataset
   variables, seconds = loop.train(
     experiment.stages,
@@ -208,7 +208,7 @@ def _train_and_score(
 
 
 def _write_entry(path: str, results: Mapping[str, Any]) -> None:
-  """Writes RobustBench's entry; one of earlier results does not stay."""
+  """Writes RobustBench's entry, or removes that of earlier results."""
   entry = robustbench.entry(results)
   if entry is not None:
     files.write_json(path, entry)
@@ -224,8 +224,8 @@ class Run:
     net: the network; `net.apply(variables, images)` returns its `Outputs`.
     variables: {'params': ..., 'batch_stats': ...}, NumPy arrays.
     config: the run's config.
-    output: what the run is about: the aggregated output if it has one; of a
-      stage that was asked for, the output that it trains.
+    output: the output that the run is about: the aggregated output if it has
+      one. If a stage was requested, the output that it trains.
   """
 
   net: DualHeadNet
@@ -256,7 +256,7 @@ class Run:
 
     Args:
       images: [N, H, W, C], uint8 or float in [0, 1].
-      output: default: the run's own, `aggregated` for a whole DH-AT run.
+      output: default: `run.output`, `aggregated` for a whole DH-AT run.
 
     Returns:
       float [N, K]; its argmax over axis 1 is the predicted class.
@@ -267,19 +267,19 @@ class Run:
 def load_run(workdir: str, stage: str | None = None) -> Run:
   """Loads the network of a trained run, without its data.
 
-  Nothing is written to the workdir, so that it may still be training.
+  Nothing is written to the workdir, so the run may still be training.
 
   Args:
     workdir: its folder.
     stage: the stage whose network is loaded; default: the last one. The
-      checkpoint is the one that the stage hands on: the best, or the last.
+      checkpoint is the one that the stage hands on, the best or the last.
 
   Returns:
     The run.
 
   Raises:
-    ValueError: no run, a stage that it does not have or that is not trained,
-      or a part that a config file of one's own registers: import that first.
+    ValueError: no run, a stage that is missing or not trained, or an unknown
+      part. If a config file of your own registers the part, import it first.
   """
   directory = files.user_path(workdir)
   path = os.path.join(directory, 'config.json')

@@ -17,7 +17,7 @@ CONTRASTS = (
   ('DH-AT, mean', 'single head, wide'),
   ('single head, wide', 'single head'),
 )
-SUMMARY = 3  # the first of these, for a summary
+SUMMARY = 2  # the first of these, for a summary
 TITLES = {
   'clean': 'clean',
   'pgd_40': 'PGD-40',

@@ -26,7 +26,9 @@ docs() {
   python docs/tools/figure.py --check
   python docs/tools/rows.py --check
   python docs/tools/places.py --check
+  python docs/tools/terminal.py --check
   python docs/tools/tables.py --check
+  python docs/tools/config_reference.py --check
   python docs/tools/scaling.py --check
   # From scratch: a page that has not changed would not be checked again.
   rm -rf docs/_build

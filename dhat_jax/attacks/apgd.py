@@ -1,8 +1,8 @@
 """Auto-PGD: step sizes that halve themselves (Croce & Hein, ICML 2020).
 
-Follows the reference implementation of AutoAttack, its quirks included; what
-is peculiar is said where it happens. `docs/autoattack.md` has the list. One
-iteration is in `apgd_steps`.
+Follows the reference implementation of AutoAttack, including its quirks, which
+are noted where they occur. `docs/autoattack.md` lists them. One iteration is in
+`apgd_steps`.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ def random_start(
   A uniform (Linf) or normal (L2) draw is scaled to norm epsilon: in Linf one
   coordinate reaches epsilon, the others are uniform below it.
 
-  Differs from the reference: each example has a stream of its own, folded by
-  its place in the data set; there every batch restarts one shared stream.
+  Differs from the reference: each example has its own stream, folded by its
+  place in the data set. There every batch restarts one shared stream.
   """
   noise = balls.draw_perturbations(rng, indices, images, norm)  # [B, ...]
   start = images + epsilon * balls.normalise(noise, norm)
@@ -50,7 +50,7 @@ def make_loss(
     targets: int [B], for 'targeted_dlr'.
 
   Raises:
-    ValueError: unknown loss, or targets missing where they are needed.
+    ValueError: unknown loss, or missing targets.
   """
   if loss == 'ce':
     return lambda logits: divergences.cross_entropy(logits, labels)
@@ -69,12 +69,12 @@ def make_evaluate(
   noise_rng: chex.PRNGKey | None,
   eot_iter: int,
 ) -> Callable:
-  """Evaluates points: (points, i) -> (losses [B], right [B], gradients).
+  """Evaluates points: (points, i) -> (losses [B], correct [B], gradients).
 
   With `eot_iter` > 1 the gradient is an average over the network's noise, but
   loss and prediction are the last sample's, as in the reference. One network
-  evaluation and one gradient per sample. A loss that is NaN is lower than all
-  others; what is not finite in the gradients is left to the steps.
+  evaluation and one gradient per sample. A NaN loss is lower than all others.
+  The steps handle gradients that are not finite.
   """
 
   def sample(points, key):
@@ -155,8 +155,8 @@ def apgd(
 
   Returns:
     robust bool [B]: correct at all n_iter + 1 iterates, or not active.
-    images_adv [B, ...]: the latest misclassified iterate (not the one with
-    the highest loss), or the image itself where robust.
+    images_adv [B, ...]: the latest misclassified iterate, or the image itself
+    where robust. It is not the iterate with the highest loss.
 
   Raises:
     ValueError: see `arguments` and `logits.problem`.

@@ -1,7 +1,7 @@
 """Auto-PGD's iteration: a step with momentum, step sizes that halve themselves.
 
-Follows the reference implementation of AutoAttack, its quirks included; what
-is peculiar is said where it happens. `docs/autoattack.md` has the list.
+Follows the reference implementation of AutoAttack, including its quirks, which
+are noted where they occur. `docs/autoattack.md` lists them.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from dhat_jax.attacks import balls, finite
 
 
 class ApgdState(NamedTuple):
-  """Everything that one iteration hands to the next; B examples."""
+  """Everything that one iteration passes to the next; B examples."""
 
   points: chex.Array  # [B, ...], the current iterate
   points_before: chex.Array  # [B, ...], the one before: momentum
@@ -34,7 +34,7 @@ class ApgdState(NamedTuple):
 
 
 def check_windows(n_iter: int) -> np.ndarray:
-  """Plans when step sizes are reconsidered.
+  """Plans when step sizes are reviewed.
 
   Windows of .22 n_iter iterations, then .03 n_iter shorter each time but at
   least .06 n_iter: with 100 iterations, checks end iterations 22, 41, 57, 70,
@@ -63,8 +63,8 @@ def project(
 ) -> chex.Array:
   """Projects on the ball around the images, then clips to [0, 1].
 
-  In L2 the delta is rebuilt as direction times length, as the reference does,
-  so that also points inside the ball move by a rounding error.
+  In L2 the delta is rebuilt as direction times length, as in the reference. So
+  points inside the ball also move by a rounding error.
   """
   if norm == 'linf':
     points = jnp.clip(points, images - epsilon, images + epsilon)
@@ -192,7 +192,7 @@ def make_apgd_step(
     images: float [B, ...] in [0, 1], the centres of the balls.
     epsilon: radius; may be traced.
     norm: 'linf' or 'l2'.
-    n_iter: of the whole run, which decides when step sizes are reconsidered.
+    n_iter: of the whole run; it determines when step sizes are reviewed.
     rho: share of rises below which a window counts as oscillating.
   """
   windows = jnp.asarray(check_windows(n_iter))

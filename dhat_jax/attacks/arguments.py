@@ -1,7 +1,7 @@
-"""Arguments of an attack, each checked before anything runs.
+"""Checks of the arguments of an attack, before anything runs.
 
-One line says which argument, what was given and what is expected. Traced
-values pass: what they are is known only when the compiled function runs.
+An error is one line with the argument, what was given and what is expected.
+Traced values pass, since they are known only when the compiled function runs.
 """
 
 import math
@@ -23,7 +23,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def _as_float(got: Any) -> float:
-  """Returns a real number as a float, NaN for whatever is none."""
+  """Returns a real number as a float, and NaN for anything else."""
   if _is_bool(got) or isinstance(got, str | bytes):
     return math.nan
   if getattr(got, 'shape', ()) != ():
@@ -54,11 +54,11 @@ def length(name: str, got: Any, norm: str, *, zero: bool = True) -> Any:
   Args:
     name: of the argument.
     got: a number; in Linf at most 1, the width of the box.
-    norm: 'linf', or what has no such bound.
+    norm: 'linf', or a norm without such a bound.
     zero: whether it may be 0.
 
   Raises:
-    ValueError: no number, or out of range.
+    ValueError: not a number, or out of range.
   """
   if is_traced(got):
     return got
@@ -87,14 +87,14 @@ def flag(name: str, got: Any) -> Any:
 
 
 def function(name: str, got: Any) -> Any:
-  """Returns what can be called, or raises TypeError."""
+  """Returns a callable, or raises TypeError."""
   if not callable(got):
     raise TypeError(f'{name}: got {type(got).__name__}, expected a function')
   return got
 
 
 def float32_or_more(dtype: Any) -> Any:
-  """Returns float64 for float64, else float32: what attacks compute in."""
+  """Returns the precision of the attack: float64 for float64, else float32."""
   return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
@@ -107,8 +107,8 @@ def float_images(got: Any, rank: int | None = None, xp: Any = jnp) -> Any:
     xp: `jax.numpy`, or `numpy` for an array that stays on the host.
 
   Raises:
-    ValueError: no floats, of another rank, or, where the values are known,
-      outside [0, 1].
+    ValueError: not floats, another rank, or values outside [0, 1], where they
+      are known.
   """
   shape, dtype = _shape_and_dtype('images', got)
   fits = len(shape) >= 2 if rank is None else len(shape) == rank
@@ -150,8 +150,8 @@ def classes(
     xp: `jax.numpy`, or `numpy` for an array that stays on the host.
 
   Raises:
-    ValueError: no integers, of another shape, or, where the values are known,
-      out of [0, K).
+    ValueError: not integers, another shape, or values out of [0, K), where they
+      are known.
   """
   shape, dtype = _shape_and_dtype(name, got)
   if shape != (batch_size,) or not jnp.issubdtype(dtype, jnp.integer):
@@ -173,7 +173,7 @@ def classes(
 
 
 def _shape_and_dtype(name: str, got: Any) -> tuple[tuple[int, ...], Any]:
-  """Returns what an array is, without its values; lists are arrays too."""
+  """Returns the shape and dtype of an array or list."""
   if not hasattr(got, 'dtype') or not hasattr(got, 'shape'):
     try:
       got = np.asarray(got)

@@ -1,4 +1,4 @@
-"""Balls around images, and what attacks ask of each example in them.
+"""Balls around images, and operations of attacks on each example.
 
 Projection, steepest ascent, random starts; norms, draws and predictions, one
 value per example. Everything works on [B, ...] of any rank. The radius may be
@@ -36,7 +36,7 @@ def spread(values: chex.Array, images: chex.Array) -> chex.Array:
 def whole_batch(
   images: chex.Array, active: chex.Array | None, indices: chex.Array | None
 ) -> tuple[chex.Array, chex.Array]:
-  """Defaults of a batch: all examples are attacked, at places 0 ... B - 1.
+  """Fills in a batch: all examples are attacked, at places 0 ... B - 1.
 
   Args:
     images: [B, ...].
@@ -47,7 +47,7 @@ def whole_batch(
     active bool [B], indices int [B].
 
   Raises:
-    ValueError: of another shape or dtype.
+    ValueError: another shape or dtype.
   """
   count = images.shape[0]
   if active is None:
@@ -90,16 +90,16 @@ def norms(deltas: chex.Array, norm: str) -> chex.Array:
 def normalise(deltas: chex.Array, norm: str) -> chex.Array:
   """Scales each perturbation to norm 1 (0 stays 0): [B, ...] -> same.
 
-  As the evaluation attacks publish it: deltas / (norm + 1e-12).
+  As in the published evaluation attacks: deltas / (norm + 1e-12).
   """
   return deltas / (spread(norms(deltas, norm), deltas) + 1e-12)
 
 
 def is_right(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Whether each prediction is right, the one definition of it.
+  """Whether each prediction is correct; the only definition of it.
 
-  The first of the largest logits is the prediction. Logits with NaN or
-  infinity predict nothing: they are wrong whatever the label.
+  The first of the largest logits is the prediction. Logits with NaN or infinity
+  predict nothing, and are wrong for any label.
 
   Args:
     logits: float [B, K], a JAX or a NumPy array.
@@ -132,8 +132,8 @@ def project(
 ) -> chex.Array:
   """Projects on the ball around the images, then on [0, 1].
 
-  The result is in both: images are in [0, 1], so clipping to it only moves
-  points towards them.
+  The result is in both: images are in [0, 1], so clipping moves points only
+  towards them.
 
   Args:
     images_adv: float [B, ...].
@@ -165,8 +165,8 @@ def ascent(gradients: chex.Array, norm: str) -> chex.Array:
   The sign in Linf, the normalised gradient in L2. A zero gradient gives zero;
   any other, however small, gives a full direction.
 
-  Differs from the usual g / (|g| + 1e-12) in L2, which stands still where
-  gradients vanish.
+  Differs from the usual g / (|g| + 1e-12) in L2, which stops where gradients
+  vanish.
 
   Args:
     gradients: float [B, ...].
@@ -188,7 +188,7 @@ def check_keys(name: str, rng: chex.PRNGKey, *, one: bool = False) -> None:
   Args:
     name: of the argument.
     rng: one key, or several.
-    one: whether it must be one.
+    one: whether exactly one is required.
   """
   dtype, shape = getattr(rng, 'dtype', None), getattr(rng, 'shape', None)
   advice = f'as from jax.random.key(seed, impl={_GENERATOR!r})'
@@ -205,15 +205,15 @@ def per_example_keys(rng: chex.PRNGKey, batch_size: int) -> chex.PRNGKey:
   """One typed key per example.
 
   Args:
-    rng: one typed key, which is folded with 0 ... B - 1, or already one typed
-      key per example [B], returned as it is.
+    rng: one typed key, which is folded with 0 ... B - 1; or one typed key per
+      example [B], which is returned unchanged.
     batch_size: B.
 
   Returns:
     Typed keys [B].
 
   Raises:
-    ValueError: not a typed threefry key, or of another shape.
+    ValueError: not a typed threefry key, or another shape.
   """
   check_keys('rng', rng)
   if rng.shape == ():
@@ -250,8 +250,8 @@ def draw_each(
   Args:
     sample: (key, shape) -> array, as in `jax.random`.
     rng: typed key shared by all examples.
-    indices: int [B], each example's place in the data set. Only this and rng
-      decide what is drawn, so that batches may be composed at will.
+    indices: int [B], each example's place in the data set. Draws depend on this
+      and rng only, so any batches give the same.
     shape: of one example's draw.
 
   Returns:
@@ -313,7 +313,7 @@ def random_start(
   norm: str,
   start: str,
 ) -> chex.Array:
-  """Starting points of an attack.
+  """Draws the starting points of an attack.
 
   Each example's noise depends on its own key alone, not on the batch.
 
@@ -322,11 +322,11 @@ def random_start(
     images: float [B, ...] in [0, 1].
     epsilon: radius of the ball in [0, 1] units.
     norm: 'linf' or 'l2'.
-    start: 'none': the images. 'uniform': uniform in the ball (U(-eps, eps) per
-      value in Linf, as Madry et al.; in L2 uniform in the solid ball), clipped
-      to [0, 1]. 'gaussian': images + .001 N(0, 1), as TRADES and MART publish
-      it: it is *not* projected, since there too only the iterates are. Project
-      it where it is used as a result.
+    start: 'none': the images. 'uniform': uniform in the ball, clipped to [0,
+      1]. In Linf this is U(-eps, eps) per value, as in Madry et al.; in L2 it
+      is uniform in the solid ball. 'gaussian': images + .001 N(0, 1), as TRADES
+      and MART publish it. It is *not* projected, as in their code; project it
+      where it is a result.
 
   Returns:
     float [B, ...], the images' dtype.

@@ -1,7 +1,7 @@
 """FAB: the nearest decision boundary, step by step (Croce & Hein, ICML 2020).
 
-Follows the reference implementation of AutoAttack. The iteration knows no
-epsilon: it looks for the smallest perturbation, and the example is broken if
+Follows the reference implementation of AutoAttack. The iteration does not use
+epsilon: it searches for the smallest perturbation. The example is broken if
 that is not larger than epsilon. Without random starts nothing is drawn.
 """
 
@@ -23,7 +23,7 @@ _NEVER = 1e10  # A perturbation larger than any
 
 
 class FabState(NamedTuple):
-  """Everything that one iteration hands to the next."""
+  """Everything that one iteration passes to the next."""
 
   points: chex.Array  # [B, ...], the current iterate
   images_adv: chex.Array  # [B, ...], smallest perturbation so far
@@ -51,8 +51,8 @@ def targeted_boundary(
     targets: int [B].
 
   Returns:
-    values [B] of z_t - z_y; gradients [B, ...], where an entry that is not
-    finite is 0; whether there was one, bool [B].
+    values [B] of z_t - z_y; gradients [B, ...], with 0 for entries that are not
+    finite; bool [B], whether there was such an entry.
   """
 
   def total(points):
@@ -191,7 +191,7 @@ def make_fab_step(
 
 
 def fab_init(points: chex.Array, images: chex.Array) -> FabState:
-  """Begins at some points [B, ...]; nothing is broken yet."""
+  """Starts at some points [B, ...]; nothing is broken yet."""
   count = images.shape[0]
   return FabState(
     points=points,
@@ -258,9 +258,9 @@ def fab(
       that were not finite. They are taken for 0.
 
   Returns:
-    robust bool [B]: no perturbation of norm <= epsilon came up (compared
-    without tolerance), or not active.
-    images_adv [B, ...]: smallest perturbation, or the image where robust.
+    robust bool [B]: no perturbation of norm <= epsilon was found (compared
+    without tolerance), or not active. images_adv [B, ...]: smallest
+    perturbation, or the image where robust.
 
   Raises:
     ValueError: see `arguments` and `logits.problem`.

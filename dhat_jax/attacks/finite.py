@@ -1,7 +1,7 @@
-"""What an attack makes of gradients and losses that are not finite numbers.
+"""How an attack handles gradients and losses that are not finite.
 
-Its own arithmetic must neither break an image nor spare it: such an entry of a
-gradient is no step, such a loss is the lowest, and both are counted.
+Its arithmetic must neither break an image nor spare it. Such an entry of a
+gradient makes no step, such a loss is the lowest, and both are counted.
 """
 
 import chex
@@ -22,6 +22,6 @@ def any_broken(gradients: chex.Array) -> chex.Array:
 def usable_losses(losses: chex.Array) -> chex.Array:
   """Returns losses in which NaN is lower than any number: [B] -> [B].
 
-  A comparison with NaN is False: an attack would never leave such a point.
+  A comparison with NaN is False, so an attack would never leave such a point.
   """
   return jnp.where(jnp.isnan(losses), jnp.finfo(losses.dtype).min, losses)

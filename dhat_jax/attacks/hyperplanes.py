@@ -2,9 +2,9 @@
 
 The reference sorts all coordinates by the length at which they meet the box,
 and finds the segment of the piecewise linear problem by binary search. Here
-the same root is found by Newton's method, which on a concave, piecewise linear
-function climbs from the left and stops exactly in a few steps: no sorting,
-same result up to rounding.
+Newton's method finds the same root. On a concave, piecewise linear function it
+climbs from the left, and stops exactly after a few steps. It needs no sorting,
+and the result is the same up to rounding.
 """
 
 import chex
@@ -58,7 +58,7 @@ def project_linf(
   Returns:
     float [B, D], steps: all coordinates move by the same length towards the
     plane, or as far as the box allows. Where the plane does not meet the box,
-    the step to the box's nearest corner; where w = 0, no step.
+    it is the step to the box's nearest corner; where w = 0, there is no step.
   """
   gaps = jnp.sum(normals * points, axis=1) - offsets  # [B]
   # Downwards along w above the plane, upwards below it.

@@ -1,7 +1,7 @@
 """The network's side of an attack: images [B, ...] -> logits [B, K].
 
-Every attack takes the network through `checked`: one shape, one dtype. What
-is wrong is said in one line that names what was returned.
+Every attack wraps the network in `checked`, with one shape and one dtype. An
+error is one line that names what was returned.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from dhat_jax.attacks import arguments
 
 
 class Problem(NamedTuple):
-  """What every attack on logits is given, checked.
+  """The checked arguments of every attack on logits.
 
   Attributes:
     logits_fn: images -> logits [B, K] of the images' dtype.
@@ -31,7 +31,7 @@ class Problem(NamedTuple):
 
 
 def _describe(output: Any) -> str:
-  """Says what a network returned, in a few words."""
+  """Describes what a network returned, in a few words."""
   kind = type(output).__name__
   if hasattr(output, 'shape') and hasattr(output, 'dtype'):
     return f'{output.dtype} {tuple(output.shape)}'
@@ -50,7 +50,7 @@ def as_logits(output: Any, images: chex.Array) -> chex.Array:
     images: float [B, ...], what it was given.
 
   Raises:
-    ValueError: no array of floats [B, K] with K >= 2.
+    ValueError: not an array of floats [B, K] with K >= 2.
   """
   batch_size = images.shape[0]
   shape = getattr(output, 'shape', ())
@@ -76,7 +76,7 @@ def checked(logits_fn: Callable) -> Callable:
     logits_fn: images -> logits, or (images, key) -> logits.
 
   Raises:
-    TypeError: it cannot be called; or, in a call, it cannot be traced.
+    TypeError: it is not callable; or, in a call, it cannot be traced.
   """
   arguments.function('logits_fn', logits_fn)
 
@@ -94,7 +94,7 @@ def checked(logits_fn: Callable) -> Callable:
 
 
 def check_finite(logits: np.ndarray, where: str) -> None:
-  """Raises ValueError for logits [B, K] that are not all finite numbers."""
+  """Raises ValueError for logits [B, K] that are not all finite."""
   wrong = int(np.sum(~np.all(np.isfinite(logits), axis=1)))
   if wrong:
     raise ValueError(
@@ -111,7 +111,7 @@ def problem(
   rng: chex.PRNGKey | None = None,
   rank: int | None = None,
 ) -> Problem:
-  """Checks what an attack on logits is given.
+  """Checks the arguments of an attack on logits.
 
   Where the images are known, not traced, the network predicts them once.
 
@@ -120,12 +120,12 @@ def problem(
     images: float [B, ...] in [0, 1].
     labels: int [B].
     rng: typed key of the network's noise; None for a network without.
-    rank: of the images, where the attack needs one.
+    rank: of the images, if the attack needs one.
 
   Raises:
-    ValueError: images, labels or logits of another shape or dtype; and, where
-      the values are known, images outside [0, 1], labels that are no classes,
-      or logits of clean images that are not finite.
+    ValueError: images, labels or logits of another shape or dtype. Where the
+      values are known: images outside [0, 1], labels that are not classes, or
+      logits of clean images that are not finite.
     TypeError: logits_fn cannot be called.
   """
   logits_fn = checked(logits_fn)

@@ -23,8 +23,8 @@ OBJECTIVES = {
 def _gradient_of(objective: Objective) -> Objective:
   """Gradient of each example's value: images [B, ...] -> same shape.
 
-  The gradient of the sum: as each value depends on its own example alone, the
-  batch size does not enter. An entry that is not finite is 0.
+  It is the gradient of the sum. Each value depends on its own example alone, so
+  the batch size does not matter. An entry that is not finite is 0.
   """
 
   def total(images):
@@ -54,10 +54,10 @@ def ascend(
   """Takes gradient steps up an objective, projecting after each.
 
   Args:
-    objective: [B, ...] -> [B], to be maximised; each example's value may
+    objective: [B, ...] -> [B], to be maximised; each example's value must
       depend on that example alone.
-    images_start: float [B, ...], where to start; projected only after the
-      first step.
+    images_start: float [B, ...], the start; projected only after the first
+      step.
     images: float [B, ...] in [0, 1], the centres of the balls.
     epsilon: radius; may be traced.
     step_size: length of a step in the norm; may be traced.
@@ -94,7 +94,7 @@ def make_attack(
 ) -> Callable:
   """Creates a PGD attack for training (Madry et al. 2018).
 
-  It sees no model and no label, only an objective.
+  It sees an objective, and no model or label.
 
   Args:
     epsilon: radius in units of [0, 1], e.g. 8 / 255.
@@ -103,19 +103,18 @@ def make_attack(
     norm: 'linf' or 'l2'.
     start: 'none', 'uniform' (SAT) or 'gaussian' (TRADES, MART); see
       `balls.random_start`.
-    unroll: write the steps out instead of looping: compiles longer. On the
-      CPU it runs several times faster for networks with plain `nn.Conv`,
-      whose gradients are slow inside loops there; `dhat_jax.models` does not
-      need it.
+    unroll: write the steps out instead of looping, which compiles longer. On
+      the CPU it is several times faster for networks with plain `nn.Conv`,
+      whose gradients are slow inside loops. `dhat_jax.models` does not need it.
 
   Returns:
     attack(objective, rng, images, scale=1.0) -> images_adv. `objective` maps
-    images [B, ...] to [B] and is maximised; `rng` is a typed key, or one per
-    example [B]; images are float [B, ...] in [0, 1]; `scale` multiplies
-    epsilon and step size and may be traced. `images_adv` has the images' shape
-    and dtype, lies in the ball (float32: to 1e-6) and in [0, 1], and passes no
-    gradient; a gradient's entry that is not finite is no step. Images of fewer
-    bits than float32 are attacked, and given to the objective, in float32.
+    images [B, ...] to [B] and is maximised. `rng` is a typed key, or one per
+    example [B]. Images are float [B, ...] in [0, 1]. `scale` multiplies epsilon
+    and step size and may be traced. `images_adv` has the images' shape and
+    dtype. It is in the ball (float32: to 1e-6) and in [0, 1], and passes no
+    gradient. An entry of a gradient that is not finite makes no step. Images
+    with fewer bits than float32 are attacked in float32.
 
   Raises:
     ValueError: a number out of its range, or an unknown norm or start.
@@ -154,7 +153,7 @@ def make_attack(
 
 
 def fgsm(epsilon: float, norm: str = 'linf') -> Callable:
-  """Creates the fast gradient (sign) method: one step of epsilon from x.
+  """Creates the fast gradient sign method: one step of epsilon from x.
 
   Args:
     epsilon: radius in units of [0, 1].
@@ -175,10 +174,10 @@ class Settings(NamedTuple):
     epsilon: radius in units of [0, 1].
     step_size: length of a step.
     steps: gradient steps per restart; 0 with `start_scale` 0: clean images.
-    restarts: independent starts, at least 1; an image must resist all of them.
+    restarts: independent starts, at least 1; robust images resist all of them.
     start_scale: radius of the uniform start over epsilon: 1, or 0 for none.
-    objective: place in `OBJECTIVES` of what is maximised; only read by an
-      attack that was made without an objective of its own.
+    objective: place in `OBJECTIVES` of the objective; only for attacks that
+      were created without one.
   """
 
   epsilon: float
@@ -192,7 +191,7 @@ class Settings(NamedTuple):
 def check_settings(settings: Settings, norm: str) -> Settings:
   """Returns settings; raises ValueError for numbers out of their range.
 
-  Traced numbers pass: with less than one restart nothing counts as robust.
+  Traced numbers pass; with less than one restart nothing counts as robust.
   """
   arguments.length('epsilon', settings.epsilon, norm)
   arguments.length('step_size', settings.step_size, norm)
@@ -249,20 +248,20 @@ def make_evaluation_attack(
   the clean image does not.
 
   Args:
-    objective: 'cross_entropy' or 'margin'; None: what each call's
-      `settings.objective` says, so that one compiled function serves all.
+    objective: 'cross_entropy' or 'margin'; None: that of each call's
+      `settings.objective`, so one compiled function serves all.
     norm: 'linf' or 'l2'.
 
   Returns:
     (logits_fn, images float [B, ...], labels int [B], rng, settings:
-    `Settings`) -> (robust bool [B], images_adv [B, ...]): `robust` where all
-    restarts' images are classified correctly; `images_adv` of the first
-    restart whose image was not, else of that with the highest objective. The
-    restarts run in a loop, so that they cost nothing to compile. Restart r
-    draws from the example's key folded with r: more restarts add to the
-    fewer, and batches may be composed at will. A gradient's entry that is not
-    finite is no step, so that images are never NaN; an image whose logits are
-    not finite counts as misclassified.
+    `Settings`) -> (robust bool [B], images_adv [B, ...]). `robust` is True
+    where the images of all restarts are classified correctly. `images_adv` is
+    the image of the first restart that succeeds, else that with the highest
+    objective. The restarts run in a loop, so more of them compile nothing.
+    Restart r draws from the example's key folded with r. So more restarts
+    extend fewer ones, and any batches give the same. An entry of a gradient
+    that is not finite makes no step, so images are never NaN. An image whose
+    logits are not finite counts as misclassified.
 
   Raises:
     ValueError: unknown objective or norm; in a call, see `check_settings` and

@@ -97,8 +97,8 @@ def propose_l2(
 ) -> chex.Array:
   """Moves the perturbation of a second window into a first one.
 
-  What both windows hold, and what is missing to epsilon, becomes the norm of
-  the first window's new content: its old direction plus a signed stamp.
+  The first window gets new content: its old direction plus a signed stamp. Its
+  norm is that of both windows, and what is missing to epsilon.
   """
   _, height, width, channels = images.shape
   top, left, top2, left2 = (
@@ -132,7 +132,7 @@ def _make_propose(
   n_queries: int,
   p_init: float,
 ) -> Callable:
-  """Next points to ask for: (best, query, draw) -> [B, H, W, C]."""
+  """Creates the proposal of points: (best, query, draw) -> [B, H, W, C]."""
   _, height, width, _ = images.shape
   sizes = window_sizes(n_queries, height, width, p_init, norm)  # [n_queries]
   if norm == 'linf':
@@ -166,8 +166,8 @@ def square_points(
 ) -> chex.Array:
   """Runs queries first ... last - 1 of Square and returns its best points.
 
-  The best points are all that a query needs of those before it, so that a run
-  may be cut into pieces and broken examples be left out of the next one.
+  A query needs only the best points of those before it. So a run may be cut
+  into pieces, and the next piece may leave out broken examples.
 
   Args:
     logits_fn: images -> logits [B, K].
@@ -177,7 +177,7 @@ def square_points(
     epsilon: radius of the ball, in [0, 1] units.
     norm: 'linf' or 'l2'.
     n_queries: of the whole run; the start is not counted.
-    first: query to begin with; 0 begins with a random start. May be traced.
+    first: first query; 0 begins with a random start. May be traced.
     last: end of this piece; default n_queries. May be traced.
     points: [B, H, W, C], the best points after `first` queries.
     p_init: share of the image that the first windows cover.
@@ -186,9 +186,9 @@ def square_points(
     draws: source of randomness, instead of rng.
 
   Returns:
-    float [B, H, W, C], points of lowest margin z_y - max other; the loop ends
+    float [B, H, W, C], points of lowest margin z_y - max other. The loop ends
     early once no active example has a positive margin. Logits that are not
-    finite are wrong: their margin is -infinity.
+    finite have the margin -infinity.
 
   Raises:
     ValueError: see `arguments` and `logits.problem`.

@@ -1,4 +1,4 @@
-"""Square's windows, stamps and draws: where the next query looks.
+"""Square's windows, stamps and draws.
 
 Follows the reference implementation within AutoAttack.
 """
@@ -19,7 +19,7 @@ SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class StartDraw(NamedTuple):
-  """Uniform draws in [0, 1) behind the start; T tiles of the L2 start."""
+  """Uniform draws in [0, 1) of the start; T tiles of the L2 start."""
 
   stripes: chex.Array  # Linf: [B, 1, W, C]
   flips: chex.Array  # L2: [T]
@@ -27,7 +27,7 @@ class StartDraw(NamedTuple):
 
 
 class QueryDraw(NamedTuple):
-  """Uniform draws in [0, 1) behind one query; windows serve all examples."""
+  """Uniform draws in [0, 1) of one query; windows serve all examples."""
 
   windows: chex.Array  # [4]: top, left, and for L2 those of a second window
   flip: chex.Array  # L2: [], transposes the stamp
@@ -35,7 +35,7 @@ class QueryDraw(NamedTuple):
 
 
 class Draws(NamedTuple):
-  """Where randomness comes from: replaceable by recorded draws."""
+  """The source of randomness, which recorded draws can replace."""
 
   start: Callable  # () -> StartDraw
   query: Callable  # (query) -> QueryDraw
@@ -44,10 +44,10 @@ class Draws(NamedTuple):
 def tile_grid(height: int, width: int) -> tuple[int, int, int, int]:
   """Grid of the L2 start's tiles, all within the image.
 
-  Tiles that would stick out of the image are left out; the reference fails on
-  them unless they are of side 1. It fails on heights below 5 too, where tiles
-  are of side 1 here. An image that is narrower than a tile has none: then the
-  start is the image itself, as there.
+  Tiles that would cross the border of the image are left out; the reference
+  fails on them unless their side is 1. It also fails on heights below 5, where
+  tiles have side 1 here. An image that is narrower than a tile has none. Its
+  start is then the image itself, as there.
 
   Returns:
     side of a tile (a fifth of the height), first row and column, numbers of
@@ -68,11 +68,11 @@ def make_draws(
 ) -> Draws:
   """Creates the usual source of randomness.
 
-  Windows depend on the key and the query alone, what belongs to an example
-  also on its place in the data set.
+  Windows depend on the key and the query alone. Draws of an example also depend
+  on its place in the data set.
 
   Differs from the reference: there windows are shared within a batch, and all
-  draws depend on which examples the batch still holds.
+  draws depend on the examples that are left in the batch.
 
   Args:
     rng: typed key.

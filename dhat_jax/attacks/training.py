@@ -1,19 +1,19 @@
 """Training attacks by name, as a config gives them.
 
-A training attack maximises an objective: it sees no model and no label.
+A training attack maximises an objective. It sees no model and no label.
 
     attack(objective, rng, images, scale=1.0) -> images_adv
 
-`objective` maps images [B, ...] to [B]; `rng` is a typed key, or one per
-example [B]; images are float [B, ...] in [0, 1]; `scale` multiplies epsilon
-and may be traced (warm-up). `images_adv` has the images' shape and dtype, lies
-in the ball and in [0, 1], and passes no gradient. What is random about an
-example hangs on its own key alone (`balls.per_example_keys`).
+`objective` maps images [B, ...] to [B]. `rng` is a typed key, or one per
+example [B]. Images are float [B, ...] in [0, 1]. `scale` multiplies epsilon and
+may be traced (warm-up). `images_adv` has the images' shape and dtype, is in the
+ball and in [0, 1], and passes no gradient. The randomness of an example depends
+on its own key alone (`balls.per_example_keys`).
 
-A config file adds an attack of its own by a factory of keyword arguments, and
-names it in `config.<stage>.attack.name`. From `epsilon`, `step_size`, `steps`,
-`norm` and `start` it takes those that it needs; its other arguments are keys
-that stand beside the name:
+A config file registers an attack as a factory of keyword arguments, and names
+it in `config.<stage>.attack.name`. The factory takes those of `epsilon`,
+`step_size`, `steps`, `norm` and `start` that it needs. Its other arguments are
+keys beside the name:
 
     from dhat_jax.attacks import training
 

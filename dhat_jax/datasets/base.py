@@ -36,10 +36,10 @@ class Dataset:
   """A training and a test split.
 
   Attributes:
-    train: what is trained on; a validation split is held out of it.
-    test: what is reported.
+    train: the training images; a validation split is held out of them.
+    test: the images on which results are reported.
     class_names: K names, in the order of the labels.
-    source: one sentence that says where the data came from.
+    source: one sentence about the origin of the data.
   """
 
   train: Split
@@ -48,21 +48,22 @@ class Dataset:
   source: str
 
   def digests(self) -> dict[str, str]:
-    """Returns {'train': ..., 'test': ...}, which say what the data is."""
+    """Returns {'train': ..., 'test': ...}, the digests of the splits."""
     return {name: getattr(self, name).digest() for name in ('train', 'test')}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A data set that is described now and loaded when it is needed.
+  """A data set that is loaded when it is first needed.
 
   Attributes:
-    load: returns the data set; `dataset` is what it returned, checked.
-    image_shape: (H, W, C); a function that finds it without reading all images,
-      or returns None if it cannot; or None: known once the data is loaded.
+    load: returns the data set; `dataset` is its result, validated.
+    image_shape: (H, W, C); or a function that finds it without reading all
+      images, and returns None if it cannot. None: it is known once the data is
+      loaded.
     make_batches: (training split, *, batch_size, seed, process_index,
-      process_count) -> `batches.BatchSource`; None: shuffled, every image once
-      an epoch.
+      process_count) -> `batches.BatchSource`; None: shuffled, with every image
+      once per epoch.
   """
 
   load: Callable[[], Dataset]
@@ -74,7 +75,8 @@ class Source:
     """The data set: loaded and validated at the first access, once.
 
     Raises:
-      ValueError: broken data, or images of another shape than described.
+      ValueError: broken data, or images of a shape that differs from the
+        description.
     """
     dataset = self.load()
     validate(dataset)
@@ -93,14 +95,14 @@ class Source:
     return None if shape is None else tuple(shape)
 
   def shape(self) -> ImageShape:
-    """Returns (H, W, C) of the images; loads the data only if need be."""
+    """Returns (H, W, C) of the images; loads the data only if necessary."""
     return self._described or self.dataset.train.images.shape[1:]
 
 
 def validate(dataset: Dataset) -> None:
-  """Raises ValueError, naming split and source, for data that cannot be.
+  """Raises ValueError for invalid data, naming split and source.
 
-  Checks shapes, dtypes, lengths, empty splits and labels out of range.
+  It checks shapes, dtypes, lengths, empty splits and labels out of range.
   """
   for name in ('train', 'test'):
     _validate_split(

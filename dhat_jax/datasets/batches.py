@@ -1,7 +1,7 @@
 """Batches on the host, augmentation on the device.
 
-Which images are in a batch, and what noise and crops they get, depends on
-seeds and the step alone: not on the number of devices, processes or restarts.
+The images of a batch, their noise and their crops depend on seeds and the step
+alone, not on the number of devices, processes or restarts.
 """
 
 import queue
@@ -20,12 +20,12 @@ Seed = int | Sequence[int]
 
 
 class Batch(TypedDict):
-  """What a step is given.
+  """The input of a step.
 
   Attributes:
     images: uint8 [B, H, W, C].
     labels: int32 [B].
-    mask: bool [B]; False where an image only fills the batch.
+    mask: bool [B]; False where an image only pads the batch.
   """
 
   images: np.ndarray
@@ -45,10 +45,10 @@ def hold_out(
 
   Returns:
     (N - size images, size images or None), both in their original order.
-    Every class gives its share of `size`, rounded up or down.
+    Every class contributes its share of `size`, rounded up or down.
 
   Raises:
-    ValueError: `size` is negative or leaves nothing to train on.
+    ValueError: `size` is negative or leaves no training images.
   """
   total = len(split.labels)
   if not 0 <= size < total:
@@ -122,17 +122,17 @@ class BatchSource(Protocol):
   def batch(self, step: int) -> Batch:
     """Returns the batch of a step (this process's share of it).
 
-    A pure function of the step: a resumed run gets the batches that it would
-    have got, and any step may be asked for at any time.
+    It is a pure function of the step. So a resumed run gets the same batches,
+    and any step may be requested at any time.
     """
 
 
 class ShuffledSplit:
   """Batches of one split, over a fresh permutation in each epoch.
 
-  Differs from PyTorch's loader in the published code: the images that do not
-  fill a last batch are left out (others in each epoch), so that batch norm sees
-  full batches only and nothing compiles twice.
+  Differs from PyTorch's loader in the published code: images that do not fill a
+  last batch are left out, different ones in each epoch. So batch norm sees full
+  batches only, and nothing compiles twice.
   """
 
   def __init__(
@@ -149,13 +149,14 @@ class ShuffledSplit:
     Args:
       split: the N training images.
       batch_size: global.
-      seed: with the step it decides what is in a batch; one number at least 0,
-        or several.
+      seed: one number at least 0, or several; a batch depends on it and on the
+        step.
       process_index: which contiguous share of each batch to give.
       process_count: number of shares.
 
     Raises:
-      ValueError: a batch larger than the split or not divisible, a wrong seed.
+      ValueError: a batch that is larger than the split or not divisible; a
+        wrong seed.
     """
     self._share = _process_slice(batch_size, process_index, process_count)
     total = len(split.labels)
@@ -187,7 +188,7 @@ class ShuffledSplit:
     }
 
   def _order(self, epoch: int) -> np.ndarray:
-    """Returns the permutation of an epoch; the latest is remembered."""
+    """Returns the permutation of an epoch; caches the latest."""
     known_epoch, order = self._known
     if epoch != known_epoch:
       total = len(self._split.labels)
@@ -205,8 +206,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """Iterates over a split in order, each image once, the last batch padded.
 
-  Padding is black images of class 0 whose mask is False. Arguments and
-  batches as in `ShuffledSplit`.
+  The padding has black images of class 0 whose mask is False. Arguments and
+  batches are as in `ShuffledSplit`.
   """
   share = _process_slice(batch_size, process_index, process_count)
   return _eval_batches(split, batch_size, share)
@@ -272,7 +273,7 @@ def prefetch(batches: Iterable, size: int = 2) -> Iterator:
 
 
 def to_float(images: chex.Array) -> chex.Array:
-  """Converts uint8 images to what networks and attacks see.
+  """Converts uint8 images to the floats that networks and attacks see.
 
   Args:
     images: uint8 [B, H, W, C].
@@ -284,14 +285,14 @@ def to_float(images: chex.Array) -> chex.Array:
 
 
 def prepare(batch: Mapping[str, chex.Array]) -> dict[str, chex.Array]:
-  """Makes a batch what a step computes with; runs inside the compiled step.
+  """Converts a batch for a step; runs inside the compiled step.
 
   Args:
     batch: {'images': uint8 [B, H, W, C] or float in [0, 1], 'labels': int32
       [B], 'mask': bool [B], optional}.
 
   Returns:
-    The same with float images in [0, 1] and a float32 mask; without a mask
+    The batch with float images in [0, 1] and a float32 mask. Without a mask
     every example counts.
   """
   images = batch['images']

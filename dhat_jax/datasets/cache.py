@@ -1,7 +1,8 @@
-"""Decoded data sets as npz files, so that decoding happens once.
+"""Caches decoded data sets as npz files.
 
-A cache file is written atomically, so that a reader never sees half of one;
-npz members carry a checksum, so that a damaged one is noticed and made anew.
+A cache file is written atomically, so a reader never sees half of one. The
+members of npz files have checksums, so a damaged file is detected and written
+again.
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ def fingerprint(root: str, names: Iterable[str]) -> str:
 
   Args:
     root: the folder; its absolute path counts.
-    names: paths relative to it; their order, sizes and times of modification
-      count, their content does not.
+    names: paths relative to it; their order, sizes and modification times
+      count, but not their content.
 
   Raises:
     ValueError: no such file.
@@ -45,7 +46,7 @@ def fingerprint(root: str, names: Iterable[str]) -> str:
 
 
 def read(path: str) -> Dataset | None:
-  """Returns the data set of a cache file; None for none or a damaged one."""
+  """Returns the data set of a cache file; None if it is missing or damaged."""
   if not os.path.exists(path):
     return None
   try:
@@ -59,7 +60,7 @@ def read(path: str) -> Dataset | None:
     validate(dataset)
   except Exception as error:  # Whatever it is: the data can be decoded again.
     logging.warning(
-      'The cache file %s is damaged (%s: %s); it is made anew.',
+      'The cache file %s is damaged (%s: %s); it is written again.',
       path,
       type(error).__name__,
       error,
@@ -71,8 +72,8 @@ def read(path: str) -> Dataset | None:
 def write(path: str, dataset: Dataset) -> None:
   """Writes a cache file, whole or not at all.
 
-  A place that cannot be written to costs time in the next run, not this run:
-  it is a warning.
+  A folder that cannot be written to only costs time in the next run, so it is a
+  warning.
   """
   try:
     with files.replacing(path, 'wb') as file:
@@ -97,7 +98,7 @@ def read_or_make(path: str, make: Callable[[], Dataset]) -> Dataset:
   """Returns the data set of a cache file, or `make()`, which is then cached.
 
   Raises:
-    ValueError: `make` gave data that `validate` refuses; nothing is cached.
+    ValueError: `make` returned data that `validate` refuses; nothing is cached.
   """
   dataset = read(path)
   if dataset is None:

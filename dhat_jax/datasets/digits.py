@@ -1,7 +1,7 @@
 """Scikit-learn's handwritten digits: 1,797 grey images of 8 x 8, offline.
 
 They come with scikit-learn (the test set of UCI's optical recognition of
-handwritten digits), so that a real run needs no download.
+handwritten digits), so a real run needs no download.
 """
 
 import numpy as np

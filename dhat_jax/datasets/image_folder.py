@@ -42,16 +42,16 @@ _CHUNK = 256
 def load(*, data_dir: str, cache_dir: str | None = None) -> Dataset:
   """Loads a folder of images.
 
-  The classes are the names of the folders in alphabetical order, images come
-  in the order of class and file name. Names that start with a dot are ignored.
-  The decoded arrays are cached, under a name that changes when a file's name,
-  size or time of modification does.
+  The classes are the names of the folders in alphabetical order. Images are in
+  the order of class and file name. Names that start with a dot are ignored. The
+  decoded arrays are cached under a name that changes with any file's name, size
+  or modification time.
 
-  Every image becomes RGB as viewers show it: turned and mirrored as its EXIF
-  orientation says; grey, palette and CMYK converted (without ICC profiles);
-  transparent pixels on white. What has no such meaning is refused: more than 8
-  bits per channel, floating point, and files of several images (animations,
-  pages).
+  Every image becomes RGB as viewers show it. It is turned and mirrored by its
+  EXIF orientation. Grey, palette and CMYK images are converted, without ICC
+  profiles, and transparent pixels are put on white. More than 8 bits per
+  channel, floating point, and files with several images (animations, pages) are
+  refused.
 
   Args:
     data_dir: holds `train/<class>/<image>` and `test/<class>/<image>`.
@@ -61,8 +61,8 @@ def load(*, data_dir: str, cache_dir: str | None = None) -> Dataset:
     uint8 [N, H, W, 3] and int32 [N].
 
   Raises:
-    ValueError: another layout, a class in one split alone, an empty class, an
-      unreadable image or images of different sizes; it names the file.
+    ValueError: another layout, a class in one split only, an empty class, an
+      unreadable image, or images of different sizes. The error names the file.
   """
   data_dir = check_folder(data_dir)
   listing = {split: _list_split(data_dir, split) for split in SPLITS}
@@ -166,8 +166,8 @@ def _class_names(data_dir: str, listing: dict) -> tuple[str, ...]:
 def _decode_all(data_dir: str, paths: list[str]) -> np.ndarray:
   """Decodes to RGB: uint8 [N, H, W, 3].
 
-  In threads, as PIL decodes without the interpreter's lock: that pays for
-  photographs; at 32 x 32 (0.2 ms each) opening the files is most of the work.
+  It uses threads, since PIL decodes without the interpreter's lock. That pays
+  for photographs; at 32 x 32 (0.2 ms each) opening the files dominates.
   """
   first = _decode(os.path.join(data_dir, paths[0]))
   images = np.empty((len(paths), *first.shape), np.uint8)  # [N, H, W, 3]
@@ -206,7 +206,7 @@ def _decode(path: str) -> np.ndarray:
 
 
 def _check(path: str, image: Image.Image) -> None:
-  """Raises DataError for what would lose bits or images, before decoding."""
+  """Raises DataError before decoding if bits or images would be lost."""
   if image.mode[0] in 'IF' or _has_16_bits(image):
     bits = image.mode if image.mode[0] in 'IF' else f'{image.mode}, 16 bits'
     raise DataError(f'{path}: got pixels of mode {bits!r}, expected 8 bits')
@@ -229,7 +229,7 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-  """Turns an image as its EXIF orientation says; damaged EXIF says nothing."""
+  """Turns an image by its EXIF orientation; damaged EXIF is ignored."""
   try:
     orientation = image.getexif().get(ExifTags.Base.Orientation)
   except Exception:
@@ -239,7 +239,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-  """Puts an image with transparent pixels, which have no colour, on white."""
+  """Puts an image with transparent pixels on white."""
   if not image.has_transparency_data:
     return image
   image = image.convert('RGBA')

@@ -1,9 +1,9 @@
 """Data sets by name: `config.dataset.loader`.
 
-A factory returns a `Source`: what the images' shape is, and how to load them.
-It takes what it needs of `name`, `data_dir`, `manual_dir`, `cache_dir` and
-`num_classes` (the keys of `config.dataset`; a path that is not given is '' or
-None) and options of its own. A user's config file registers one so:
+A factory returns a `Source`: the shape of the images, and how to load them. It
+takes those of `name`, `data_dir`, `manual_dir`, `cache_dir` and `num_classes`
+that it needs, and its own options. These are keys of `config.dataset`; a
+missing path is '' or None. A user's config file registers one like this:
 
     @loaders.register('mine')
     def mine(*, data_dir, size=32):
@@ -40,7 +40,7 @@ def tfds(
   cache_dir: str | None = None,
   download: bool = True,
 ) -> Source:
-  """Data sets of TFDS; arguments as in `tfds.load.load`."""
+  """Data sets of TFDS; the arguments are those of `tfds.load.load`."""
   from dhat_jax.datasets.tfds import load
 
   return Source(
@@ -60,7 +60,7 @@ def tfds(
 def image_folder(
   *, data_dir: str | None = None, cache_dir: str | None = None
 ) -> Source:
-  """Images in folders; arguments as in `image_folder.load`."""
+  """Images in folders; the arguments are those of `image_folder.load`."""
   from dhat_jax.datasets import image_folder
 
   data_dir = image_folder.check_folder(data_dir)

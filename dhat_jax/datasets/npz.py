@@ -29,7 +29,7 @@ def check_path(path: str | None) -> str:
   """Returns a path, ~ expanded.
 
   Raises:
-    ValueError: none is given, or a folder.
+    ValueError: no path, or a folder.
     FileNotFoundError: there is no such file.
   """
   if not path:
@@ -50,7 +50,7 @@ def check_path(path: str | None) -> str:
 
 
 def image_shape(path: str) -> ImageShape:
-  """Returns (H, W, C) from the headers of the arrays, all of them checked.
+  """Returns (H, W, C) from the headers of the arrays, and checks them all.
 
   Raises:
     ValueError: missing arrays, wrong dtypes or shapes.
@@ -78,8 +78,8 @@ def load(path: str, *, num_classes: int | None = None) -> Dataset:
 
   Args:
     path: of the file.
-    num_classes: K where the file has no `class_names`: the classes are then
-      named '0' ... 'K-1'; default: the largest label plus 1.
+    num_classes: K if the file has no `class_names`; the classes are then '0'
+      ... 'K-1'. Default: the largest label plus 1.
 
   Returns:
     uint8 [N, H, W, C] and int32 [N].

@@ -1,4 +1,4 @@
-"""What the aggregator makes of the two heads."""
+"""How the aggregator uses the two heads."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ IMAGES = 128
 
 
 def aggregated(outputs: Collection[str]) -> str | None:
-  """Returns the output that an aggregator computes, None if there is none."""
+  """Returns the output of the aggregator, or None."""
   names = [name for name in outputs if OUTPUTS[name].aggregates]
   return names[-1] if names else None
 
@@ -28,10 +28,10 @@ def influence(
   *,
   images: int = IMAGES,
 ) -> dict[str, np.ndarray]:
-  """Returns how much each head's logit of a class moves the aggregated one.
+  """Returns how much each head's logit of a class changes the aggregated one.
 
-  That is d aggregated[k] / d head[k], averaged over images, for each class k:
-  .5 for both heads if the aggregator were their mean.
+  This is d aggregated[k] / d head[k], averaged over images, for each class k.
+  If the aggregator is the mean of two heads, it is .5 for both.
 
   Args:
     net: a `DualHeadNet` with an aggregator.
@@ -88,7 +88,7 @@ def _derivatives(
 def agreement(
   predictions: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> dict[str, dict[str, int]]:
-  """Counts which head is right, and how often the aggregated output is then.
+  """Counts which heads are correct, and how often the aggregated output is.
 
   Args:
     predictions: {output: int [N]}, of the heads and the aggregated output.
@@ -96,8 +96,8 @@ def agreement(
 
   Returns:
     {'both': {'images': n, 'aggregated_right': m}, 'only_main': ...,
-    'only_second': ..., 'neither': ...}; n sums to N. Of more than two heads
-    'all' stands for 'both', and 'several' counts what is between.
+    'only_second': ..., 'neither': ...}; n sums to N. With more than two heads,
+    'all' replaces 'both', and 'several' counts the cases between.
   """
   output = aggregated(predictions)
   heads = OUTPUTS[output].aggregates

@@ -1,4 +1,4 @@
-"""What an attack of the evaluation is, and the two kinds that there are."""
+"""The interface of an evaluation attack, and its two kinds."""
 
 import abc
 import dataclasses
@@ -34,9 +34,9 @@ class EvaluationAttack(abc.ABC):
   """An attack on a target, image by image.
 
   Attributes:
-    title: what the config calls it.
-    outputs: the outputs that it is made against; () for all.
-    made_of: what its record depends on, where `identity` is not enough.
+    title: its name in the config.
+    outputs: the outputs that it attacks; () for all.
+    made_of: what else its record depends on, beside `identity`.
     expensive: whether it runs after the others.
   """
 
@@ -51,11 +51,11 @@ class EvaluationAttack(abc.ABC):
     return self.title
 
   def num_images(self, total: int) -> int:
-    """Returns how many images of a split it sees: the first ones."""
+    """Returns how many images of a split it sees, the first ones."""
     return total
 
   def check(self, num_classes: int) -> None:
-    """Raises ValueError if it cannot attack networks of so many classes."""
+    """Raises ValueError if it cannot attack networks with this many classes."""
     del num_classes
 
   def identity(self) -> Any:
@@ -63,7 +63,7 @@ class EvaluationAttack(abc.ABC):
     return self.made_of
 
   def details(self, record: Record) -> dict[str, Any] | None:
-    """Returns what results.json says of it beside its accuracy, or None."""
+    """Returns what results.json reports beside its accuracy, or None."""
     del record
 
   @abc.abstractmethod
@@ -80,7 +80,7 @@ class EvaluationAttack(abc.ABC):
       target: what is attacked and scored.
       split: uint8 images; all of them count.
       rng: typed key of the evaluation, the same for all attacks.
-      workspace: what else it may use.
+      workspace: its resources.
     """
 
   def robust(
@@ -92,7 +92,7 @@ class EvaluationAttack(abc.ABC):
   def images_adv(
     self, target: Target, split: Split, rng: chex.PRNGKey
   ) -> np.ndarray:
-    """Returns the attacked images: float [n, H, W, C], as `run` makes them."""
+    """Returns the attacked images of `run`: float [n, H, W, C]."""
     workspace = Workspace(keep_images=True)
     return self.run(target, split, rng, workspace).images_adv
 
@@ -104,9 +104,8 @@ class LogitsAttack(EvaluationAttack):
   Attributes:
     function: (logits_fn, images float [B, H, W, C], labels int [B], rngs [B],
       settings) -> (robust bool [B], images_adv); compiled once for each target.
-    settings: a tree of numbers, traced: others compile nothing.
-    stream: attacks of one stream draw the same noise; default: those of one
-      name.
+    settings: a tree of numbers, traced; other values compile nothing.
+    stream: attacks of one stream draw the same noise; default: the name.
   """
 
   function: Callable
@@ -131,14 +130,14 @@ class LogitsAttack(EvaluationAttack):
   def robust(
     self, target: Target, split: Split, rng: chex.PRNGKey
   ) -> np.ndarray:
-    """Returns the attack's own verdict; other outputs are not predicted."""
+    """Returns the attack's own result; no other output is predicted."""
     flags = [robust for robust, _ in self.batches(target, split, rng)]
     return np.concatenate(flags)[: len(split.labels)]
 
   def images_adv(
     self, target: Target, split: Split, rng: chex.PRNGKey
   ) -> np.ndarray:
-    """Returns the attacked images; no output is predicted."""
+    """Returns the attacked images without predictions."""
     batches = self.batches(target, split, rng)
     images = [devices.unshard(images_adv) for _, images_adv in batches]
     return np.concatenate(images)[: len(split.labels)]
@@ -150,7 +149,7 @@ class LogitsAttack(EvaluationAttack):
     rng: chex.PRNGKey,
     workspace: Workspace = NO_WORKSPACE,
   ) -> Record:
-    """Attacks a target; its predictions on the attacked images decide."""
+    """Attacks a target; the predictions on the attacked images decide."""
     count = len(split.labels)
     images = _Images(example_places(count), whole=workspace.keep_images)
     rows, flags = [], []
@@ -185,14 +184,14 @@ class LogitsAttack(EvaluationAttack):
 
 
 def _warn_not_finite(logits: np.ndarray) -> tuple[str, ...]:
-  """Warns of logits [N, K] with NaN or infinity: they count as wrong."""
+  """Warns of logits [N, K] with NaN or infinity, which count as wrong."""
   wrong = int((~np.isfinite(logits).all(axis=1)).sum())
   line = f'logits not finite on {wrong} of {len(logits)} images: taken as wrong'
   return (line,) if wrong else ()
 
 
 class _Images:
-  """The attacked images that are asked for, of batch after batch."""
+  """Collects the requested attacked images, batch by batch."""
 
   def __init__(self, places: list[int], *, whole: bool):
     self._places = places
@@ -216,7 +215,7 @@ class _Images:
     return np.array(self._examples, np.float16).reshape(-1, *shape)
 
   def joined(self, count: int) -> np.ndarray | None:
-    """Returns float [count, ...], or None if not all were asked for."""
+    """Returns float [count, ...], or None if not all were requested."""
     return None if self._whole is None else np.concatenate(self._whole)[:count]
 
 
@@ -233,7 +232,7 @@ class EnsembleAttack(EvaluationAttack):
     n_iter: iterations of APGD and FAB.
     n_queries: of Square.
     n_targets: target classes of the targeted attacks.
-    first: attacks the first so many images; 0 for all.
+    first: number of images to attack, the first ones; 0 for all.
   """
 
   function: Callable
@@ -249,7 +248,7 @@ class EnsembleAttack(EvaluationAttack):
 
   @property
   def budget(self) -> dict[str, Any]:
-    """What differs from the reference's standard evaluation."""
+    """Differences from the reference's standard budget."""
     labels = {
       'n_iter': 'n_iter',
       'n_queries': 'queries',
@@ -290,7 +289,7 @@ class EnsembleAttack(EvaluationAttack):
         )
 
   def identity(self) -> dict[str, Any]:
-    """Returns the fields, but for whom it is made against."""
+    """Returns the fields, except the attacked outputs."""
     fields = dataclasses.asdict(self)
     return {**fields, 'function': None, 'outputs': None, 'made_of': None}
 

@@ -1,8 +1,8 @@
-"""The attacks of the evaluation, by name: the table, and what they are.
+"""The table of evaluation attacks, by name.
 
-A new one is a factory, registered under the name that
-`config.evaluation.attacks` gives; from then on it is in results.json, the
-worst case and the report like all others:
+A new attack is a factory that is registered under a name, which
+`config.evaluation.attacks` gives. It appears in results.json, in the worst case
+and in the report like all others:
 
     @attacks.register('momentum_<steps>')
     def momentum(*, steps, epsilon, step_size):
@@ -59,10 +59,10 @@ def on_logits(
   """Returns the evaluation attack of a batch function.
 
   Args:
-    function: (logits_fn, images, labels, rngs) -> (robust, images_adv), and
-      with `settings` these as a fifth argument; see `LogitsAttack`.
-    settings: a tree of numbers that is traced, so that several attacks share
-      what is compiled.
+    function: (logits_fn, images, labels, rngs) -> (robust, images_adv). With
+      `settings`, these are a fifth argument; see `LogitsAttack`.
+    settings: a tree of traced numbers; several attacks then share one
+      compilation.
     **fields: other attributes of `LogitsAttack`.
   """
   if settings is not None:
@@ -81,10 +81,10 @@ def make(name: str, *, where: str = '', **shared: Any) -> EvaluationAttack:
   Args:
     name: as in `config.evaluation.attacks`.
     where: what gave the name, for errors.
-    **shared: values for `SHARED`; a factory is given those that it takes.
+    **shared: values for `SHARED`; a factory gets those that it takes.
 
   Raises:
-    ValueError: no such name, or a value that the attack cannot do with.
+    ValueError: no such name, or a value that the attack refuses.
   """
   factory, _ = EVALUATION_ATTACKS.find(name, where)
   key = (name, factory, tuple(sorted(shared.items())))
@@ -100,7 +100,7 @@ def make(name: str, *, where: str = '', **shared: Any) -> EvaluationAttack:
 def _made_of(
   name: str, factory: Callable, shared: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns what a user's attack depends on: its arguments and its code."""
+  """Returns the arguments and the code of a user's attack."""
   _, numbers = EVALUATION_ATTACKS.find(name)
   taken = inspect.signature(factory).parameters
   return {
@@ -111,10 +111,9 @@ def _made_of(
 
 
 def code_of(factory: Callable) -> dict[str, str]:
-  """Returns {name: text} of a factory's module and of those that it imports.
+  """Returns {name: text} of a factory's module and of the modules it imports.
 
-  Installed packages are not among them, nor is this one: their versions are in
-  every record.
+  Installed packages and this one are left out; every record has their versions.
   """
   factory = inspect.unwrap(factory)
   found: dict[str, str] = {}
@@ -126,7 +125,7 @@ def code_of(factory: Callable) -> dict[str, str]:
 
 
 def _collect(names: Mapping[str, Any], found: dict[str, str]) -> None:
-  """Adds the texts of a module, given by its names, and of its imports."""
+  """Adds the texts of a module and of its imports."""
   path = names.get('__file__')
   if not path or not pathlib.Path(path).is_file() or _is_installed(path):
     return
@@ -156,7 +155,7 @@ def _gradient_function(norm: str) -> Callable:
 
 
 def gradient(settings: pgd.Settings, *, norm: str, **fields) -> LogitsAttack:
-  """Returns an attack along gradients; all of one norm share one compilation.
+  """Returns a gradient attack; all of one norm share one compilation.
 
   Args:
     settings: of `pgd.make_evaluation_attack`.

@@ -1,9 +1,9 @@
-"""Does the aggregated output hide its gradients, or is it robust?
+"""Audits whether the aggregated output hides its gradients.
 
 A network may look robust because gradient attacks cannot find the adversarial
-images that exist. Then other attacks, which do not need its gradients, find
-them: images made against the heads, a backward pass around the aggregator's
-ReLU, random search. Each finding beyond what chance explains is a red flag.
+images that exist. Attacks that do not need its gradients then find them:
+transfer from the heads, a backward pass around the aggregator's ReLU, and
+random search. Each finding beyond chance is a red flag.
 """
 
 import dataclasses
@@ -47,9 +47,9 @@ TRANSFER = 'transfer_'
 
 @dataclasses.dataclass(frozen=True)
 class Bypassed:
-  """The network, its gradient going around the aggregator's non-linearity.
+  """The network with a gradient around the aggregator's non-linearity.
 
-  The values are the network's own (BPDA, Athalye et al. 2018): see
+  The values are the network's (BPDA, Athalye et al. 2018); see
   `Aggregator.bypass`.
 
   Attributes:
@@ -66,7 +66,7 @@ class Bypassed:
     return self.net.parts
 
   def clone(self, **fields: Any) -> 'Bypassed':
-    """Returns the same of the network with other fields."""
+    """Returns a copy with other fields of the network."""
     return Bypassed(self.net.clone(**fields), self.output)
 
   def apply(self, variables: Any, images: chex.Array) -> Outputs:
@@ -81,14 +81,14 @@ class Bypassed:
 
 
 def bypass(target: Target) -> Target | None:
-  """Returns a target whose gradient goes around the aggregator's ReLU.
+  """Returns a target with a gradient around the aggregator's ReLU.
 
   Args:
     target: the aggregated output.
 
   Returns:
-    The target of the same network and output, or None if its aggregator has
-    nothing to go around.
+    The target of the same network and output, or None if the aggregator has no
+    such gradient.
   """
   if target.net.make_aggregator().bypass is None:
     return None
@@ -100,7 +100,7 @@ def bypass(target: Target) -> Target | None:
 def gradient_sizes(target: Target, split: Split) -> np.ndarray:
   """Returns the largest entry of each image's gradient: float [N].
 
-  Of the attacked loss, the cross entropy, at the image itself.
+  It is the gradient of the cross entropy, at the image itself.
   """
   net, evaluator = target.evaluator.net, target.evaluator
 
@@ -146,7 +146,7 @@ def report(
     num_classes: K.
 
   Returns:
-    All numbers, and `flags`, empty if nothing is suspicious; see
+    All numbers, and `flags`, which is empty if nothing is suspicious; see
     `docs/results_schema.md`.
   """
   white = records[output, plan.attack.name].robust
@@ -190,7 +190,7 @@ def _others(
   labels: np.ndarray,
   output: str,
 ) -> dict[str, np.ndarray]:
-  """Scores the audited output on images made against anything else."""
+  """Scores the audited output on images that attack other targets."""
   attacked = {
     target: record
     for (target, attack), record in records.items()
@@ -205,7 +205,7 @@ def _others(
 
 
 def _compare(reference: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
-  """Counts what an attack found and the reference attack did not."""
+  """Counts images that an attack breaks and the reference attack does not."""
   return {
     'accuracy': float(robust.mean()),
     'missed': int((reference & ~robust).sum()),
@@ -215,13 +215,13 @@ def _compare(reference: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
 
 
 def tolerance(rule: tuple[float, int], images: int) -> int:
-  """Returns from which number on a rule finds images suspicious."""
+  """Returns the number of images from which on a rule is suspicious."""
   share, least = rule
   return max(math.ceil(share * images), least)
 
 
 def _sentence(name: str) -> str:
-  """Returns who fools the aggregated output."""
+  """Returns what fools the aggregated output, in words."""
   if name.startswith(TRANSFER):
     label = OUTPUTS[name.removeprefix(TRANSFER)].label
     return f'images made against the {label}'

@@ -1,4 +1,4 @@
-"""Compiled functions of one network, and what in it is attacked."""
+"""Compiled functions of one network, and the targets in it."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ from dhat_jax.runtime import devices
 
 
 def smallest(net: nn.Module, output: str) -> nn.Module:
-  """Returns the network without the parts that an output does not need.
+  """Returns the network with only the parts that an output needs.
 
-  So the validation of a stage and the final evaluation share what is compiled.
+  So the validation of a stage and the final evaluation share compilations.
   """
   return net.clone(outputs=output_table.required(output))
 
@@ -50,10 +50,10 @@ def full_precision(step: Callable) -> Callable:
 class Evaluator:
   """The compiled functions of one network.
 
-  One step for each attacked network and attack function serves all settings,
-  splits and variables: the naturally trained twin of a network compiles
-  nothing anew. The last batch is padded and masked, so that every image counts
-  exactly once and nothing compiles again for it.
+  One compiled step for each attacked network and attack function serves all
+  settings, splits and variables. So the naturally trained twin of a network
+  compiles nothing. The last batch is padded and masked: every image counts
+  exactly once, and nothing compiles again.
 
   Attributes:
     net: the network.
@@ -75,13 +75,13 @@ class Evaluator:
     self._compiled = {}
 
   def compiled(self, key: Any, make: Callable[[], Callable]) -> Callable:
-    """Returns what `make` returns, made once for each key."""
+    """Returns the value of `make`, cached by key."""
     if key not in self._compiled:
       self._compiled[key] = make()
     return self._compiled[key]
 
   def target(self, variables: Any, output: str) -> 'Target':
-    """Returns an output as what is attacked and scored.
+    """Returns the target that attacks and scores one output.
 
     Args:
       variables: replicated.
@@ -154,7 +154,7 @@ def joined(rows: list[dict[str, np.ndarray]], count: int) -> dict:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Target:
-  """What is attacked, and what is scored.
+  """The output that is attacked, and the output that is scored.
 
   Attributes:
     name: of the records' folder.
@@ -163,7 +163,7 @@ class Target:
     net: the network whose gradients the attack sees: a hashable object with
       `parts`, `clone(**fields)` and `apply(variables, images) -> Outputs`.
     output: of `net`, the one that is attacked.
-    scored: the output of the evaluated network that decides.
+    scored: the output of the evaluated network that is scored.
   """
 
   name: str
@@ -181,7 +181,7 @@ class Target:
     Args:
       function: (logits_fn, images, labels, rngs, settings) -> (robust [B] bool,
         images_adv); compiled once for each target's network.
-      settings: a tree of numbers; others compile nothing.
+      settings: a tree of numbers; other values compile nothing.
       split: uint8 images.
       rng: typed key, folded by each image's place in the split.
 
@@ -214,8 +214,8 @@ class Target:
   def logits_fn(self) -> Callable[[chex.Array], chex.Array]:
     """Returns images [B, H, W, C] -> logits [B, K], in float32.
 
-    For attacks on any function from images to logits; the variables are closed
-    over.
+    It is for attacks on any function from images to logits, and closes over the
+    variables.
     """
     net = self.net.clone(dtype=jnp.float32)
     variables = devices.to_host(variables_of(self.variables, net.parts))

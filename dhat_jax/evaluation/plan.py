@@ -1,4 +1,4 @@
-"""What an evaluation runs, as data, and the list of jobs that it makes."""
+"""The plan of an evaluation, as data, and its list of jobs."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +13,9 @@ class AuditPlan:
   """What the audit of the aggregated output runs.
 
   Attributes:
-    attack: the white-box attack: PGD on the cross entropy; also made against
-      all other outputs, for transfer, and around the aggregator's ReLU.
-    margin: the same on the margin.
+    attack: the white-box attack, PGD on the cross entropy. It also attacks all
+      other outputs, for transfer, and around the aggregator's ReLU.
+    margin: the same attack on the margin.
     largest: the same as `attack`, at a radius that leaves nothing robust.
     largest_epsilon: that radius.
     square: random search, or None.
@@ -34,7 +34,7 @@ class Plan:
 
   Attributes:
     clean: the images as they are.
-    attacks: made against each output.
+    attacks: attacks on each output.
     sweep: {radius, as text: attack}.
     loss_by_steps: {number of steps, as text: attack}.
     audit: of the aggregated output, or None.
@@ -53,19 +53,19 @@ class Plan:
   export_images: bool = False
 
   def against(self, output: str) -> list[EvaluationAttack]:
-    """Returns the attacks of the list that are made against an output."""
+    """Returns the attacks of the list that attack an output."""
     return [a for a in self.attacks if not a.outputs or output in a.outputs]
 
 
 class Job(NamedTuple):
-  """One attack on one target; makes one record."""
+  """One attack on one target, which gives one record."""
 
   target: Target
   attack: EvaluationAttack
 
   @property
   def key(self) -> tuple[str, str]:
-    """Names of the target and of the attack: the record's key."""
+    """The record's key: the names of target and attack."""
     return self.target.name, self.attack.name
 
 
@@ -76,17 +76,17 @@ def jobs(
   audited: str | None = None,
   bypass: Target | None = None,
 ) -> list[Job]:
-  """Lists all that an evaluation makes, each once, the cheap ones first.
+  """Lists all jobs of an evaluation, each once, the cheap ones first.
 
   Args:
     plan: what to evaluate.
     targets: {output: target}.
-    audited: the output that the audit is of, or None.
+    audited: the output that is audited, or None.
     bypass: the audited output with gradients around the aggregator's ReLU, or
       None where there is none.
 
   Raises:
-    ValueError: two different attacks of one name.
+    ValueError: two different attacks with one name.
   """
   unique: dict[Any, Job] = {}
   for job in _all_jobs(plan, targets, audited, bypass):

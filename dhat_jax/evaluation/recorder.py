@@ -1,4 +1,4 @@
-"""Records made, or read where they are there already."""
+"""Computes records, or reads those that are stored."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from dhat_jax.runtime import files, processes
 
 
 class Recorder:
-  """Makes the records of one split, or reads those that are there."""
+  """Computes the records of one split, or reads those that are stored."""
 
   def __init__(
     self,
@@ -26,7 +26,7 @@ class Recorder:
     export: Sequence[str] = (),
     show: Callable[[str], Any] | None = None,
   ):
-    """Creates it; nothing is attacked yet.
+    """Creates the recorder; nothing is attacked yet.
 
     Args:
       split: uint8 images; all of them count.
@@ -45,8 +45,8 @@ class Recorder:
     """Returns what an `EvaluationAttack` finds on a target.
 
     Raises:
-      ValueError: a record of other images than the attack says, or one that
-        disagrees with itself.
+      ValueError: a record of the wrong number of images, or one that
+        contradicts itself.
     """
     name = f'{target.name}/{attack.name}'
     path = self._images_path(target.name, attack.name)

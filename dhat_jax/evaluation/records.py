@@ -1,4 +1,4 @@
-"""What an attack found, image by image; made once, kept on disk."""
+"""The outcome of an attack, image by image, stored on disk."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ EXAMPLES = 10
 NO_CLASS = -1
 _PREDICTIONS = '_predictions'
 _FLAGS = 'flags/'
-# Of the arrays on disk; a record of another version is made again.
+# Of the arrays on disk; a record of another version is computed again.
 SCHEMA_VERSION = 2
 
 
@@ -41,14 +41,14 @@ def predicted(logits: np.ndarray) -> np.ndarray:
 
 
 def example_places(count: int) -> list[int]:
-  """Returns evenly spaced places: a split may be sorted by class."""
+  """Returns evenly spaced places, since a split may be sorted by class."""
   places = np.linspace(0, count - 1, min(EXAMPLES, count))
   return [int(place) for place in places.round()]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Record:
-  """What an attack found on n images; made by `of`, or read by `from_arrays`.
+  """The outcome of an attack on n images, from `of` or `from_arrays`.
 
   Attributes:
     output: the scored one.
@@ -59,8 +59,8 @@ class Record:
       None.
     flags: {attack: bool [n]}: robust to the attacks of an ensemble up to this
       one, in the order in which they ran.
-    warnings: what casts doubt on it.
-    images_adv: float [n, H, W, C] where they were asked for; not kept on disk.
+    warnings: reasons to doubt it.
+    images_adv: float [n, H, W, C] if they were requested; not stored.
   """
 
   output: str
@@ -88,8 +88,8 @@ class Record:
       logits: {output: [n, K]} on the attacked images.
       labels: int [n].
       output: the scored one.
-      predictions: int [n] of the scored output, where the attack made them
-        itself; default: those of `logits`.
+      predictions: int [n] of the scored output, if the attack computed them;
+        default: those of `logits`.
       **more: other attributes.
 
     Raises:
@@ -109,7 +109,7 @@ class Record:
     return record
 
   def check(self, labels: np.ndarray) -> None:
-    """Raises ValueError if the record disagrees with itself.
+    """Raises ValueError if the record contradicts itself.
 
     Args:
       labels: int [n].
@@ -135,7 +135,7 @@ class Record:
     return [*self.predictions.values(), *self.flags.values()]
 
   def scored(self, output: str, labels: np.ndarray) -> np.ndarray:
-    """Returns where another output is right on these images: transfer.
+    """Returns where another output is correct on these images: transfer.
 
     Args:
       output: of the evaluated network.
@@ -148,7 +148,7 @@ class Record:
     return predictions == labels[: len(predictions)]
 
   def arrays(self) -> Arrays:
-    """Returns what is kept on disk: see docs/results_schema.md."""
+    """Returns the arrays to store; see docs/results_schema.md."""
     arrays = {
       'schema_version': np.array(SCHEMA_VERSION),
       'robust': self.robust,
@@ -176,7 +176,7 @@ class Record:
       output: the scored one.
 
     Raises:
-      ValueError: it disagrees with itself, or is of another version.
+      ValueError: it contradicts itself, or has another version.
     """
     version = int(arrays.get('schema_version', 1))
     if version != SCHEMA_VERSION:
@@ -206,12 +206,12 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Workspace:
-  """What an attack may use beside its target and images.
+  """The resources of an attack, beside its target and images.
 
   Attributes:
-    keep_images: whether the record is to have all attacked images.
-    make_folder: returns a folder for what lets a killed attack go on, or None
-      for nowhere; created at the call.
+    keep_images: whether the record needs all attacked images.
+    make_folder: returns a folder in which a killed attack can resume, or None.
+      The call creates it.
     show: shows a line of progress.
   """
 

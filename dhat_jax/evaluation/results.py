@@ -1,4 +1,4 @@
-"""The whole evaluation of a network: what results.json holds of it."""
+"""The whole evaluation of a network, as results.json holds it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -46,8 +46,8 @@ def evaluate(
 ) -> Results:
   """Evaluates a network.
 
-  Called again with the same arguments after being killed it makes only what is
-  missing, and returns the same, bit for bit.
+  A second call with the same arguments, after a kill, computes only what is
+  missing. It returns the same, bit for bit.
 
   Args:
     evaluator: of the network.
@@ -56,8 +56,8 @@ def evaluate(
     plan: what to evaluate.
     class_names: K names.
     seed: of all noise.
-    directory: where finished records are kept, or None.
-    progress: title of a progress bar, or None for none.
+    directory: where finished records are stored, or None.
+    progress: title of a progress bar; None shows none.
 
   Returns:
     What `docs/results_schema.md` describes: outputs, accuracy, worst_case,
@@ -112,7 +112,7 @@ def _records(
   plan: Plan,
   progress: str | None,
 ) -> Records:
-  """Runs all jobs, one after the other, or reads what they left."""
+  """Runs all jobs in order, or reads their stored records."""
   silent = progress is None or not processes.is_first()
   with progress_bar(
     progress or '', len(todo), unit='attack', disable=silent
@@ -133,7 +133,7 @@ def _records(
 
 
 def _show(bar: tqdm.tqdm, *, silent: bool) -> Callable[[str], None]:
-  """Returns what long attacks call at each batch, which is where they stop."""
+  """Returns the function that long attacks call at each batch, and stop in."""
   show = None if silent else throttled(bar)
 
   def show_and_stop(text: str) -> None:
@@ -154,7 +154,7 @@ class _Findings:
     split: the images.
     plan: what was evaluated.
     class_names: K names.
-    store: of what is computed beside the records.
+    store: of other computed arrays.
     records: {(target, attack): record}.
   """
 
@@ -167,7 +167,7 @@ class _Findings:
   records: Records
 
   def results(self) -> Results:
-    """Returns what results.json holds of the evaluation."""
+    """Returns the evaluation's part of results.json."""
     results: Results = {
       'outputs': [
         {
@@ -216,7 +216,7 @@ class _Findings:
     }
 
   def _worst(self, output: str) -> np.ndarray:
-    """Which images resist all attacks, of those that all attacks saw."""
+    """Returns which of the images that all attacks saw resist all of them."""
     flags = [record.robust for record in self._listed(output).values()]
     count = min(len(robust) for robust in flags)
     return np.logical_and.reduce([robust[:count] for robust in flags])
@@ -253,7 +253,7 @@ class _Findings:
     }
 
   def _matrix(self, record: Record) -> list[list[int]]:
-    """Counts [label][prediction]; no class is no column."""
+    """Counts [label][prediction]; a prediction of no class has no column."""
     size = len(self.class_names)
     predictions = record.predictions[record.output]
     known = predictions >= 0
@@ -262,13 +262,13 @@ class _Findings:
     return matrix.tolist()
 
   def _examples(self) -> dict[str, list[int]]:
-    """Which images the records show, and their labels."""
+    """Returns which images the records show, and their labels."""
     places = example_places(len(self.split.labels))
     labels = [int(self.split.labels[place]) for place in places]
     return {'places': places, 'labels': labels}
 
   def _details(self, output: str) -> dict[str, Any]:
-    """What attacks say beside accuracies: AutoAttack's, after each attack."""
+    """Returns AutoAttack's accuracies after each of its attacks, and more."""
     details = {
       attack.name: attack.details(self._of(output, attack))
       for attack in self.plan.against(output)
@@ -292,7 +292,7 @@ class _Findings:
     }
 
   def _heads(self, output: str) -> dict[str, Any]:
-    """What the aggregated output makes of the heads."""
+    """Returns how the aggregated output uses the heads."""
     name, record = self._strongest(output)
     clean = self.plan.clean
     shown = {clean.name: self._of(output, clean), name: record}

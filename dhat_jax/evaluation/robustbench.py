@@ -22,9 +22,9 @@ def _radius(spec: Mapping[str, Any]) -> str:
 
 
 def _names(output: str, config: Mapping[str, Any]) -> dict[str, str]:
-  """Returns who is to be named: the method only where it is what was attacked.
+  """Returns the names of the entry; the method only if it was attacked.
 
-  A mean of the heads, an aggregator's or not, is the method's control.
+  A mean of the heads is the method's control, with an aggregator or not.
   """
   aggregator = AGGREGATORS.get(config['model'].get('aggregator'))
   learned = getattr(aggregator, 'trains', True)
@@ -42,7 +42,7 @@ def _names(output: str, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _label(output: str, learned: bool) -> str:
-  """Returns what an output is called; a mean is called one."""
+  """Returns the label of an output; a mean is called a mean."""
   is_mean = bool(OUTPUTS[output].aggregates) and not learned
   return OUTPUTS['mean' if is_mean else output].label
 
@@ -72,8 +72,8 @@ def _notes(
 def entry(results: Mapping[str, Any]) -> dict[str, Any] | None:
   """Describes a run as RobustBench describes models.
 
-  Numbers are texts in percent, as there. What RobustBench would not accept, a
-  smaller budget or fewer images, is said in `footnote`, with `unreliable`.
+  Numbers are texts in percent, as there. RobustBench does not accept smaller
+  budgets or fewer images; `footnote` and `unreliable` report these.
 
   Args:
     results: as in results.json.

@@ -1,4 +1,4 @@
-"""What an evaluation puts into results.json."""
+"""The keys of an evaluation in results.json."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -6,7 +6,7 @@ ByOutput = dict[str, Any]
 
 
 class Results(TypedDict):
-  """The keys; docs/results_schema.md says what is below each.
+  """The keys; docs/results_schema.md describes their values.
 
   The version of this schema is `runtime.documents.SCHEMA_VERSION`, which every
   document carries.

@@ -18,20 +18,20 @@ def make_eval_step(
   """Creates one step of evaluation under attack.
 
   Args:
-    net: the network; or what has its `apply(variables, images) -> Outputs`.
+    net: the network, or an object with `apply(variables, images) -> Outputs`.
     output: the output that is attacked and scored, a key of
       `models.outputs.OUTPUTS`.
     attack: (logits_fn, images, labels, rngs, settings) -> (robust [B] bool,
       images_adv). `settings` is a tree of numbers that may change from call
       to call without recompiling (epsilon, number of steps, ...).
     axis_name: the mapped axis under `pmap`, or None.
-    returns_images: whether to return (robust, images_adv) instead, the images
-      of this replica [B, ...].
+    returns_images: whether to return (robust, images_adv) instead, with the
+      images of this replica [B, ...].
 
   Returns:
     (variables, batch, rng, offset, settings) -> robust bool [global B], False
-    where the mask is. `rng` is folded per example by `offset` plus its place
-    in the batch, so that results do not depend on the batch size.
+    where the mask is. `rng` is folded per example by `offset` plus its place in
+    the batch. So results do not depend on the batch size.
   """
 
   def step(variables, batch, rng, offset, settings):

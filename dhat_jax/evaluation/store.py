@@ -1,7 +1,7 @@
-"""What a killed evaluation leaves on disk, so that it can go on.
+"""The store of an evaluation, from which a killed one resumes.
 
-One npz file per finished record, written atomically. Each carries the digest
-of all that it depends on; what belongs to another network, data set or setting
+It has one npz file per finished record, written atomically. Each has a digest
+of everything that it depends on. A file of another network, data set or setting
 counts as missing.
 """
 
@@ -33,7 +33,7 @@ def digest(value: Any) -> str:
 
 
 class Store:
-  """Named groups of arrays on disk; without a folder nothing is kept.
+  """Named groups of arrays on disk; without a folder nothing is stored.
 
   Attributes:
     directory: where the files are, or None.
@@ -44,7 +44,7 @@ class Store:
 
     Args:
       directory: where the files are, or None.
-      identity: digest of what everything in it depends on.
+      identity: digest of everything that all its files depend on.
     """
     self.directory = directory
     self._identity = identity
@@ -60,13 +60,13 @@ class Store:
     *,
     again: bool = False,
   ) -> Arrays:
-    """Returns a group of arrays, made and stored if it is not there.
+    """Returns a group of arrays; computes and stores it if it is missing.
 
     Args:
       name: of the file, below the folder, without suffix.
-      settings: a tree of what else the arrays depend on.
-      make: makes them.
-      again: whether to make them even if they are there.
+      settings: a tree of everything else that the arrays depend on.
+      make: computes them.
+      again: whether to compute them even if they are stored.
     """
     owner = self._digest(settings)
     arrays = None if again else self._load(name, owner)
@@ -85,7 +85,7 @@ class Store:
       with np.load(self._path(name)) as file:
         arrays = dict(file)
     except Exception:  # NumPy and zipfile raise a great many types
-      return None  # missing or damaged: made again
+      return None  # missing or damaged: computed again
     return arrays if str(arrays.pop('digest', '')) == owner else None
 
   def _save(self, name: str, owner: str, arrays: Arrays) -> None:
@@ -93,7 +93,7 @@ class Store:
       files.write_npz(self._path(name), {**arrays, 'digest': np.array(owner)})
 
   def folder(self, name: str, settings: Any) -> str | None:
-    """Returns a folder for an attack that keeps its own files.
+    """Returns a folder for an attack that stores its own files.
 
     A folder that belongs to something else is emptied first.
     """

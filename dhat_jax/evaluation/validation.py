@@ -16,11 +16,11 @@ class Validation:
   """Accuracy of one output, clean and under one attack, while it trains.
 
   Attributes:
-    evaluator: of the stage's network; its attacks compile as those of the
-      final evaluation do.
+    evaluator: of the stage's network; its attacks share compilations with the
+      final evaluation.
     output: the output that the stage trains.
     clean: the images as they are.
-    attack: what the model is selected by.
+    attack: the attack that selects the model.
     seed: of the attack's noise, the same at each validation.
   """
 
@@ -59,10 +59,10 @@ class Validation:
     Args:
       variables: replicated.
       split: uint8 images.
-      count: how many.
+      count: number of images, at most.
 
     Returns:
-      Two times float [n, H, W, C] in [0, 1], n the smaller of `count` and N.
+      Twice float [n, H, W, C] in [0, 1]; n is the smaller of `count` and N.
     """
     first = Split(split.images[:count], split.labels[:count])
     target = self.evaluator.target(variables, self.output)

@@ -1,4 +1,4 @@
-"""What cannot work in a config, before anything expensive starts."""
+"""Checks a config before anything expensive starts."""
 
 import ml_collections
 
@@ -8,10 +8,10 @@ from dhat_jax.training.stages import JOINT, roles
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError for anything in a config that cannot work.
+  """Raises ValueError for any mistake in a config.
 
-  Builds everything but the data and the compiled functions, so that a mistake
-  shows at once and not after hours.
+  It builds everything except the data and the compiled functions. So a mistake
+  shows at once, not after hours.
   """
   keys.check(config)
   names = tuple(roles())

@@ -1,4 +1,4 @@
-"""From a config to its data set and what happens to the images."""
+"""From a config to its data set."""
 
 import ml_collections
 import numpy as np
@@ -36,7 +36,7 @@ def load_dataset(config: ConfigDict, source: Source | None = None) -> Dataset:
 
   Args:
     config: the run's config.
-    source: of `make_source`, if it is there already.
+    source: of `make_source`, if it was called before.
 
   Raises:
     ValueError: broken data, or data that the config does not describe.
@@ -59,15 +59,15 @@ def load_dataset(config: ConfigDict, source: Source | None = None) -> Dataset:
 
 
 def digests(config: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """Returns what a run's data is, by its content: {name: digest}.
+  """Returns digests of the content of a run's data: {name: digest}.
 
   Args:
     config: the run's config.
     dataset: of `load_dataset`.
 
   Returns:
-    Those of the splits `train` and `test`; `batches`, where the data set makes
-    its own and may mix other images in: that of the first two.
+    The digests of `train` and `test`. A data set that makes its own batches may
+    mix in other images; then `batches` is the digest of the first two.
   """
   found = dataset.digests()
   make_batches = make_source(config).make_batches
@@ -89,5 +89,5 @@ def digests(config: ConfigDict, dataset: Dataset) -> dict[str, str]:
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-  """Returns (H, W, C) of a config's images, without loading them if it can."""
+  """Returns (H, W, C) of the images, without loading them if possible."""
   return make_source(config).shape()

@@ -1,4 +1,4 @@
-"""Turns `config.evaluation` into what the evaluation runs."""
+"""From `config.evaluation` to an evaluator and a plan."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ def make_evaluator(
 
 
 def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
-  """Returns all that a network's evaluation runs.
+  """Returns the plan of a network's evaluation.
 
   Args:
     config: the run's config.
@@ -68,7 +68,7 @@ def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
 def _listed(
   name: str, shared: dict[str, Any], num_classes: int
 ) -> EvaluationAttack:
-  """Returns an attack of the list, which can do with so many classes."""
+  """Returns an attack of the list, checked for the number of classes."""
   where = f'{_WHERE}.attacks'
   attack = attacks.make(name, where=where, **shared)
   return _able(attack, num_classes, where)
@@ -77,7 +77,7 @@ def _listed(
 def _able(
   attack: EvaluationAttack, num_classes: int, where: str
 ) -> EvaluationAttack:
-  """Returns an attack that can do with so many classes, or raises."""
+  """Returns an attack if it can handle the number of classes, or raises."""
   try:
     attack.check(num_classes)
   except ValueError as error:
@@ -88,7 +88,7 @@ def _able(
 def validation_attacks(
   config: ml_collections.ConfigDict,
 ) -> tuple[EvaluationAttack, EvaluationAttack]:
-  """Returns (clean, the attack that model selection is made by).
+  """Returns (clean, the attack that selects the model).
 
   Raises:
     ValueError: no such attack, or one that takes too long.
@@ -105,7 +105,7 @@ def validation_attacks(
 
 
 def _shared(spec: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns what all attacks are given; every value is checked."""
+  """Returns the arguments of all attacks, each checked."""
   prefix = f'{_WHERE}.autoattack_'
   for output in spec.autoattack_outputs:
     arguments.one_of(f'{prefix}outputs', output, tuple(OUTPUTS))

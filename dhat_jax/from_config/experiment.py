@@ -1,4 +1,4 @@
-"""From a config and its data to a run: everything resolved, not compiled."""
+"""From a config and its data to a run: everything resolved, uncompiled."""
 
 import dataclasses
 
@@ -28,9 +28,9 @@ class Experiment:
     dataset: the data; a validation split is held out of `train`.
     stages: in the order of training, with batches and validation.
     intervals: when a stage records, saves and validates.
-    evaluator: of the last stage's network; it validates all stages too, so
-      that nothing compiles twice.
-    plan: what the evaluation runs.
+    evaluator: of the last stage's network. It also validates all stages, so
+      nothing compiles twice.
+    plan: the jobs of the evaluation.
     seed: of all noise.
   """
 
@@ -55,12 +55,12 @@ def make_validation(
   output: str,
   seed: int,
 ) -> Validation:
-  """Returns what judges a stage's checkpoints.
+  """Returns the validation of a stage.
 
   Args:
     evaluator: of the run's network.
     split: the held-out images.
-    attacks: (the clean images, the attack that the best one is chosen by).
+    attacks: (the clean images, the attack that selects the best checkpoint).
     output: the output that the stage trains.
     seed: of the attack's noise.
   """
@@ -85,7 +85,7 @@ def make_validation(
 
 
 def order_seed(seed: int, stage: str) -> int | tuple[int, int]:
-  """Returns the seed of a stage's batches: another order in each stage."""
+  """Returns the seed of a stage's batches, whose order differs by stage."""
   # The stages that had a place in a table keep the order that it gave them.
   numbered = ('main_head', 'second_head', 'aggregator', 'joint')
   if stage in numbered:
@@ -104,7 +104,7 @@ def make_experiment(
   Args:
     config: the run's config, checked.
     dataset: of `load_dataset`.
-    evaluator: of another run of the same network, to share what it compiled.
+    evaluator: of another run of the same network, to share its compilations.
 
   Raises:
     ValueError: any value that is out of its range.

@@ -1,8 +1,8 @@
-"""Which keys a config has, and of which type: missing ones, surplus ones.
+"""Checks the keys of a config and their types.
 
-The sections that a registered part is made of (a stage's loss, attack,
-schedule, optimizer, weight perturbation; the data set) may have more keys than
-are listed here: the options of the part, which `Registry.check` knows.
+The section of a registered part may have more keys than are listed here: the
+options of the part, which `Registry.check` knows. These sections are the data
+set, and a stage's loss, attack, schedule, optimizer and weight perturbation.
 """
 
 import difflib
@@ -21,7 +21,7 @@ LARGEST_SEED = 2**32 - 1  # larger ones would begin with 0 again
 
 
 def _optional(check: Check) -> Check:
-  """None, or left out; all others must be there."""
+  """Returns a check that allows None or a missing key."""
 
   def check_or_none(name: str, got: Any) -> Any:
     return got if got is None else check(name, got)
@@ -150,9 +150,9 @@ _OPEN = (
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError for a key that is missing, surplus or of a wrong type.
+  """Raises ValueError for a key that is missing, unknown or of a wrong type.
 
-  At the top, only a key that is like one that is read counts as surplus: values
+  At the top level, a key is unknown only if it resembles a known one. Values
   that others refer to may stand there.
 
   Args:
@@ -194,7 +194,7 @@ def _check_section(
 
 
 def _refuse_missing(name: str, check: Any) -> None:
-  """Raises for a key that is not there, unless it may be left out."""
+  """Raises for a missing key, unless it is optional."""
   if isinstance(check, Mapping):
     raise ValueError(
       f'{name}: got nothing, expected a dict with {_listed(check)}'
@@ -211,7 +211,7 @@ def _refuse_missing(name: str, check: Any) -> None:
 def _refuse_like(
   name: str, key: str, known: list[str], cutoff: float = 0.75
 ) -> None:
-  """Raises for a key that nobody reads; names those that are like it."""
+  """Raises for an unknown key, and names the nearest ones."""
   close = difflib.get_close_matches(
     key.lower(), known, n=3, cutoff=cutoff or 0.5
   )

@@ -1,7 +1,7 @@
 """From a config to networks and training stages.
 
-Every value is read, and every mistake in it reported, before anything expensive
-starts: see `from_config.check`.
+Every value is read, and every mistake reported, before anything expensive
+starts; see `from_config.check`.
 """
 
 import copy
@@ -35,7 +35,7 @@ def find_role(config: ConfigDict, name: str) -> Role:
   """Returns the role of a stage of a config.
 
   Raises:
-    ValueError: no such stage, or the config does not describe it.
+    ValueError: no such stage, or a config without it.
   """
   role = arguments.one_of('config.stages', name, all_roles())
   if name not in config:
@@ -56,11 +56,12 @@ def make_network(
 
   Args:
     config: the run's config.
-    outputs: what it computes; default: what `config.stages` train.
+    outputs: the outputs that it computes; default: those that `config.stages`
+      train.
     axis_name: mapped axis over which batch norm shares its statistics.
 
   Raises:
-    ValueError: a name or number that does not exist.
+    ValueError: an unknown name or an invalid number.
   """
   spec = config.model
   if outputs is None:
@@ -185,7 +186,7 @@ def _make_optimizer(
 def _num_steps(
   config: ConfigDict, name: str, role: Role, steps_per_epoch: int
 ) -> int:
-  """Returns a stage's length, 0 where it has nothing to train."""
+  """Returns a stage's length; 0 if it has nothing to train."""
   num_steps = optim.whole_steps(
     f'config.{name}.epochs', config[name].epochs, steps_per_epoch
   )
@@ -220,14 +221,14 @@ def make_stage(
   *,
   steps_per_epoch: int | None = None,
 ) -> Stage:
-  """Makes a stage, everything resolved but batches and validation.
+  """Makes a stage with everything except batches and validation.
 
   Args:
     config: the run's config.
     name: key of `stages.all_roles()`.
     num_train: number of training images.
-    steps_per_epoch: of the source of batches; default: as many as the images
-      fill.
+    steps_per_epoch: of the source of batches; default: the number of full
+      batches.
 
   Raises:
     ValueError: any value that is out of its range.

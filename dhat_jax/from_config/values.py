@@ -13,9 +13,9 @@ from dhat_jax import arguments
 def in_unit(
   spec: ml_collections.ConfigDict, name: str, where: str = ''
 ) -> float:
-  """Returns `name` in [0, 1] units; `name_255`, where given, has precedence.
+  """Returns `name` in [0, 1] units; `name_255` has precedence if given.
 
-  With `lengths_255` the only place where numbers over 255 are converted.
+  Only this and `lengths_255` convert numbers over 255.
 
   Args:
     spec: has `name` and `name_255`, one of which may be None.
@@ -69,7 +69,7 @@ _STAGE_DEFAULTS = {
 
 
 def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Returns a copy of a config that says all that may be left out."""
+  """Returns a copy of a config with the defaults of all missing keys."""
   config = copy.deepcopy(config)
   stages = arguments.sequence('config.stages', config.get('stages'))
   names = [name for name in stages if isinstance(name, str)]
@@ -92,7 +92,7 @@ def _add_missing(node: Any, values: dict) -> None:
 
 
 def workdir_defaults() -> dict[str, Any]:
-  """Returns {pattern of a dotted key: value} of what may be left out."""
+  """Returns {pattern of a dotted key: default} of keys that may be missing."""
   defaults = {**_DEFAULTS, '*': _STAGE_DEFAULTS}
   return json.loads(json.dumps(defaults))
 

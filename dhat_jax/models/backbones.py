@@ -1,12 +1,13 @@
-"""Backbones by name, and what a backbone is.
+"""Backbones by name, and the interface of a backbone.
 
-A backbone is a frozen, hashable object that runs three sections of a network;
-`dhat_jax.models.dual_head` makes the trunk and the heads of them:
+A backbone is a frozen, hashable object that runs three sections of a network.
+`dhat_jax.models.dual_head` builds the trunk and the heads from them:
 
     stem -> block1 | block2 -> block3 -> tail -> classifier
     trunk -------->| head ------------------------------->
 
-A user's own is one class, named in a config by `model.backbone='mine'`:
+A backbone of your own is one class, which a config names by
+`model.backbone='mine'`:
 
     @backbones.register('mine')
     @dataclasses.dataclass(frozen=True)
@@ -34,15 +35,15 @@ from dhat_jax.registry import Registry
 
 
 class Backbone(Protocol):
-  """What `DualHeadNet` needs of a backbone.
+  """The interface that `DualHeadNet` expects of a backbone.
 
-  The three methods are called inside a Flax compact method. The submodules
-  that they make belong to the caller, so that their names, unique in a trunk
-  and in a head, are the paths of the variables: `name='conv'` in `stem` is
-  `params/trunk/conv`. All take three keywords:
+  The three methods are called inside a Flax compact method. Their submodules
+  belong to the caller, so their names are the paths of the variables:
+  `name='conv'` in `stem` is `params/trunk/conv`. The names must be unique in a
+  trunk and in a head. All methods take three keywords:
 
     train: normalise with the batch's statistics and update the running ones.
-    dtype: compute dtype; None is that of the features.
+    dtype: compute dtype; None: that of the features.
     axis_name: mapped axis over which batch norm shares its statistics, or None.
 
   Attributes:
@@ -61,7 +62,7 @@ class Backbone(Protocol):
     dtype: chex.ArrayDType | None,
     axis_name: str | None,
   ) -> chex.Array:
-    """Computes what comes before the blocks: [B, H, W, C] -> [B, H, W, F]."""
+    """Computes the layers before the blocks: [B, H, W, C] -> [B, H, W, F]."""
 
   def blocks(
     self,
@@ -82,7 +83,7 @@ class Backbone(Protocol):
     dtype: chex.ArrayDType | None,
     axis_name: str | None,
   ) -> chex.Array:
-    """Computes what lies between the blocks and the pooling."""
+    """Computes the layers between the blocks and the pooling."""
 
 
 BACKBONES = Registry('backbone')

@@ -1,4 +1,4 @@
-"""Convolution for CPUs, whose input gradient stays fast inside loops."""
+"""Convolution for CPUs with an input gradient that is fast inside loops."""
 
 import functools
 from typing import Any
@@ -37,14 +37,14 @@ def _plain_conv(inputs, kernel, strides, padding):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def loop_conv(inputs, kernel, strides, padding):
-  """Convolution whose input gradient stays fast inside loops on the CPU.
+  """Convolution with an input gradient that is fast inside loops on the CPU.
 
-  XLA's CPU compiler rewrites the input gradient of a convolution to its fast
-  form outside loops only; inside `fori_loop`, `scan` and `while_loop` the
-  gradient keeps a transposed-kernel form that runs several times slower. Here
-  the input gradient is written as an ordinary convolution with the flipped,
-  transposed kernel, behind a barrier which keeps XLA from undoing it. Values
-  and gradients are those of `lax.conv_general_dilated`.
+  XLA's CPU compiler rewrites the input gradient of a convolution to a fast
+  form, but only outside loops. Inside `fori_loop`, `scan` and `while_loop` the
+  gradient keeps a form that is several times slower. Here the input gradient is
+  an ordinary convolution with the flipped, transposed kernel. A barrier keeps
+  XLA from undoing this. Values and gradients equal those of
+  `lax.conv_general_dilated`.
 
   Args:
     inputs: [B, H, W, C].

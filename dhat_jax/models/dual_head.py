@@ -66,7 +66,7 @@ class Head(nn.Module):
 
 
 def part_variables(variables: Mapping[str, Any], part: str) -> dict[str, Any]:
-  """Returns one part's variables, as its own module takes them.
+  """Returns one part's variables, as its module takes them.
 
   Args:
     variables: {'params': {part: ...}, 'batch_stats': {part: ...}}.
@@ -84,13 +84,13 @@ class DualHeadNet(nn.Module):
     backbone: a `WideResNet`, a `ResNet18` or one of your own; see
       `dhat_jax.models.backbones.Backbone`.
     num_classes: K >= 2.
-    attach: after which block the second head is attached.
+    attach: the block after which the second head is attached.
     aggregator: name in `dhat_jax.models.aggregator.AGGREGATORS`.
     outputs: the outputs that it computes, of `dhat_jax.models.outputs`. Parts
       that none of them needs have no parameters; ('main',) is the plain
       backbone.
     mean: per-channel mean, subtracted from the images. (): nothing.
-    std: per-channel standard deviation, by which they are divided. ().
+    std: per-channel standard deviation, by which they are divided. (): 1.
     dtype: compute dtype of trunk and heads (None: that of the images).
       Parameters, statistics, aggregator and logits stay float32.
     axis_name: mapped axis over which batch norm shares its statistics.
@@ -132,12 +132,12 @@ class DualHeadNet(nn.Module):
 
   @property
   def parts(self) -> tuple[str, ...]:
-    """The parts that this network has, in the order in which they run."""
+    """The parts of this network, in the order in which they run."""
     return output_table.parts_of(self.outputs)
 
   @nn.nowrap
   def make_aggregator(self, name: str | None = None) -> Aggregator:
-    """Makes the aggregator, by itself or as a part of that name."""
+    """Makes the aggregator, alone or as a part with that name."""
     return AGGREGATORS.make(
       self.aggregator,
       self.aggregator_options,
@@ -154,9 +154,9 @@ class DualHeadNet(nn.Module):
 
     Args:
       images: float [B, H, W, C] in [0, 1].
-      training_parts: the parts, out of `parts`, that normalise with the
-        batch's statistics and update their running ones (then call `apply`
-        with mutable=['batch_stats']). All others run as in evaluation.
+      training_parts: the parts, out of `parts`, that normalise with the batch's
+        statistics and update their running ones. Call `apply` with
+        mutable=['batch_stats'] then. All others run as in evaluation.
 
     Returns:
       `Outputs` of float logits [B, K] with exactly `self.outputs`.

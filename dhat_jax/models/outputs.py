@@ -1,7 +1,7 @@
-"""What a network returns, and the table of all outputs.
+"""The outputs of a network, and the table of all outputs.
 
-`OUTPUTS` is the one place that lists outputs: networks, stages, evaluation,
-results and report ask it.
+`OUTPUTS` is the only list of outputs. Networks, stages, evaluation, results and
+report read it.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ class Output:
   Attributes:
     parts: of the network that it needs, in the order in which they run. The
       last one computes it: a head, or an aggregator.
-    label: what it is called in sentences, figures and tables.
-    stage: the stage that trains it; None if it is computed of other outputs.
+    label: its name in sentences, figures and tables.
+    stage: the stage that trains it; None if it is computed from other outputs.
     aggregates: the outputs whose logits its aggregator takes; () for a head.
-    mean_of: the outputs whose logits it averages, where it has no stage.
+    mean_of: the outputs whose logits it averages, if it has no stage.
   """
 
   parts: tuple[str, ...]
@@ -54,12 +54,12 @@ OUTPUTS: dict[str, Output] = {
 
 
 def trained() -> tuple[str, ...]:
-  """Returns the outputs that a network computes itself, and stages train."""
+  """Returns the outputs that a network computes and stages train."""
   return tuple(name for name, row in OUTPUTS.items() if row.stage)
 
 
 def available(computed: Collection[str]) -> tuple[str, ...]:
-  """Returns the outputs to be had from a network, in the table's order.
+  """Returns the outputs of a network, in the table's order.
 
   Args:
     computed: the outputs that the network computes.
@@ -72,7 +72,7 @@ def available(computed: Collection[str]) -> tuple[str, ...]:
 
 
 def heads() -> dict[str, str]:
-  """Returns {output: part} of the outputs that a head computes by itself."""
+  """Returns {output: part} of the outputs that a head alone computes."""
   return {
     name: row.parts[-1]
     for name, row in OUTPUTS.items()
@@ -86,17 +86,18 @@ def required(name: str) -> tuple[str, ...]:
 
 
 def final(names: Collection[str]) -> str:
-  """Returns the output that a network is about: the aggregated one if it can.
+  """Returns the main result of a network: the aggregated output if it has one.
 
   Args:
-    names: outputs of the network, in the table's order; else its last one.
+    names: outputs of the network, in the table's order; the last is the
+      default.
   """
   aggregated = [name for name in names if OUTPUTS[name].aggregates]
   return [*names, *aggregated][-1]
 
 
 def parts_of(names: Collection[str]) -> tuple[str, ...]:
-  """Returns the parts that some outputs need, in the order of their run."""
+  """Returns the parts that some outputs need, in running order."""
   needed = {part for name in names for part in OUTPUTS[name].parts}
   everything = dict.fromkeys(
     part for row in OUTPUTS.values() for part in row.parts
@@ -106,11 +107,12 @@ def parts_of(names: Collection[str]) -> tuple[str, ...]:
 
 @jax.tree_util.register_pytree_with_keys_class
 class Outputs(Mapping):
-  """Logits by output, each float [B, K]; what is not there is absent.
+  """Logits by output, each float [B, K]; missing outputs are absent.
 
-  A mapping, a JAX tree, and with attributes: `outputs.main`, `outputs.mean`.
-  Its keys are in the table's order. An output that averages others (`mean`) is
-  no key, but `select` and the attribute compute it where those are there.
+  It is a mapping and a JAX tree, with attributes: `outputs.main`,
+  `outputs.mean`. Its keys are in the table's order. An output that averages
+  others (`mean`) is not a key, but `select` and the attribute compute it if
+  those exist.
   """
 
   __slots__ = ('_logits',)

@@ -1,12 +1,13 @@
 """ResNet-18 and PreActResNet-18 for small images.
 
-The networks that CIFAR code commonly uses (He et al. 2015, 2016): 3x3 first
-convolution with 64 channels and no pooling, four blocks of two basic units
-with 64, 128, 256 and 512 channels, global average pooling, linear layer.
+These are the networks of common CIFAR code (He et al. 2015, 2016). The first
+convolution is 3x3 with 64 channels and no pooling. Four blocks of two basic
+units follow, with 64, 128, 256 and 512 channels, then global average pooling
+and a linear layer.
 
-Differs from the most common PyTorch file for PreActResNet-18: batch norm and
-ReLU before the pooling, as adversarial training code has them; without them
-the last unit's output would go into the linear layer unnormalised.
+Differs from the most common PyTorch file for PreActResNet-18 in batch norm and
+ReLU before the pooling, as in adversarial training code. Without them the last
+unit's output would enter the linear layer unnormalised.
 """
 
 import dataclasses
@@ -86,7 +87,7 @@ class ResNet18:
     return layers.Blocks(self, names, **options, name='blocks')(features, train)
 
   def tail(self, features: chex.Array, **options) -> chex.Array:
-    """Computes the last batch norm and ReLU, where PreActResNet has them."""
+    """Computes the last batch norm and ReLU of a PreActResNet."""
     if not self.preact:
       return features
     return layers.norm_relu(features, **options, name='norm')

@@ -1,10 +1,11 @@
 """WideResNet (Zagoruyko & Komodakis 2016), pre-activation.
 
-The network of TRADES and of DH-AT: conv 3 -> 16; block1, block2 and block3
-with 16k, 32k and 64k channels, (depth - 4) / 6 units each, block2 and block3
-at stride 2; batch norm, ReLU, global average pooling, linear layer. No
-dropout. In a unit whose width changes, batch norm and ReLU come before both
-the 3x3 convolution and the 1x1 shortcut.
+This is the network of TRADES and DH-AT. It starts with a convolution 3 -> 16.
+block1, block2 and block3 have 16k, 32k and 64k channels and (depth - 4) / 6
+units each; block2 and block3 have stride 2. Batch norm, ReLU, global average
+pooling and a linear layer follow. There is no dropout. In a unit whose width
+changes, batch norm and ReLU come before both the 3x3 convolution and the 1x1
+shortcut.
 """
 
 import dataclasses
@@ -20,10 +21,10 @@ class WideResNet:
 
   Attributes:
     depth: 6n + 4: 10, 16, 22, 28, 34, ...
-    widen_factor: k >= 1; a fraction too, its channels rounded.
+    widen_factor: k >= 1, also a fraction; channels are rounded.
 
   Raises:
-    ValueError: no such depth or width.
+    ValueError: invalid depth or width.
   """
 
   depth: int

@@ -1,1 +1,1 @@
-"""PyTorch: state dicts in and out, its networks, ours as its modules."""
+"""PyTorch: state dicts, networks, and JAX functions as modules."""

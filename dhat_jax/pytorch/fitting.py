@@ -1,6 +1,6 @@
-"""Whether a state dict fits a network: its keys, shapes and numbers.
+"""Checks whether a state dict fits a network: keys, shapes, numbers.
 
-What does not fit is one error that lists it, and says the likely reason.
+One error lists everything that does not fit, and the likely reason.
 """
 
 import logging
@@ -50,8 +50,8 @@ def check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
   """Raises one ValueError that names the arrays with impossible numbers.
 
   Args:
-    arrays: {name: array}; NaN and infinity are refused, and a running variance
-      below zero, of which the network makes NaN.
+    arrays: {name: array}; NaN, infinity and negative running variances are
+      refused.
   """
   wrong = []
   for name, array in arrays.items():
@@ -75,12 +75,12 @@ def check_state_dict(
   model: DualHeadNet,
   image_channels: int,
 ) -> None:
-  """Raises one ValueError that lists all missing, surplus, misshapen keys.
+  """Raises one ValueError that lists missing, surplus and misshapen keys.
 
-  Accepted though not used: batch norm's counters; copies of the trunk under
-  `WRN2.` that equal the one under `WRN1.`; a mean and a standard deviation of
-  the images that the network has too; and, with a warning, `sub_block1`, which
-  TRADES' published WideResNet stores but never runs.
+  Some unused keys are accepted: batch norm's counters, and copies of the trunk
+  under `WRN2.` that equal the one under `WRN1.`. So are a mean and standard
+  deviation of images that the network has too. `sub_block1`, which TRADES'
+  published WideResNet stores but never runs, is accepted with a warning.
 
   Args:
     arrays: {PyTorch's key: array}, of `plain_keys`.
@@ -118,7 +118,7 @@ def check_state_dict(
 
 
 def _other_heads(key: str, entries: Mapping[str, Entry]) -> list[str]:
-  """Returns a key as it would be under the other heads' prefixes."""
+  """Returns a key under the other heads' prefixes."""
   prefix, _, name = key.partition('.')
   heads = {other.partition('.')[0] for other in entries} - {prefix}
   return [f'{head}.{name}' for head in heads if _HEAD.fullmatch(head)]
@@ -142,7 +142,7 @@ def _trunk_copies(
 def _unused_blocks(
   arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]
 ) -> set[str]:
-  """Finds the keys of `sub_block1`, where they are shaped as `block1`'s."""
+  """Finds the keys of `sub_block1` whose shapes are those of `block1`."""
   shapes = {key: entry.torch_shape for key, entry in entries.items()}
   shapes |= dict.fromkeys(counters(entries), ())
   unused = set()
@@ -169,7 +169,7 @@ def check_shapes(
     got: {name: shape}.
     expected: {name: shape}.
     wrong: further lines of the error.
-    hint: what to say at its end; called only if there is an error.
+    hint: returns its last lines; called only if there is an error.
   """
   missing = [
     f'  missing: {key}, expected {tuple(expected[key])}'
@@ -225,7 +225,7 @@ def _normalisation_hint(numbers: Mapping[str, tuple[float, ...]]) -> str:
 
 
 def _hint(arrays: Collection[str], expected: Collection[str]) -> str:
-  """Says what the likely reason is, where there is one."""
+  """Says the likely reason, if there is one."""
   missing = set(expected) - set(arrays)
   dual, dual_expected = (
     any(key.startswith('WRN1.') for key in some) for some in (arrays, expected)

@@ -31,13 +31,13 @@ def as_torch(logits_fn: Callable[[chex.Array], chex.Array]) -> Any:
   """Makes a PyTorch module of a JAX function, for attack libraries.
 
   The module computes logits and their gradients with respect to the images.
-  It has no parameters, and gradients of gradients are not supported. Forward
-  and backward are compiled once for each power of two that batches are padded
-  to with black images.
+  It has no parameters, and gradients of gradients are not supported. Batches
+  are padded with black images to powers of two; forward and backward compile
+  once for each.
 
-  PyTorch and JAX share memory on the way in. Nothing is read from it after a
-  call returns, and what a call returns is PyTorch's own, so that either side
-  may write in place afterwards.
+  PyTorch and JAX share the memory of the inputs. Nothing is read from it after
+  a call returns, and PyTorch owns the result. So either side may write in place
+  afterwards.
 
   Args:
     logits_fn: images [B, H, W, C] in [0, 1] -> logits [B, K]; each image's
@@ -85,7 +85,7 @@ def _to_torch(array: jax.Array, like: Any) -> Any:
 
 @functools.cache
 def _module_class() -> type:
-  """Defines the module's class, once PyTorch is there."""
+  """Defines the module's class, once PyTorch is imported."""
   torch = import_torch()
 
   class JaxFunction(torch.autograd.Function):

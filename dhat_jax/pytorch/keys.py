@@ -1,4 +1,4 @@
-"""Keys of a PyTorch state dict, without what wrappers of a network add."""
+"""Keys of a PyTorch state dict without the additions of wrappers."""
 
 import logging
 import re
@@ -36,12 +36,12 @@ _NORMALISATION = {
 def plain_keys(
   arrays: Mapping[str, np.ndarray], entries: Mapping[str, Entry]
 ) -> dict[str, np.ndarray]:
-  """Removes from keys what wrappers of a network add; a log line says what.
+  """Removes from keys what wrappers of a network add, and logs it.
 
-  That is: names of wrappers (`module`, `_orig_mod`, ...) wherever they are,
-  any prefix that all keys share (`model.`, `backbone.`, ...), and the counter
-  of an averaged model. Entries with the images' mean and standard deviation
-  (`mu`, `normalize.std`, ...) need not share the prefix.
+  These are names of wrappers (`module`, `_orig_mod`, ...) anywhere, a prefix
+  that all keys share (`model.`, `backbone.`, ...), and the counter of an
+  averaged model. Entries with the images' mean and standard deviation (`mu`,
+  `normalize.std`, ...) need not share the prefix.
 
   Args:
     arrays: {PyTorch's key: array}.
@@ -77,10 +77,10 @@ def _unwrapped(key: str) -> str:
 
 
 def _shared_prefix(names: Collection[str], entries: Mapping[str, Entry]) -> str:
-  """Returns the shared prefix without which the most keys are expected.
+  """Returns the shared prefix without which most keys are expected.
 
-  Keys of a network with another number of heads count as well, so that the
-  error is about that.
+  Keys of a network with another number of heads count too, so that the error
+  names that.
   """
   expected = {_bare(key) for key in (*entries, *counters(entries))}
   best, most, prefix = '', -1, ''
@@ -106,5 +106,5 @@ def _bare(key: str) -> str:
 
 
 def role(key: str) -> str | None:
-  """Returns 'mean' or 'std' for an entry that is called so, else None."""
+  """Returns 'mean' or 'std' for an entry with such a name, else None."""
   return _NORMALISATION.get(key.rpartition('.')[2])

@@ -1,18 +1,18 @@
-"""What the arrays of our networks are called in PyTorch, and their layouts.
+"""Names and layouts of the networks' arrays in PyTorch.
 
 Key names, as published:
   - WideResNet, as in TRADES and in DH-AT's code: conv1, block<i>.layer.<j>
     with bn1, conv1, bn2, conv2 and convShortcut, bn1, fc.
-  - ResNet-18 and PreActResNet-18, as CIFAR code commonly has them: conv1,
-    layer<i>.<j> with conv1, bn1, conv2, bn2, shortcut.0 and shortcut.1, linear;
-    ResNet-18 has a bn1 behind conv1, PreActResNet-18 a `bn` before the
-    pooling, which adversarial training code adds.
-  - DH-AT: `WRN1.` trunk and main head as one whole network, `WRN2.` the
-    second head (the blocks behind the attach point, bn1, fc), `cnn.` the
+  - ResNet-18 and PreActResNet-18, as in common CIFAR code: conv1, layer<i>.<j>
+    with conv1, bn1, conv2, bn2, shortcut.0 and shortcut.1, linear. ResNet-18
+    has a bn1 after conv1. PreActResNet-18 has a `bn` before the pooling, which
+    adversarial training code adds.
+  - DH-AT: `WRN1.` is trunk and main head as one whole network. `WRN2.` is the
+    second head (the blocks after the attach point, bn1, fc). `cnn.` is the
     aggregator with conv1, bn1, conv2, bn2, fc. Its linear layer reads
-    [position, pooled channel], as ours does. The published code knows
-    WideResNet, block1 and the pairwise aggregator only: with a ResNet, another
-    attach point or `classwise` (conv1, bn1, fc) the names are by analogy.
+    [position, pooled channel], as ours does. The published code has WideResNet,
+    block1 and the pairwise aggregator only. The names for a ResNet, another
+    attach point or `classwise` (conv1, bn1, fc) are by analogy.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ COUNTER = '.num_batches_tracked'
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How an array's axes change: `axes` leads to PyTorch's order.
+  """How an array's axes change from Flax to PyTorch.
 
   Attributes:
     axes: permutation from Flax's order to PyTorch's.
@@ -82,7 +82,7 @@ _CONV1D = Layout((1, 0), pointwise=True)
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One array in both worlds: `path` and `shape` are Flax's."""
+  """One array in both libraries; `path` and `shape` are Flax's."""
 
   path: tuple[str, ...]
   shape: tuple[int, ...]
@@ -97,7 +97,7 @@ class Entry:
 
 
 def prefixes(model: DualHeadNet) -> dict[str, str]:
-  """Returns {part: prefix of its keys}; all are '' where there is one head.
+  """Returns {part: prefix of its keys}; all are '' if there is one head.
 
   Heads are numbered in the order of the output table: `WRN1.`, `WRN2.`, ...
   The trunk belongs to the network's first head.
@@ -114,7 +114,7 @@ def prefixes(model: DualHeadNet) -> dict[str, str]:
 
 
 def _network_name(backbone: Any, part: str, module: str) -> str:
-  """Returns PyTorch's name of a trunk's or a head's module."""
+  """Returns PyTorch's name of a module of a trunk or head."""
   wide = isinstance(backbone, WideResNet)
   if match := _BLOCK_PATH.fullmatch(module):
     block, unit, name = match.groups()
@@ -170,8 +170,7 @@ def entries(model: DualHeadNet, image_channels: int) -> dict[str, Entry]:
     image_channels: of the images.
 
   Raises:
-    ValueError: a backbone or an aggregator whose PyTorch names are not known
-      here.
+    ValueError: a backbone or an aggregator without known PyTorch names.
   """
   check_model(model)
   shapes = jax.eval_shape(

@@ -1,13 +1,13 @@
 """The networks of this project in PyTorch, with the published key names.
 
-They are what the JAX networks are compared with, and what a converted state
-dict can be loaded into (`load_state_dict(..., strict=True)`) wherever a
-PyTorch module is wanted. Needs PyTorch: the extra [oracle].
+Tests compare the JAX networks with them. They also load a converted state dict
+(`load_state_dict(..., strict=True)`) wherever a PyTorch module is needed. They
+need PyTorch, the extra [oracle].
 
-Differs from the published code of DH-AT: the trunk runs once, the pooling of
-the aggregator is repaired (2 channels, as in `dhat_jax.models.aggregator`),
-images may have any size and the pairs of classes are gathered, not copied in
-a loop.
+Differs from the published code of DH-AT in four points. The trunk runs once.
+The pooling of the aggregator is repaired (2 channels, as in
+`dhat_jax.models.aggregator`). Images may have any size. The pairs of classes
+are gathered, not copied in a loop.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def _conv(inputs: int, features: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _WideUnit(nn.Module):
-  """Unit of WideResNet; a shortcut of 1x1 where the width changes."""
+  """Unit of WideResNet, with a 1x1 shortcut where the width changes."""
 
   def __init__(self, inputs: int, features: int, stride: int):
     super().__init__()
@@ -101,7 +101,7 @@ class _WideBlock(nn.Module):
 
 
 class _Network(nn.Module):
-  """A backbone, or the part of it behind an attach point.
+  """A backbone, or the part of it after an attach point.
 
   Subclasses set `names`, the names of the blocks' modules, in order.
   """
@@ -127,7 +127,7 @@ class _Network(nn.Module):
       make_block: (input channels, channels, stride) -> module.
       stem: channels of the first convolution.
       widths: channels of each block.
-      after: how many blocks are left to another network.
+      after: how many blocks belong to another network.
     """
     for index in range(after, len(widths)):
       inputs = widths[index - 1] if index else stem
@@ -216,7 +216,7 @@ class _ResNet18(_Network):
 
 
 class _ClassFeatures(nn.Module):
-  """What both learned aggregators begin with: [B, 2, K] -> [B, 8, K]."""
+  """The first layers of both learned aggregators: [B, 2, K] -> [B, 8, K]."""
 
   def __init__(self):
     super().__init__()
@@ -324,8 +324,8 @@ def make_torch_network(
   Returns:
     A module: images [B, C, H, W] in [0, 1] -> logits [B, K] of the last of
     the model's outputs. With two heads it also has `outputs(images)`, which
-    returns all of them. Its state dict has the keys of `dhat_jax.convert`;
-    the normalisation of the images has none.
+    returns all of them. Its state dict has the keys of `dhat_jax.convert`,
+    without the normalisation of the images.
 
   Raises:
     ValueError: a backbone or an aggregator that has no PyTorch names.

@@ -1,7 +1,7 @@
-"""PyTorch state dicts: to and from Flax variables, to and from files.
+"""Converts PyTorch state dicts to Flax variables and back; reads and writes.
 
-`.pt`, `.pth`, `.tar`, `.bin` and `.ckpt` files are PyTorch's and need it (the
-extra [oracle]); `.npz` files, one array per key, do not.
+`.pt`, `.pth`, `.tar`, `.bin` and `.ckpt` files need PyTorch (the extra
+[oracle]). `.npz` files, with one array per key, do not.
 """
 
 import os
@@ -21,10 +21,10 @@ _SUFFIXES = ('.npz', '.pt', '.pth', '.tar', '.bin', '.ckpt')
 
 
 def _as_numpy(key: str, value: Any) -> np.ndarray:
-  """Converts an array of any library, PyTorch's bfloat16 and sparse included.
+  """Converts an array of any library, also PyTorch's bfloat16 and sparse.
 
   Raises:
-    ValueError: no array of real numbers; it names the key.
+    ValueError: not an array of real numbers; the error names the key.
   """
   if hasattr(value, 'detach'):
     value = _dense(key, value)
@@ -37,7 +37,7 @@ def _as_numpy(key: str, value: Any) -> np.ndarray:
 
 
 def _dense(key: str, tensor: Any) -> Any:
-  """Returns a tensor of PyTorch's that NumPy can take."""
+  """Returns a PyTorch tensor that NumPy can convert."""
   if tensor.is_quantized:
     raise ValueError(
       f'{key}: got a quantised tensor, expected floating point; save the '
@@ -60,25 +60,25 @@ def from_torch(
   """Converts a PyTorch state dict; `dhat_jax.pytorch.names` has its keys.
 
   A prefix that all keys share (`module.`, `_orig_mod.`, `model.`, ...) and
-  `num_batches_tracked` are accepted. So are a second head that is stored as a
-  whole network, if its trunk equals the main head's, which is the one that
-  feeds it; the mean and the standard deviation of images, if the model has the
-  same; and, with a warning, the block `sub_block1` that TRADES' code stores
-  but never runs.
+  `num_batches_tracked` are accepted. So is a second head that is stored as a
+  whole network, if its trunk equals the main head's, which feeds it. So are the
+  mean and the standard deviation of images, if the model has the same. The
+  block `sub_block1`, which TRADES' code stores but never runs, is accepted with
+  a warning.
 
   Args:
     state_dict: {key: array} of NumPy, PyTorch or JAX.
-    model: the network: its backbone, attach point, aggregator, outputs and
-      number of classes say which keys are expected.
-    image_channels: of the images; None: as many as the first convolution of
-      the state dict has.
+    model: the network; its backbone, attach point, aggregator, outputs and
+      number of classes determine the expected keys.
+    image_channels: of the images; None: those of the first convolution in the
+      state dict.
 
   Returns:
     {'params': ..., 'batch_stats': ...} for `model.apply`, float32 on the host.
 
   Raises:
-    ValueError: keys are missing, surplus or misshapen; NaN or infinity; what
-      is no array of real numbers.
+    ValueError: keys are missing, surplus or misshapen; NaN or infinity; not an
+      array of real numbers.
   """
   arrays = {key: _as_numpy(key, value) for key, value in state_dict.items()}
   if image_channels is None:
@@ -152,16 +152,16 @@ def to_torch(
 
 
 def read_state_dict(path: str, entry: str | None = None) -> dict[str, Any]:
-  """Reads a state dict, also one that is wrapped with other things.
+  """Reads a state dict, also one inside of a larger checkpoint.
 
   Args:
-    path: `.npz`, or a file of PyTorch's, of which only tensors, plain
-      containers and harmless classes are unpickled.
+    path: `.npz`, or a PyTorch file, from which only tensors, plain containers
+      and harmless classes are unpickled.
     entry: which of several state dicts in it: 'ema'; default: the likeliest by
-      its name. A log line says which was taken.
+      its name. A log line names it.
 
   Raises:
-    ValueError: no such kind of file, a broken one, or no state dict in it.
+    ValueError: an unknown kind of file, a broken file, or no state dict in it.
     ImportError: it needs PyTorch, which is not installed.
   """
   path = files.user_path(path)
@@ -184,7 +184,7 @@ def write_state_dict(path: str, state_dict: Mapping[str, np.ndarray]) -> None:
 
 
 def check_path(path: str) -> None:
-  """Raises ValueError for a file whose suffix no state dict has."""
+  """Raises ValueError for a file whose suffix is not that of a state dict."""
   _is_npz(path)
 
 

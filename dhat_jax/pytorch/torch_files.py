@@ -1,4 +1,4 @@
-"""Files of PyTorch's: read without running code, told apart when broken.
+"""Reads PyTorch files without running code, and diagnoses broken ones.
 
 Tensors, plain containers and a few harmless classes are unpickled
 (`torch.load(..., weights_only=True)`); a file with any other class is refused.
@@ -52,7 +52,7 @@ _DTYPES = '?bhilqBHILQefdFDO'
 
 
 def _plain_dict(*_: Any) -> dict:
-  """Stands for a defaultdict, into which PyTorch unpickles nothing."""
+  """Replaces a defaultdict, which PyTorch does not unpickle."""
   return {}
 
 
@@ -96,11 +96,11 @@ def _harmless() -> list[Any]:
 
 
 def load(path: str) -> Any:
-  """Loads a file of PyTorch's onto the CPU.
+  """Loads a PyTorch file onto the CPU.
 
   Raises:
-    ValueError: it is none, or holds classes that are not known to be harmless;
-      one line that names the file and says what to do.
+    ValueError: it is not such a file, or has classes that are not known to be
+      harmless. The line names the file and says what to do.
     ImportError: PyTorch is not installed.
   """
   torch = jax_module.import_torch()
@@ -121,9 +121,9 @@ def load(path: str) -> Any:
 
 
 def _check_sums(path: str) -> None:
-  """Raises DataError for a zip file whose checksums do not fit.
+  """Raises DataError for a zip file whose checksums do not match.
 
-  PyTorch writes them but does not look: a flipped bit would be a weight.
+  PyTorch writes them but does not check: a flipped bit would become a weight.
   """
   if zipfile.is_zipfile(path):
     with zipfile.ZipFile(path) as archive:
@@ -138,9 +138,9 @@ def _check_sums(path: str) -> None:
 
 
 def _diagnosis(path: str, error: Exception) -> str:
-  """Says what is wrong with a file that PyTorch does not load, and a way out.
+  """Says what is wrong with a file that PyTorch does not load, and what to do.
 
-  What PyTorch says itself advises to load it unsafely.
+  PyTorch's own message advises to load it unsafely.
   """
   known = what_it_is(path)
   if known is not None:
@@ -172,7 +172,7 @@ def _diagnosis(path: str, error: Exception) -> str:
 
 
 def _unknown_classes(path: str, error: Exception) -> list[str]:
-  """Returns the classes because of which a file is not loaded."""
+  """Returns the classes that keep a file from being loaded."""
   torch = jax_module.import_torch()
   try:
     with torch.serialization.safe_globals(_harmless()):
@@ -193,16 +193,16 @@ def _some(names: list[str]) -> str:
 def find_state_dict(
   path: str, loaded: Any, entry: str | None = None
 ) -> dict[str, Any]:
-  """Finds the state dict in what a file holds; a log line says which.
+  """Finds the state dict in the content of a file, and logs which.
 
   Args:
     path: of the file, for messages.
-    loaded: what is in it.
-    entry: where it is, as 'ema' or 'models.ema'; default: at the top, else the
-      likeliest entry by its name, else the only one.
+    loaded: its content.
+    entry: its place, as 'ema' or 'models.ema'; default: the top, else the
+      likeliest entry by name, else the only one.
 
   Raises:
-    ValueError: there is none, or there are several and no name tells.
+    ValueError: there is none, or several without a telling name.
   """
   if _is_state_dict(loaded) and entry is None:
     return dict(loaded)
@@ -244,7 +244,7 @@ def _rank(name: str) -> int:
 
 
 def _candidates(value: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """Yields (dotted place, state dict) of all that are in a value."""
+  """Yields (dotted place, state dict) of all state dicts in a value."""
   if not isinstance(value, Mapping) or prefix.count('.') >= _MAX_DEPTH:
     return
   for key, item in value.items():
@@ -270,7 +270,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _mixed(path: str, loaded: Any) -> dict[str, Any]:
-  """Returns the arrays that lie among other things, if there are any."""
+  """Returns the arrays among other entries, if there are any."""
   if isinstance(loaded, Mapping):
     arrays = {
       key: value

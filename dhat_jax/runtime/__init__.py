@@ -1,1 +1,1 @@
-"""Devices, processes, files, the command line: what everything rests on."""
+"""Devices, processes, files and the command line."""

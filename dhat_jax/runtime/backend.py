@@ -1,7 +1,7 @@
-"""The start of JAX's backend: what cannot start is one line.
+"""Starts JAX's backend; a failure is one line.
 
-JAX itself ends with tracebacks of its internals here, and XLA, at a flag that
-it does not know, with the whole process.
+JAX itself shows tracebacks of its internals here. XLA ends the whole process at
+an unknown flag.
 """
 
 import functools
@@ -23,10 +23,10 @@ _UNSET = -1  # JAX's own, of the number of CPU devices
 
 
 def use_cpu(count: int) -> None:
-  """Runs on so many simulated CPU devices.
+  """Runs on a number of simulated CPU devices.
 
   Raises:
-    ValueError: JAX runs already, on others.
+    ValueError: JAX already runs on other devices.
   """
   try:
     jax.config.update('jax_num_cpu_devices', count)
@@ -41,7 +41,7 @@ def use_cpu(count: int) -> None:
 def check_xla_flags() -> None:
   """Raises ValueError for flags in XLA_FLAGS that XLA does not know.
 
-  XLA would end the process, so that they are tried in another one.
+  XLA would end the process, so another process tries them.
   """
   flags = os.environ.get('XLA_FLAGS', '').strip()
   if flags and hasattr(os, 'fork'):
@@ -72,8 +72,8 @@ def start() -> None:
   """Starts the backend.
 
   Raises:
-    ValueError: a platform that was asked for cannot start: which, why, what
-      there is instead.
+    ValueError: a requested platform cannot start; with its name, the reason and
+      the available platforms.
   """
   count = jax.config.jax_num_cpu_devices
   if count < 1 and count != _UNSET:
@@ -85,7 +85,7 @@ def start() -> None:
 
 
 def _refusal(error: Exception) -> str:
-  """Returns the line that says what cannot start."""
+  """Returns the line of a platform that cannot start."""
   where, asked = 'JAX_PLATFORMS', jax.config.jax_platforms
   if not asked:
     where, asked = 'JAX_PLATFORM_NAME', os.environ.get('JAX_PLATFORM_NAME')
@@ -102,7 +102,7 @@ def _refusal(error: Exception) -> str:
 
 
 def _available() -> str:
-  """Returns 'cpu' or whatever JAX finds by itself."""
+  """Returns 'cpu', or the platform that JAX finds itself."""
   before = {
     'jax_platforms': jax.config.jax_platforms,
     'jax_platform_name': os.environ.get('JAX_PLATFORM_NAME', ''),

@@ -1,10 +1,10 @@
-"""The front of every command: flags, a config and its overrides, mistakes.
+"""The command line of every command: flags, configs, overrides, mistakes.
 
-A command makes its flags with `new_flags`, adds its own, and calls `parse`
-inside of `mistakes_in_one_line`; `values.config` is then the config.
+A command creates its flags with `new_flags`, adds its own, and calls `parse`
+inside of `mistakes_in_one_line`. Then `values.config` is the config.
 
-`--config FILE` and `-config=FILE` mean `--config=FILE`; flags come in any
-order; of an override that is given twice the last one counts.
+`--config FILE` and `-config=FILE` mean `--config=FILE`. Flags may have any
+order. If an override is given twice, the last one counts.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import difflib
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import flags
@@ -51,12 +51,12 @@ class _PathParser(flags.ArgumentParser):
 def new_flags(
   usage: str, *, takes_config: bool = False, default_config: str | None = None
 ) -> flags.FlagValues:
-  """Returns the flags that every command has, in a set of their own.
+  """Returns a new set with the flags of every command.
 
   Args:
     usage: what --help prints.
-    takes_config: whether there is --config, with overrides.
-    default_config: as --config gives it; None: it must be given.
+    takes_config: whether it has --config and overrides.
+    default_config: the default of --config; None: it must be given.
   """
   values = flags.FlagValues()
   flags.DEFINE_bool('help', False, usage, short_name='h', flag_values=values)
@@ -101,14 +101,16 @@ def parse(
   argv: Sequence[str],
   *,
   needs_config: bool = True,
+  describe: Callable[[ConfigDict], str] | None = None,
 ) -> None:
-  """Parses a command line; `values.config` is then the config, overridden.
+  """Parses a command line; sets `values.config` to the overridden config.
 
   Args:
     values: of `new_flags`, with the command's flags.
     argv: the command line; argv[0] is the program.
     needs_config: whether --config must be given; else `values.config` is None
       without it.
+    describe: config -> what --help prints of its keys, below the usage.
 
   Raises:
     SystemExit: --help was given; the usage is printed.
@@ -117,6 +119,8 @@ def parse(
   rest = values(list(argv), known_only=True)[1:]
   if values.help:
     print(values['help'].help.strip())
+    if describe is not None and values.config:
+      print(f'\n{_keys_help(values.config[-1], describe)}')
     sys.exit(0)
   if 'config' not in values:
     _refuse(rest, values)
@@ -137,8 +141,15 @@ def parse(
   values.config = config
 
 
+def _keys_help(path: str, describe: Callable[[ConfigDict], str]) -> str:
+  """Returns the keys of a config file, with its values."""
+  return f'Every key of {path}, with its value:\n\n' + describe(
+    config_file.read(path)
+  )
+
+
 def _refuse(arguments: Iterable[str], values: flags.FlagValues) -> None:
-  """Raises ValueError for what is no flag of a command."""
+  """Raises ValueError for arguments that are not flags of a command."""
   positional = []
   for argument in arguments:
     name = argument.lstrip('-').partition('=')[0]
@@ -154,7 +165,7 @@ def _refuse(arguments: Iterable[str], values: flags.FlagValues) -> None:
 def _split_overrides(
   arguments: Iterable[str], values: flags.FlagValues, config: ConfigDict
 ) -> dict[str, str]:
-  """Returns {dotted key: text} of what absl left over; of two the last."""
+  """Returns {dotted key: text} of the overrides; the last of two counts."""
   overrides, others = {}, []
   iterator = iter(arguments)
   for argument in iterator:
@@ -180,7 +191,7 @@ def _split_overrides(
 
 
 def _type_of(path: str, config: ConfigDict) -> type | None:
-  """Returns the type of a config's key; None: absent, or inside of a value."""
+  """Returns the type of a config's key; None if absent or inside of a value."""
   *groups, key = path.split('.')
   for group in groups:
     config = config.get(group) if isinstance(config, ConfigDict) else None
@@ -190,7 +201,7 @@ def _type_of(path: str, config: ConfigDict) -> type | None:
 
 
 def _override(config: ConfigDict, overrides: dict[str, str]) -> None:
-  """Changes a config as the command line says, and locks it."""
+  """Applies the overrides of the command line to a config, and locks it."""
   required = config_file.release_required(config)
   # A group before the keys in it, which it may bring.
   for path in sorted(overrides, key=lambda path: path.count('.')):
@@ -224,7 +235,7 @@ def _override_one(config: ConfigDict, path: str, value: str) -> None:
 
 
 def _no_such_key(config: ConfigDict, path: str) -> ValueError:
-  """Returns an error that names the keys which may be meant."""
+  """Returns an error that names the nearest keys."""
   names = _closest(path, list(_paths(config)))
   if names:
     hint = 'nearest are ' + ', '.join(f'config.{name}' for name in names)
@@ -249,7 +260,7 @@ def _paths(config: ConfigDict, prefix: str = '') -> Iterator[str]:
 
 
 def _closest(wanted: str, names: list[str], count: int = 3) -> list[str]:
-  """Returns dotted names that may be meant, the likeliest first."""
+  """Returns the nearest dotted names, the likeliest first."""
   group, _, key = wanted.rpartition('.')
 
   def likeness(name: str) -> float:
@@ -280,9 +291,9 @@ def fail(message: Any) -> NoReturn:
 
 @contextlib.contextmanager
 def mistakes_in_one_line(*others: type[Exception]) -> Iterator[None]:
-  """Turns what a user can mend into one line on stderr and exit code 2.
+  """Turns a user's mistake into one line on stderr and exit code 2.
 
-  Ctrl-C is one line too, and exit code 130.
+  Ctrl-C gives one line too, and exit code 130.
 
   Args:
     *others: further exceptions that are a user's mistake.

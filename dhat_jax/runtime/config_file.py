@@ -1,4 +1,4 @@
-"""Config files: where they are, what is in them, no part of them shared."""
+"""Finds and loads config files, and unshares their parts."""
 
 import copy
 import difflib
@@ -46,8 +46,8 @@ def locate(path: str) -> str:
   """Returns the absolute path of a config file.
 
   Args:
-    path: relative to the current folder; where nothing is there, but it ends
-      in 'configs/<name>.py', the installed config of that name is meant.
+    path: relative to the current folder. If there is no such file and it ends
+      in 'configs/<name>.py', the installed config of that name is used.
 
   Raises:
     ValueError: no such file, or not Python.
@@ -82,7 +82,7 @@ def list_installed() -> list[str]:
 
 
 def _choices(path: str) -> str:
-  """Returns '; choices are ...' where one of our configs may be meant."""
+  """Returns '; choices are ...' if one of our configs may be meant."""
   names = list_installed() if os.path.isdir(INSTALLED) else []
   folder, name = os.path.split(path)
   close = difflib.get_close_matches(
@@ -99,10 +99,10 @@ def load(path: str, variant: str | None = None) -> ConfigDict:
 
   Args:
     path: the file.
-    variant: the argument of `get_config`; None: without one.
+    variant: the argument of `get_config`; None: no argument.
 
   Raises:
-    ValueError: an error in the file; unless that is a ValueError too, its
+    ValueError: an error in the file. Unless it is a ValueError too, its
       traceback is printed first, for the author of the file.
   """
   with_variant = () if variant is None else (variant,)
@@ -143,7 +143,7 @@ def _check_takes(get_config: Any, arguments: tuple[str, ...]) -> None:
 
 
 def _print_traceback(error: Exception, path: str) -> None:
-  """Prints the traceback of an error from a config file's own line on."""
+  """Prints the traceback of an error, from the config file's line on."""
   rest = error.__traceback__
   while rest and rest.tb_frame.f_code.co_filename != path:
     rest = rest.tb_next
@@ -153,7 +153,7 @@ def _print_traceback(error: Exception, path: str) -> None:
 
 
 def _run(path: str) -> types.ModuleType:
-  """Runs a Python file as a module of its own and returns it."""
+  """Runs a Python file as a new module and returns it."""
   _open_configs(os.path.dirname(path))
   loader = importlib.machinery.SourceFileLoader(_MODULE, path)
   spec = importlib.util.spec_from_loader(_MODULE, loader)
@@ -164,11 +164,11 @@ def _run(path: str) -> types.ModuleType:
 
 
 def _open_configs(folder: str) -> None:
-  """Makes `configs.<name>` importable: a user's own, and ours beside them.
+  """Makes `configs.<name>` importable: a user's configs, and ours.
 
-  A config file imports its neighbours as `<folder>.<name>` and the package's
-  configs as `configs.<name>`, though its folder may be called that too, and
-  though the package's is no top-level package where it is installed.
+  A config file imports its neighbours as `<folder>.<name>`, and the package's
+  configs as `configs.<name>`. This works even if its folder has that name too,
+  and if the package is installed, where `configs` is not a top-level package.
 
   Args:
     folder: the config file's.
@@ -188,12 +188,12 @@ def _open_configs(folder: str) -> None:
 
 
 def unshare(config: ConfigDict) -> ConfigDict:
-  """Gives every place in a config a value of its own; changes it in place.
+  """Gives every place in a config its own value; changes it in place.
 
-  One dict that a config file uses for two stages is one node at two places,
-  and an override of either changes both. The same holds of one placeholder.
-  Both are copied here. What a config links on purpose stays linked: references
-  that hold a value (`get_ref`, `FieldReference(value)`), also into copies.
+  If a config file uses one dict for two stages, it is one node at two places,
+  and an override of either changes both. The same holds for a placeholder. Both
+  are copied here. Deliberate links stay: references that hold a value
+  (`get_ref`, `FieldReference(value)`), also into copies.
 
   Args:
     config: any.
@@ -215,7 +215,7 @@ class _Unsharing:
     self._seen: dict[int, Any] = {}  # {id: object}, which keeps ids in use
 
   def visit(self, value: Any, above: tuple[int, ...]) -> Any:
-    """Returns a value, or a copy if another place has it; visits below."""
+    """Returns a value, or a copy if another place has it; visits its items."""
     if isinstance(value, tuple) and type(value) is tuple:
       items = [self.visit(item, above) for item in value]
       same = all(a is b for a, b in zip(items, value, strict=True))
@@ -255,7 +255,7 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _replace(container: Any, key: Any, value: Any) -> None:
-  """Sets an item; in place of a reference, not through it."""
+  """Sets an item; replaces a reference instead of writing through it."""
   if not isinstance(container, ConfigDict):
     container[key] = value
     return
@@ -265,7 +265,7 @@ def _replace(container: Any, key: Any, value: Any) -> None:
 
 
 def _links(root: ConfigDict, *, without: Any) -> dict[int, FieldReference]:
-  """Returns {id: reference} of all that hold a value outside of a part."""
+  """Returns {id: reference} of references to a value outside of a part."""
   links, seen, pending = {}, {id(without)}, [root]
   while pending:
     value = pending.pop()
@@ -280,7 +280,7 @@ def _links(root: ConfigDict, *, without: Any) -> dict[int, FieldReference]:
 
 
 def release_required(config: ConfigDict, prefix: str = '') -> list[str]:
-  """Turns placeholders that must be filled into ones that flags can fill.
+  """Turns required placeholders into ones that flags can fill.
 
   Returns:
     Their dotted keys.

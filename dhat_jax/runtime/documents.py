@@ -1,9 +1,9 @@
 """Results as JSON, in one form, and as Markdown tables.
 
-A document is what a run, a benchmark, an experiment or the campaign of
-interruptions leaves: an object with `schema_version`, `kind`, `command` (how to
-get the same, or null), `machine` (`provenance.machine()`), and what was
-measured.
+A run, a benchmark, an experiment or the campaign of interruptions writes a
+document. It is an object with `schema_version`, `kind`, `command` (which
+reproduces it, or null), `machine` (`provenance.machine()`), and the
+measurements.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,12 +40,12 @@ def document(
 
   Args:
     kind: one of `KINDS`.
-    body: what was measured; its keys stand beside the document's.
-    command: how to get the same, as a reader would type it.
-    machine: what it was measured on; default: this process's.
+    body: the measurements; their keys are beside the document's.
+    command: the command that reproduces it, as a reader would type it.
+    machine: the machine of the measurements; default: this process's.
 
   Raises:
-    ValueError: an unknown kind, or a key of the document's in the body.
+    ValueError: an unknown kind, or one of the document's keys in the body.
   """
   header = {
     'schema_version': SCHEMA_VERSION,
@@ -63,7 +63,7 @@ def write(path: str, content: Mapping[str, Any]) -> None:
   """Writes a document atomically.
 
   Raises:
-    ValueError: it has not this version's form.
+    ValueError: it does not have this version's form.
     files.WriteError: the disk refuses it.
   """
   version = content.get('schema_version')
@@ -79,11 +79,11 @@ def read(path: str) -> dict[str, Any]:
   """Reads a document of this version or an older one.
 
   Returns:
-    the document; one of version 1 has its `schema_version` and `kind` added,
-    and is as it was otherwise.
+    The document. One of version 1 gets a `schema_version` and a `kind`, and is
+    unchanged otherwise.
 
   Raises:
-    ValueError: no document, or one of a newer version than this code's.
+    ValueError: not a document, or one of a newer version than this code.
   """
   content = files.read_json(path)
   if not isinstance(content, dict):
@@ -110,8 +110,8 @@ def markdown_table(
 
   Args:
     headers: the columns' titles.
-    rows: of cells, text as it is to stand there.
-    left: how many columns are aligned to the left; those after to the right.
+    rows: of cells, as text.
+    left: how many columns are aligned to the left; the others to the right.
   """
   return tabulate.tabulate(
     rows,

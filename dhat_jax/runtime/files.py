@@ -1,4 +1,4 @@
-"""Files: one atomic writer, one door for readers, JSON; errors in one line."""
+"""Files: atomic writes, guarded reads, JSON; errors in one line."""
 
 import contextlib
 import errno
@@ -37,15 +37,15 @@ _STARTS = {
 
 
 class DataError(ValueError):
-  """A user's file that is not what it should be: one line that names it."""
+  """A user's file with wrong content, as one line that names it."""
 
 
 class WriteError(OSError):
-  """A file that the disk did not take."""
+  """A file that could not be written."""
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-  """Yields an error and those that led to it."""
+  """Yields an error and its causes."""
   seen = set()
   pending = [error]
   while pending:
@@ -57,10 +57,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def refusal(error: BaseException) -> str | None:
-  """Returns the system's reason, 'no space left on device', or None.
+  """Returns the system's reason, as 'no space left on device', or None.
 
-  Libraries that write in the background wrap the system's error, or keep no
-  more of it than its text.
+  Libraries that write in the background wrap the system's error, or keep only
+  its text.
   """
   for cause in _causes(error):
     if isinstance(cause, OSError) and cause.errno in _REFUSALS:
@@ -78,11 +78,11 @@ def writing(path: str, intact: str = 'what was saved before') -> Iterator[None]:
   """Turns a refusal of the disk into one line; other errors pass.
 
   Args:
-    path: what is written inside the context.
-    intact: what is not lost.
+    path: the file that is written inside the context.
+    intact: the data that is not lost.
 
   Raises:
-    WriteError: names the path, the reason, what is intact and how to go on.
+    WriteError: names the path, the reason, the intact data and how to resume.
   """
   try:
     yield
@@ -100,14 +100,14 @@ def writing(path: str, intact: str = 'what was saved before') -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: str, mode: str) -> Iterator[IO]:
-  """Opens a file that takes the place of `path` once it is whole.
+  """Opens a file that replaces `path` once it is complete.
 
-  There is never half a file: it is written beside `path`, flushed to the disk,
-  then renamed. Several processes may do so at once, the last one wins. If the
-  context fails, `path` stays as it was.
+  There is never half a file. It is written beside `path`, flushed to the disk,
+  and then renamed. Several processes may do so at once; the last one wins. If
+  the context fails, `path` is unchanged.
 
   Args:
-    path: the file; its folder is created if need be.
+    path: the file; its folder is created if necessary.
     mode: 'w' or 'wb'.
 
   Raises:
@@ -130,20 +130,20 @@ def replacing(path: str, mode: str) -> Iterator[IO]:
 
 
 def write_json(path: str, value: Any) -> None:
-  """Writes a JSON file atomically; its folder is created if need be."""
+  """Writes a JSON file atomically; creates its folder if necessary."""
   with replacing(path, 'w') as file:
     json.dump(value, file, indent=2)
     file.write('\n')
 
 
 def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes an npz file atomically; its folder is created if need be."""
+  """Writes an npz file atomically; creates its folder if necessary."""
   with replacing(path, 'wb') as file:
     np.savez(file, **arrays)
 
 
 def reason(error: BaseException) -> str:
-  """Returns what a library raised as one line, shortened: 'OSError: ...'."""
+  """Returns an error of a library as one short line: 'OSError: ...'."""
   text = textwrap.shorten(str(error), _MAX_REASON, placeholder=' ...')
   if any(name in text for name in _UNSAFE):
     text = 'it holds pickled objects, which can run code and are not loaded'
@@ -151,7 +151,7 @@ def reason(error: BaseException) -> str:
 
 
 def what_it_is(path: str) -> str | None:
-  """Says what a file is instead of data, where its first bytes tell."""
+  """Says what a file is instead of data, if its first bytes tell."""
   if not os.path.isfile(path):  # a pipe would have to be waited for
     return None
   try:
@@ -169,17 +169,17 @@ def what_it_is(path: str) -> str | None:
 
 @contextlib.contextmanager
 def reading(path: str, what: str) -> Iterator[None]:
-  """Turns whatever a library raises into one line that names the file.
+  """Turns any error of a library into one line that names the file.
 
-  TFDS, PIL, NumPy, SciPy and PyTorch raise a great many types, most of which do
-  not say which file was read.
+  TFDS, PIL, NumPy, SciPy and PyTorch raise many types of errors, and most do
+  not name the file.
 
   Args:
     path: the file or the folder.
-    what: what it should be: 'image'.
+    what: what the file should be: 'image'.
 
   Raises:
-    DataError: a `DataError` from inside as it is, else made of the error.
+    DataError: a `DataError` from inside, unchanged, or one with the error.
   """
   try:
     yield
@@ -205,15 +205,15 @@ def read_json(path: str) -> Any:
 def read_json_lines(
   path: str, on_damage: Callable[[int], None] | None = None
 ) -> list[dict]:
-  """Reads JSON lines; a last line cut off by a kill is left out.
+  """Reads JSON lines; skips a last line that a kill cut off.
 
   Args:
     path: the file.
-    on_damage: called with the number, from 1, of every other line that is not
-      readable, which is skipped; by default the first one ends the records.
+    on_damage: called with the number, from 1, of every other unreadable line,
+      which is skipped. By default the first one ends the records.
 
   Raises:
-    ValueError: it is no text; the error names the file.
+    ValueError: it is not text; the error names the file.
     OSError: there is none, or it may not be read.
   """
   with open(path) as file, reading(path, 'text file'):
@@ -231,15 +231,15 @@ def read_json_lines(
 
 
 def user_path(path: str | None) -> str | None:
-  """Returns a path that a user gave, `~` expanded; '' and None stay."""
+  """Returns a user's path with `~` expanded; '' and None are unchanged."""
   return os.path.expanduser(path) if path else path
 
 
 def kind(path: str) -> str | None:
-  """Returns 'file' or 'folder'; None: there is nothing.
+  """Returns 'file' or 'folder', or None if nothing exists.
 
   Raises:
-    DataError: a folder on the way to it may not be entered.
+    DataError: a folder on its path may not be entered.
   """
   with reading(path, 'path'):
     try:
@@ -249,15 +249,15 @@ def kind(path: str) -> str | None:
 
 
 def check_folder(where: str, path: str, *, new: bool = False) -> None:
-  """Checks that a folder which a user gave can be listed.
+  """Checks that a user's folder can be listed.
 
   Args:
-    where: who gave it: 'config.dataset.data_dir'.
+    where: where it is given: 'config.dataset.data_dir'.
     path: the folder.
-    new: whether it need not be there.
+    new: whether it may be missing.
 
   Raises:
-    FileNotFoundError: it is not there.
+    FileNotFoundError: it is missing.
     DataError: it is a file, or may not be read.
   """
   path_kind = kind(path)

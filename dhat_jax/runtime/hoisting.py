@@ -14,7 +14,7 @@ import jax.extend as jex
 def hoist(fn: Callable, *args: Any) -> tuple[Callable, list[jax.Array]]:
   """Traces fn once and turns the arrays that it closes over into arguments.
 
-  Those inside a function that is itself jitted stay there.
+  Arrays inside a function that is itself jitted stay there.
 
   Args:
     fn: trees of arrays -> tree of arrays.

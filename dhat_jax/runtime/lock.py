@@ -1,10 +1,9 @@
 """Exclusive use of a folder: one run at a time writes to a workdir.
 
-The kernel holds the lock (flock) and gives it up when its owner dies, however
-it dies; the file says who the owner is. On a file system that hosts share it
-holds between hosts as far as that file system hands flock on (NFS version 4
-and Lustre with `-o flock` do); where there is no flock at all, nothing is
-locked and a warning says so.
+The kernel holds the lock (flock) and releases it when its owner dies in any
+way. The file names the owner. On a shared file system the lock works between
+hosts if that file system supports flock (NFS version 4 and Lustre with `-o
+flock` do). Without flock nothing is locked, and a warning says so.
 """
 
 import contextlib
@@ -40,11 +39,11 @@ def held(folder: str) -> Iterator[None]:
   """Holds a folder's lock inside the context.
 
   Args:
-    folder: it is created if need be; one that was created for a context which
-      fails, and left empty, is removed.
+    folder: it is created if necessary. If the context fails and leaves a new
+      folder empty, it is removed.
 
   Raises:
-    InUseError: another process holds it: which one, since when.
+    InUseError: another process holds it; names the process and the time.
     files.WriteError: the disk refuses the file.
   """
   fresh = not os.path.exists(folder)
@@ -65,7 +64,7 @@ def held(folder: str) -> Iterator[None]:
 
 
 def _take(path: str, folder: str) -> int:
-  """Returns the descriptor of the lock's file, which is locked."""
+  """Locks the file and returns its descriptor."""
   while True:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -101,7 +100,7 @@ def _lock(descriptor: int, folder: str) -> None:
 
 
 def _is_at(descriptor: int, path: str) -> bool:
-  """Whether a file is still the one at its path."""
+  """Returns whether a file is still the one at its path."""
   try:
     return os.path.samestat(os.fstat(descriptor), os.stat(path))
   except FileNotFoundError:
@@ -109,7 +108,7 @@ def _is_at(descriptor: int, path: str) -> bool:
 
 
 def _sign(descriptor: int, folder: str) -> None:
-  """Writes who holds the lock, with a word if the last owner left it."""
+  """Writes the owner of the lock, and logs a dead former owner."""
   before = _read(descriptor)
   if before:
     _logger.warning(

@@ -1,17 +1,17 @@
-"""Images of any number of channels as pictures for people."""
+"""Images with any number of channels as pictures."""
 
 import numpy as np
 
 
 def rgb(images: np.ndarray) -> np.ndarray:
-  """Returns images as red, green and blue, as they are shown.
+  """Returns images as red, green and blue.
 
   Args:
     images: float [..., C].
 
   Returns:
-    float [..., 3]: colours as they are; of any other number of channels their
-    mean, as gray.
+    float [..., 3]: colours are unchanged; other numbers of channels become
+    their mean, as grey.
   """
   if images.shape[-1] == 3:
     return images

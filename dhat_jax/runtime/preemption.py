@@ -1,4 +1,4 @@
-"""Asked to stop, here or on any other host of the run; see `signals`."""
+"""Requests to stop, on any host of the run; see `signals`."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ class Preempted(Exception):
 
 
 def forward(number: int) -> None:
-  """Turns a signal into SIGTERM, for which JAX's distributed runtime listens.
+  """Turns a signal into SIGTERM, which JAX's distributed runtime handles.
 
   It tells the other processes.
   """
@@ -27,10 +27,10 @@ def forward(number: int) -> None:
 
 
 class StopRequest:
-  """Turns signals into an answer that all processes get at the same step.
+  """Turns signals into a request that all processes see at the same step.
 
   Attributes:
-    requested: whether the run is to stop as soon as it is saved.
+    requested: whether the run should stop as soon as it is saved.
   """
 
   def __init__(self):
@@ -61,13 +61,13 @@ class StopRequest:
 
 
 def stop_here(where: str) -> None:
-  """Ends a run of several processes here if one of them was asked to stop.
+  """Stops a run of several processes here if one was asked to stop.
 
-  Every process calls it at the same places, at which what is finished is
-  saved. Where there is one process alone it need not wait for such a place.
+  Every process calls it at the same places, where all finished work is saved. A
+  single process need not wait for such a place.
 
   Args:
-    where: what the user is told.
+    where: the place, for the message.
 
   Raises:
     Preempted: in all processes, at the same call.

@@ -1,4 +1,4 @@
-"""The processes of a run: start-up, waiting for each other, agreeing."""
+"""The processes of a run: start-up, barriers, agreement."""
 
 import contextlib
 import os
@@ -31,24 +31,24 @@ def initialize(
 ) -> None:
   """Prepares JAX for a run; call it before anything else uses JAX.
 
-  Turns on the persistent compilation cache (in ~/.cache/dhat_jax/xla, unless
-  JAX_COMPILATION_CACHE_DIR names another place), so that a second start
-  compiles nothing, lets the CPU use all its cores, and joins the other
-  processes of the run, if there are any.
+  It turns on the persistent compilation cache, so a second start compiles
+  nothing. The cache is in ~/.cache/dhat_jax/xla unless
+  JAX_COMPILATION_CACHE_DIR names another folder. It lets the CPU use all its
+  cores, and joins the other processes of the run, if any.
 
   Args:
-    cpu_devices: runs on the CPU, on that many simulated devices; None for what
-      the machine has.
-    distributed: whether JAX is to find the other processes by itself, as it
-      can on TPU pods, under SLURM and under Open MPI.
-    coordinator_address: 'host:port' of the first process, where `distributed`
-      cannot find it; then also
-    num_processes: how many there are, and
-    process_id: which one this is.
+    cpu_devices: number of simulated devices on the CPU; None: the devices of
+      the machine.
+    distributed: whether JAX finds the other processes itself, as it can on TPU
+      pods, under SLURM and under Open MPI.
+    coordinator_address: 'host:port' of the first process, if `distributed`
+      cannot find it. It needs the next two.
+    num_processes: number of processes.
+    process_id: number of this process, from 0.
 
   Raises:
-    ValueError: processes that are described in part only, or cannot be found;
-      a platform that JAX cannot start here; flags that XLA does not know.
+    ValueError: processes that are described incompletely or cannot be found; a
+      platform that JAX cannot start here; unknown XLA flags.
   """
   backend.check_xla_flags()
   flags = os.environ.get('XLA_FLAGS', '')
@@ -80,7 +80,7 @@ def initialize(
 
 
 def _join(given: dict[str, Any]) -> None:
-  """Connects to the other processes; waits until all are there."""
+  """Connects to the other processes, and waits for all of them."""
   try:
     jax.distributed.initialize(
       **given, heartbeat_timeout_seconds=HEARTBEAT_SECS
@@ -107,16 +107,16 @@ def is_first() -> bool:
 
 
 def wait_for_all(where: str) -> None:
-  """Returns when every process has come here; `where` names the place."""
+  """Returns when every process is here; `where` names the place."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(where)
 
 
 @contextlib.contextmanager
 def first_alone(where: str) -> Iterator[None]:
-  """Lets the first process do something, then the others, all at once.
+  """Lets the first process do something, and then all others at once.
 
-  For what one process writes and the others find, such as a cache.
+  It is for files that one process writes and the others read, as a cache.
   """
   if not is_first():
     wait_for_all(where)
@@ -137,8 +137,8 @@ def all_agree(flag: bool) -> bool:
 def stops_at(call: int) -> bool:
   """Whether a signal on any process ends the run at this call.
 
-  JAX's runtime listens for SIGTERM and chooses one call, the same in all
-  processes; always False where there is only one process.
+  JAX's runtime handles SIGTERM and chooses one call, the same in all processes.
+  It is always False with only one process.
 
   Args:
     call: 1, 2, 3, ... in every process.

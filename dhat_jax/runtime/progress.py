@@ -27,7 +27,7 @@ def progress_bar(
 
 
 def throttled(bar: tqdm.tqdm) -> Callable[[str], None]:
-  """Returns what shows a line behind a bar, no more often than it moves."""
+  """Returns a function that shows a line after a bar when the bar moves."""
   shown = time.monotonic()
 
   def show(text: str) -> None:

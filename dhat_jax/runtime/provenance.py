@@ -1,4 +1,4 @@
-"""What a result depends on beside its config: versions, code, machine."""
+"""Versions, code and machine, on which a result depends."""
 
 import datetime
 import importlib.metadata
@@ -39,7 +39,7 @@ def utc_now() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-  """Returns the output of git on this code's repository, None without one."""
+  """Returns the output of git on this code's repository, or None."""
   try:
     process = subprocess.run(
       ['git', '-C', os.path.dirname(__file__), *arguments],
@@ -53,7 +53,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def git_state() -> dict[str, Any]:
-  """Returns the commit, and whether tracked files differ from it (or None)."""
+  """Returns the commit, and whether tracked files differ from it; or None."""
   changes = _git('status', '--porcelain', '--untracked-files=no')
   return {
     'git_commit': _git('rev-parse', 'HEAD') or 'unknown',
@@ -62,7 +62,7 @@ def git_state() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-  """Returns what a run may not repeat without: versions, commit, devices."""
+  """Returns what a repetition of a run needs: versions, commit, devices."""
   import jax  # not at the top: whoever reads documents needs none
 
   return {
@@ -75,7 +75,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-  """Returns the CPU's name where the system has it."""
+  """Returns the CPU's name, if the system knows it."""
   try:
     with open('/proc/cpuinfo', encoding='utf-8') as file:
       for line in file:
@@ -94,9 +94,9 @@ def cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-  """Returns what a time depends on: devices, cores, versions, XLA's flags.
+  """Returns what timings depend on: devices, cores, versions, XLA's flags.
 
-  PyTorch's version and threads too, if it has been imported.
+  If PyTorch is imported, its version and threads are added.
   """
   import jax
 
@@ -125,7 +125,7 @@ def describe(
 
   Args:
     machine: of a result.
-    packages: whose versions are said, if it has them.
+    packages: packages whose versions are listed, if known.
   """
   device = machine['device']
   if device == 'cpu':

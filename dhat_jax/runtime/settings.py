@@ -1,4 +1,4 @@
-"""JAX's own settings that a run must not depend on."""
+"""JAX's settings that a run must not depend on."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ import jax
 
 @contextlib.contextmanager
 def standard() -> Iterator[None]:
-  """Runs its body under the settings that a run's numbers are defined by.
+  """Runs its body under the settings that define a run's numbers.
 
-  Whatever the environment says: how threefry draws is what random numbers are
-  (`JAX_THREEFRY_PARTITIONABLE`), and Optax needs the usual promotion of dtypes,
-  so that `JAX_NUMPY_DTYPE_PROMOTION=strict` is not heard. Also a decorator. It
-  does not hold in other threads.
+  It overrides the environment. `JAX_THREEFRY_PARTITIONABLE` would change the
+  random numbers. Optax needs the usual promotion of dtypes, so
+  `JAX_NUMPY_DTYPE_PROMOTION=strict` is ignored. It is also a decorator, and
+  does not affect other threads.
   """
   with (
     jax.threefry_partitionable(True),

@@ -1,9 +1,9 @@
-"""Asked to end: SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a terminal that closes).
+"""Signals to stop: SIGTERM, SIGINT (Ctrl-C), SIGHUP (a closed terminal).
 
-A command listens with `watched`, from before it imports JAX to its end; what
-must not be left at any moment says with `redirected` what to do instead. A
-signal that the process was started to ignore, as `nohup` does with SIGHUP,
-stays ignored.
+A command listens with `watched`, from before it imports JAX to its end. Code
+that must not stop at any moment handles signals with `redirected`. A signal
+that the process was started to ignore, as `nohup` does with SIGHUP, stays
+ignored.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ Handle = Callable[[int], None]
 
 
 def exit_code(number: int | None) -> int:
-  """Returns what a stopped and saved run exits with: 0, or 128 + number.
+  """Returns the exit code of a stopped and saved run: 0, or 128 + number.
 
-  0 for SIGTERM (schedulers take anything else for a failure) and where another
-  process of the run got the signal; 130 for Ctrl-C, 129 for SIGHUP, as shells
-  expect it.
+  It is 0 for SIGTERM, since schedulers take anything else for a failure, and 0
+  if another process of the run got the signal. It is 130 for Ctrl-C and 129 for
+  SIGHUP, as shells expect.
   """
   return 0 if number in (None, signal.SIGTERM) else 128 + number
 
 
 def _listened(numbers: Sequence[int]) -> list[int]:
-  """Returns those signals that this thread can and may listen for."""
+  """Returns the signals that this thread can and may handle."""
   if threading.current_thread() is not threading.main_thread():
     return []
   return [
@@ -55,14 +55,14 @@ def _handled(numbers: list[int], handle: Callable) -> Iterator[None]:
 
 
 class Watch:
-  """Calls a function as soon as a signal comes, whatever the process does.
+  """Calls a function as soon as a signal arrives, whatever the process does.
 
-  Python's own handlers run in the main thread, once it is back from the
-  compiler or the device, which may take minutes; this is a thread.
+  Python's handlers run in the main thread, once it returns from the compiler or
+  the device, which may take minutes. This is a thread.
 
   Attributes:
-    handle: what is called, with the signal's number.
-    received: the first signal that came, or None.
+    handle: the function, which gets the signal's number.
+    received: the first signal that arrived, or None.
   """
 
   def __init__(self, handle: Handle):
@@ -137,7 +137,7 @@ def redirected(
 
   Args:
     handle: called with the signal's number.
-    numbers: the signals; `watched` has chosen its own.
+    numbers: the signals; `watched` uses its own.
   """
   watch = _watch
   if watch is not None:

@@ -1,7 +1,7 @@
 """Random streams by name.
 
-What is drawn hangs on a name, never on a place in a table: a new stage, attack
-or output changes no other's numbers.
+Draws depend on a name, never on a place in a table. So a new stage, attack or
+output changes no other numbers.
 """
 
 import zlib
@@ -10,7 +10,7 @@ import chex
 import jax
 
 # Names that had numbers before they had streams. They keep them, so that runs
-# of then resume bit for bit and the published tables can be made again.
+# of then resume bit for bit and the published tables can be reproduced.
 _NUMBERED = {
   'stage/main_head': 0,
   'stage/second_head': 1,

@@ -1,9 +1,9 @@
-"""A run's folder: which config it belongs to, and what the run was made on.
+"""A run's folder: its config, its data and its environment.
 
-A run killed at any moment leaves a folder that it can resume from. Configs are
-plain nested dictionaries of JSON values here. The data is known by its content:
-`data.json` holds a digest of each split, so that data which changed where it
-lay is refused, and a copy elsewhere may be used.
+A run that is killed at any moment leaves a folder from which it can resume.
+Configs are plain nested dictionaries of JSON values here. The data is
+identified by its content: `data.json` holds a digest of each split. So changed
+data is refused, and a copy elsewhere may be used.
 """
 
 import contextlib
@@ -58,14 +58,14 @@ def check(
   Args:
     path: the folder; it need not exist.
     values: the run's config, as JSON would give it back.
-    may_differ: prefixes of dotted keys that need not agree with the folder's.
-    defaults: {dotted key, or a pattern of it such as '*.momentum': value} of
-      keys that a config may lack: a folder from before there was such a key
-      holds a run with this value, and the other way round.
+    may_differ: prefixes of dotted keys that may differ from the folder's.
+    defaults: {dotted key, or a pattern such as '*.momentum': value} of keys
+      that a config may lack. A folder that is older than a key has a run with
+      this value, and vice versa.
 
   Raises:
-    ValueError: the folder belongs to another config (the differing keys are
-      listed), or holds files but no config.
+    ValueError: the folder belongs to another config, whose differing keys are
+      listed; or it holds files but no config.
   """
   if not os.path.exists(path):
     return
@@ -131,7 +131,7 @@ def _default(key: str, defaults: Mapping[str, Any]) -> Any:
 
 
 def digests(path: str) -> dict[str, str]:
-  """Returns {split: digest} of the data of a folder's run, {} without any."""
+  """Returns {split: digest} of the data of a folder's run, or {}."""
   try:
     stored = files.read_json(os.path.join(path, 'data.json'))
     return dict(stored['digests'])
@@ -150,12 +150,12 @@ def check_data(
   """Checks that the data is that of a folder's run; writes nothing.
 
   Args:
-    path: the folder; one without digests takes any data.
+    path: the folder; without digests it accepts any data.
     data: {split: digest}.
-    splits: which of them count; default: all.
+    splits: the splits to check; default: all.
 
   Raises:
-    ValueError: the data changed; which split.
+    ValueError: the data changed; names the split.
   """
   if not os.path.exists(os.path.join(path, 'config.json')):
     return
@@ -171,7 +171,7 @@ def check_data(
 
 
 def data_moved(path: str, values: Mapping[str, Any]) -> bool:
-  """Whether a config finds the data elsewhere than a folder's run did."""
+  """Returns whether a config has another data folder than a folder's run."""
   stored = flat(files.read_json(os.path.join(path, 'config.json')))
   current = flat(values)
   return any(
@@ -181,7 +181,7 @@ def data_moved(path: str, values: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def exclusive(path: str) -> Iterator[None]:
-  """Uses a folder alone; of several processes the first one holds its lock.
+  """Uses a folder exclusively; the first of several processes holds its lock.
 
   Args and errors as of `lock.held`.
   """
@@ -208,14 +208,13 @@ def prepare(
   may_differ: tuple[str, ...] = (),
   defaults: Mapping[str, Any] | None = None,
 ) -> None:
-  """Takes a folder for a config, after `check`: writes what the run is.
+  """Prepares a folder for a config, after `check`: describes the run in it.
 
   Args:
-    path: the folder; it is created if need be.
+    path: the folder; it is created if necessary.
     values: as in `check`.
-    data: {split: digest} of the run's data, as `check_data` takes it; None
-      leaves open what it is.
-    splits: those which must agree; default: all.
+    data: {split: digest} of the run's data, as in `check_data`; None: unknown.
+    splits: the splits that must agree; default: all.
     may_differ: as in `check`.
     defaults: as in `check`.
 
@@ -237,7 +236,7 @@ def prepare(
 
 
 def _record_data(path: str, data: Mapping[str, str], *, resumed: bool) -> None:
-  """Writes the digests of a run's data, unless they are there."""
+  """Writes the digests of a run's data, unless they exist."""
   if resumed and digests(path):
     return
   if os.path.exists(os.path.join(path, 'checkpoints')):
@@ -265,7 +264,7 @@ def _check_same_data(
 
 
 def _record_environment(path: str, *, resumed: bool) -> None:
-  """Writes what a run starts on, or adds what it is resumed on, if new."""
+  """Writes the environment of a run, or adds a new one at a resume."""
   path = os.path.join(path, 'environment.json')
   now = provenance.environment()
   if not resumed:
@@ -275,7 +274,7 @@ def _record_environment(path: str, *, resumed: bool) -> None:
     first = files.read_json(path)
     history = [first, *first.setdefault('resumed_on', [])]
   except (OSError, ValueError, AttributeError):
-    # Lost or damaged: the run can go on without.
+    # Lost or damaged: the run does not need it.
     first, history = {'resumed_on': []}, [{}]
   # The newest that the history knows of, and only what is compared.
   if any(history[-1].get(key) != value for key, value in now.items()):
@@ -284,7 +283,7 @@ def _record_environment(path: str, *, resumed: bool) -> None:
 
 
 def _check_shared(path: str) -> None:
-  """Checks that all processes see the folder which the first one wrote."""
+  """Checks that all processes see the folder that the first one wrote."""
   processes.wait_for_all('workdir prepared')
   visible = os.path.exists(os.path.join(path, 'config.json'))
   if not processes.all_agree(visible):

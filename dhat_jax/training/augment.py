@@ -1,11 +1,10 @@
 """Augmentations by name, inside the compiled step.
 
-An augmentation is (rngs [B], images float [B, H, W, C]) -> images; what happens
-to an image depends on its own key alone, so that it does not change with the
-split of a batch over devices. A factory takes its own options and, where it
-names them, the config's `crop_padding` and `flip`. A user's config file adds
-one with `@augment.register('name')` and names it in
-`config.dataset.augmentations`.
+An augmentation is (rngs [B], images float [B, H, W, C]) -> images. An image
+depends on its own key alone, not on the split of a batch over devices. A
+factory takes its own options and, where it names them, the config's
+`crop_padding` and `flip`. A user's config file adds one with
+`@augment.register('name')` and names it in `config.dataset.augmentations`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,19 +31,19 @@ STANDARD = 'crop_flip'
 def crop_flip(*, crop_padding: int, flip: bool) -> Augmentation | None:
   """Random crop after zero padding, and random horizontal flip.
 
-  On floats or on uint8.
+  It takes floats or uint8.
 
   Args:
-    crop_padding: pixels of zeros on each side, out of which a window of H x W
-      is taken; 0 does not crop.
+    crop_padding: pixels of zeros on each side; a window of H x W is cut out. 0
+      does not crop.
     flip: whether to flip with probability 1/2.
 
   Returns:
     The augmentation, or None where nothing changes.
 
   Raises:
-    ValueError: negative padding; in the augmentation, one that is larger than
-      the images.
+    ValueError: negative padding; in the augmentation, padding larger than the
+      images.
   """
   arguments.integer('crop_padding', crop_padding, 0)
   arguments.flag('flip', flip)

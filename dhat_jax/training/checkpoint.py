@@ -1,9 +1,9 @@
-"""Checkpoints by Orbax, with checksums, and the resume that trusts no disk.
+"""Checkpoints by Orbax with checksums, and a resume that verifies them.
 
 Orbax commits a checkpoint atomically, but a flipped byte in an array file
-restores to wrong values without an error. So each checkpoint carries the
-shape, dtype and CRC-32 of every array, and a checkpoint that does not fit is
-set aside, loudly, for the one before.
+restores to wrong values without an error. So each checkpoint has the shape,
+dtype and CRC-32 of every array. A checkpoint that does not match is skipped
+with a warning, and the one before is used.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def unflatten(like: Any, flat: dict[str, np.ndarray]) -> Any:
 
 
 def fingerprint(flat: dict[str, np.ndarray]) -> dict[str, list]:
-  """Returns {path: [shape, dtype, CRC-32]}, as JSON can hold it."""
+  """Returns {path: [shape, dtype, CRC-32]} as JSON values."""
   return {
     name: [
       list(array.shape),
@@ -85,13 +85,13 @@ def _check_fingerprint(stored: dict, current: dict, parts: slice) -> None:
 
 
 def seal(info: dict[str, Any]) -> dict[str, Any]:
-  """Adds a checksum of the values themselves."""
+  """Adds a checksum of the values."""
   text = json.dumps(info, sort_keys=True)
   return {**info, 'checksum': zlib.crc32(text.encode())}
 
 
 def unseal(sealed: dict[str, Any]) -> dict[str, Any]:
-  """Inverts `seal`; ValueError where the checksum does not fit."""
+  """Inverts `seal`; ValueError where the checksum does not match."""
   info = {key: value for key, value in sealed.items() if key != 'checksum'}
   if seal(info) != sealed:
     raise ValueError('the checksum of the description does not fit')
@@ -101,7 +101,7 @@ def unseal(sealed: dict[str, Any]) -> dict[str, Any]:
 class Checkpoints:
   """The checkpoints of one stage; use as a context manager.
 
-  Leaving the context waits for writes in the background: without that the
+  Leaving the context waits for the writes in the background. Without that the
   last checkpoint would be lost.
 
   Attributes:
@@ -152,7 +152,7 @@ class Checkpoints:
       self._manager.close()
 
   def _writing(self) -> contextlib.AbstractContextManager:
-    """Says in one line that the disk refused, whenever Orbax reports it."""
+    """Turns an error of the disk into one line, whenever Orbax reports it."""
     names = os.listdir(self.directory) if os.path.isdir(self.directory) else ()
     whole = [int(name) for name in names if name.isdigit()]
     return files.writing(
@@ -178,13 +178,13 @@ class Checkpoints:
       step: its number.
       state: tree of host arrays; they may be changed after the call.
       metrics: {'robust_accuracy': ..., 'clean_accuracy': ...} of a
-        validation, by which the best is chosen; None if there was none.
-      info: further values that JSON can hold.
+        validation, which select the best; None without a validation.
+      info: further JSON values.
 
     Raises:
-      files.WriteError: the disk took neither this one nor, since errors of the
-        background show late, the one before.
-      RuntimeError: Orbax did not take the checkpoint.
+      files.WriteError: the disk took neither this checkpoint nor the one
+        before; errors in the background show late.
+      RuntimeError: Orbax did not accept the checkpoint.
     """
     flat = flatten(state)
     with self._writing():
@@ -210,10 +210,10 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def restore_latest(self, like: Any) -> tuple[int, Any, dict] | None:
-    """Restores the newest checkpoint that is whole.
+    """Restores the newest intact checkpoint.
 
-    Damaged ones are moved aside, with a warning, into `damaged` beside the
-    directory, so that training can write them again.
+    Damaged ones are moved with a warning to `damaged` beside the directory, so
+    that training can write them again.
 
     Args:
       like: a tree of the expected structure, shapes and dtypes.
@@ -222,7 +222,7 @@ class Checkpoints:
       (step, tree of arrays, info), or None if there is no checkpoint.
 
     Raises:
-      ValueError: the checkpoint is whole, but of another network.
+      ValueError: the checkpoint is intact, but of another network.
     """
     for step in reversed(self.steps()):
       restored = self._try_restore(step, like)
@@ -232,7 +232,7 @@ class Checkpoints:
     return None
 
   def restore_best(self, like: Any) -> tuple[int, Any, dict] | None:
-    """Restores the checkpoint with the best validation, or else the newest.
+    """Restores the checkpoint with the best validation, else the newest.
 
     Best is the highest robust accuracy, then the highest clean accuracy, then
     the latest step. See `restore_latest`.
@@ -288,7 +288,7 @@ class Checkpoints:
     self._open()
 
   def _set_unreadable_metrics_aside(self) -> None:
-    """Sets aside what would keep Orbax from opening the directory at all."""
+    """Moves files away that would keep Orbax from opening the directory."""
     if not os.path.isdir(self.directory):
       return
     for step in sorted(filter(str.isdigit, os.listdir(self.directory))):
@@ -313,7 +313,7 @@ class Checkpoints:
 
 
 def score(metrics: dict[str, float]) -> tuple:
-  """Returns what the best checkpoint has most of, in order of importance."""
+  """Returns what the best checkpoint maximises, in order of importance."""
   return (
     metrics['robust_accuracy'],
     metrics['clean_accuracy'],

@@ -15,7 +15,7 @@ from dhat_jax.training.stages import Role
 
 
 def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-  """Yields (equation, how often it runs), those of inner functions too."""
+  """Yields (equation, how often it runs), also of inner functions."""
   for equation in jaxpr.eqns:
     yield equation, times
     inner = times * equation.params.get('length', 1)  # of `scan`
@@ -34,8 +34,8 @@ def _equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
 def _multiplications(equation: Any) -> int:
   """Returns multiply-adds of a convolution or matrix product, else 0.
 
-  Padding counts as data, zeros between dilated inputs do not: so a gradient
-  costs as much as the convolution that it belongs to.
+  Padding counts as data; zeros between dilated inputs do not. So a gradient
+  costs as much as its convolution.
   """
   name = equation.primitive.name
   if name == 'dot_general':
@@ -100,16 +100,16 @@ def needed(
 ) -> int:
   """Returns the multiply-adds per image that one training step cannot avoid.
 
-  The clean prediction once; per step of the attack a forward pass and the
-  gradient of the images; in the loss a forward pass of what was not computed
-  yet, and of the trained parts the gradients of inputs and of weights. (The
-  first layer's input gradient is counted, though nobody needs it.) A loss that
-  reads other outputs too needs their forward passes.
+  These are: the clean prediction once; a forward pass and the gradient of the
+  images per attack step; and the loss. The loss needs a forward pass of what
+  was not computed before. The trained parts need the gradients of inputs and
+  weights. (The first layer's input gradient is counted, though it is not
+  needed.) A loss that reads other outputs needs their forward passes too.
 
   Args:
     costs: from `parts`.
     role: of the stage.
-    loss: of the stage; its properties decide.
+    loss: of the stage; its attributes say what it needs.
     attack_steps: of the training attack.
   """
   forward = sum(costs[part] for part in outputs.OUTPUTS[role.output].parts)

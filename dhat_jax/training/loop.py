@@ -1,6 +1,6 @@
 """The training loop: stages in order, each resumable from its checkpoints.
 
-It takes objects and callables alone: `stages.Stage` says what to train,
+It takes objects and callables only. `stages.Stage` says what to train, and
 `Intervals` when to record, save and validate.
 """
 
@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-  """When a stage records, saves and validates; its end does all of it.
+  """When a stage records, saves and validates; its end does all three.
 
   Attributes:
     log_steps: steps between records.
@@ -41,7 +41,7 @@ class Intervals:
 
 
 def checkpoint_folder(directory: str, stage: str) -> str:
-  """Returns where a stage's checkpoints are in a workdir."""
+  """Returns the folder of a stage's checkpoints in a workdir."""
   return os.path.join(directory, 'checkpoints', stage)
 
 
@@ -61,15 +61,15 @@ class _StageTraining:
     )
 
   def run(self, state: TrainState, *, mode: str) -> tuple[Any, float]:
-    """Trains from `state`, or from the newest checkpoint if there is one.
+    """Trains from `state`, or from the newest checkpoint if one exists.
 
     Args:
       state: the state at step 0.
-      mode: 'train', or 'evaluate' to take what is there.
+      mode: 'train', or 'evaluate' to load the checkpoint without training.
 
     Returns:
-      (variables of the best or the last checkpoint, as the stage says;
-      seconds that the stage took, those before an interruption included).
+      (variables of the best or the last checkpoint, as the stage says; seconds
+      that the stage took, including those before an interruption).
 
     Raises:
       ValueError: in mode 'evaluate', if the stage is not trained to its end.
@@ -103,7 +103,7 @@ class _StageTraining:
       return latest.variables(), seconds
 
   def _train(self, state: TrainState, start_step: int, seconds: float) -> None:
-    """Trains to the end; the last thing it does is a checkpoint."""
+    """Trains to the end, and writes a last checkpoint."""
     stage = self._stage
     started = time.monotonic() - seconds
     if start_step == stage.num_steps:  # nothing to train: just hand it on
@@ -133,7 +133,7 @@ class _StageTraining:
     writer: Any,
     bar: Any,
   ) -> None:
-    """Runs the steps that are missing, with records and checkpoints."""
+    """Runs the missing steps, with records and checkpoints."""
     state = devices.replicate(state)
     step_fn = devices.pmap_train_step(self._stage.step)
     pending = []  # (step, sums on the device) since the last record
@@ -229,7 +229,7 @@ class _StageTraining:
     return values
 
   def _place(self, step: int | None = None) -> str:
-    """Returns what an error says of where it came up."""
+    """Returns the place that an error names."""
     saved = self._checkpoints.steps()
     newest = f'{self._checkpoints.directory}/{saved[-1]}' if saved else 'none'
     at = '' if step is None else f'step {step} '
@@ -269,15 +269,15 @@ def train(
   intervals: Intervals | None = None,
   mode: str = 'train',
 ) -> tuple[Any, dict[str, float]]:
-  """Trains stages in order, or what is missing of them.
+  """Trains the missing stages in order.
 
   Args:
-    stages: each starts from the variables that the one before hands on.
+    stages: each starts from the variables of the one before.
     directory: the workdir: `checkpoints/<stage>/`, `metrics.jsonl` and
       `tensorboard/<stage>/` go there.
     image_shape: (H, W, C).
     intervals: default: `Intervals()`.
-    mode: 'train', or 'evaluate' to take what is there and train nothing.
+    mode: 'train', or 'evaluate' to load the checkpoints without training.
 
   Returns:
     (variables of the last stage as host arrays, {stage: seconds}).

@@ -25,7 +25,7 @@ def check_finite(records: list[tuple[int, Mapping]], where: str) -> None:
 
   Args:
     records: (step, {name: (sum, count)}) of host values, in order.
-    where: what to say beside the step: the stage, the last good checkpoint.
+    where: context for the message: the stage, the last good checkpoint.
   """
   for step, sums in records:
     bad = [name for name, (total, _) in sums.items() if not np.isfinite(total)]
@@ -39,8 +39,8 @@ def check_finite_arrays(arrays: Mapping[str, Any], where: str) -> None:
   """Raises `NonFiniteError` naming the arrays that are not finite.
 
   Args:
-    arrays: {name: host array}; only those of floating point can fail.
-    where: what to say beside the names.
+    arrays: {name: host array}; only floating-point ones can fail.
+    where: context for the message.
   """
   bad = [
     name
@@ -89,12 +89,12 @@ class Writer:
   """
 
   def __init__(self, directory: str, stage: str, start_step: int):
-    """Opens the files, dropping what was written after `start_step`.
+    """Opens the files, and drops records after `start_step`.
 
     Args:
       directory: the workdir.
       stage: the stage's name.
-      start_step: the step that training continues from.
+      start_step: the step from which training resumes.
     """
     self.path = os.path.join(directory, 'metrics.jsonl')
     self._stage = stage
@@ -152,10 +152,10 @@ class Writer:
 
 
 class _TensorBoard:
-  """An event file, each record written at once.
+  """An event file that writes each record at once.
 
-  Unlike `tensorboardX.SummaryWriter`: that one writes in a thread, which a
-  full disk ends, and the run then waits for it forever.
+  `tensorboardX.SummaryWriter` writes in a thread. A full disk ends that thread,
+  and the run waits for it forever.
   """
 
   def __init__(self, directory: str, *, purge_step: int | None):
@@ -189,7 +189,7 @@ class _TensorBoard:
 
 
 class NullWriter:
-  """What processes other than the first have in place of a `Writer`."""
+  """The `Writer` of all processes except the first."""
 
   def __enter__(self):
     return self
@@ -205,5 +205,5 @@ class NullWriter:
 
 
 def _is_record(value: Any) -> bool:
-  """Whether a line of metrics.jsonl is one of ours."""
+  """Whether a line of metrics.jsonl is a record of ours."""
   return isinstance(value, dict) and {'stage', 'step'} <= value.keys()

@@ -1,9 +1,8 @@
 """Learning-rate schedules and optimisers, as Optax transforms, by name.
 
-A schedule is (step) -> learning rate; a factory takes its own options and,
-where it names them, `num_steps`, `steps_per_epoch` and what most configs carry
-(`drop_epochs`, `drop_factor`). An optimiser's factory takes `schedule`. A
-user's config file adds to both:
+A schedule is (step) -> learning rate. Its factory takes its own options and, if
+it names them, `num_steps`, `steps_per_epoch`, `drop_epochs` and `drop_factor`.
+An optimiser's factory takes `schedule`. A user's config file adds to both:
 
     @optim.SCHEDULES.register('triangle')
     def triangle(*, learning_rate, num_steps):
@@ -49,7 +48,7 @@ def whole_steps(name: str, epochs: float, steps_per_epoch: int) -> int:
     steps_per_epoch: steps in one pass over the training set.
 
   Raises:
-    ValueError: no such number, or more steps than can be counted.
+    ValueError: not a number in range, or more steps than can be counted.
   """
   steps = round(arguments.number(name, epochs, 0) * steps_per_epoch)
   if steps > arguments.LARGEST_INTEGER:
@@ -64,7 +63,7 @@ def whole_steps(name: str, epochs: float, steps_per_epoch: int) -> int:
 def _check_drops(
   drop_epochs: Sequence[float], drop_factor: float, steps_per_epoch: int
 ) -> None:
-  """Raises ValueError for what no rate can be dropped by."""
+  """Raises ValueError for invalid drops of the rate."""
   arguments.sequence('drop_epochs', drop_epochs)
   for epoch in drop_epochs:
     whole_steps('drop_epochs', epoch, steps_per_epoch)
@@ -89,12 +88,12 @@ def step_schedule(
   Args:
     learning_rate: the rate before the first drop.
     steps_per_epoch: steps in one pass over the training set.
-    drop_epochs: epochs, counted from 1 as the published code counts them:
-      75 means that 74 epochs are trained at the rate before.
+    drop_epochs: epochs, counted from 1 as in the published code: 75 means that
+      74 epochs are trained at the rate before.
     drop_factor: the factor of each drop.
 
   Raises:
-    ValueError: drops that do not rise, or a factor that is not positive.
+    ValueError: epochs that do not rise, or a factor that is not positive.
   """
   _check_drops(drop_epochs, drop_factor, steps_per_epoch)
   drops = {(epoch - 1) * steps_per_epoch: drop_factor for epoch in drop_epochs}
@@ -134,7 +133,7 @@ def make_schedule(
     drop_epochs: see `step_schedule`; other schedules do not use it.
     drop_factor: likewise.
     where: what gives the options, for errors: 'config.main_head.schedule'.
-    **options: the schedule's own, as `learning_rate`.
+    **options: the schedule's own options, as `learning_rate`.
 
   Returns:
     step -> learning rate.
@@ -195,7 +194,7 @@ def sgd(
     clip_norm: the gradient's largest global norm; 0 does not clip.
 
   Returns:
-    The transform. It knows no frozen parts: it is given trained ones only.
+    The transform. It gets the trained parts only.
 
   Raises:
     ValueError: a number out of its range.
@@ -217,5 +216,5 @@ def sgd(
   )
 
 
-# The public name of the default, for programs of one's own.
+# The public name of the default, for other programs.
 make_optimizer = sgd

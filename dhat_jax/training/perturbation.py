@@ -1,13 +1,13 @@
-"""Weight perturbations by name: what takes the place of `value_and_grad`.
+"""Weight perturbations by name, which replace `value_and_grad`.
 
-A perturbation is called as `jax.value_and_grad` is, value_and_grad(loss_fn,
-has_aux=True), and returns (params, step) -> ((loss, aux), gradients). It may
-call jax.value_and_grad(loss_fn, has_aux=True) several times, at other weights;
-`aux` of the last call holds the batch statistics that are kept. A factory takes
-its own options and, where it names them,
+A perturbation is called like `jax.value_and_grad`, as value_and_grad(loss_fn,
+has_aux=True). It returns (params, step) -> ((loss, aux), gradients). It may
+call jax.value_and_grad(loss_fn, has_aux=True) several times, at other weights.
+The `aux` of the last call has the batch statistics that are kept. A factory
+takes its own options and, if it names them:
 
-    axis_name: the mapped axis: what is computed of gradients before the
-      optimiser must be summed over it (`devices.psum`);
+    axis_name: the mapped axis. Gradients that are used before the optimiser
+      must be summed over it (`devices.psum`);
     steps_per_epoch: to count epochs of `step`.
 
 A user's config file adds one with `@perturbation.register('name')` and names it

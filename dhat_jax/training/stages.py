@@ -1,4 +1,4 @@
-"""What a training stage is: its role in the method, and all that it needs."""
+"""Training stages: the role in the method, and everything that one needs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Role:
 def roles() -> dict[str, Role]:
   """Returns the method's stages in the order of training, by name.
 
-  They follow from the table of outputs: a stage trains the parts of its output
-  that no stage before it has trained. A run's stages are the first ones.
+  They follow from the table of outputs. A stage trains the parts of its output
+  that no earlier stage trains. A run's stages are the first ones.
   """
   by_name, trained_parts, computed = {}, [], []
   for name in outputs.trained():
@@ -49,7 +49,7 @@ def roles() -> dict[str, Role]:
 
 
 def all_roles() -> dict[str, Role]:
-  """Returns `roles`, and the joint stage: all parts of the final output."""
+  """Returns `roles` and the joint stage, which trains all parts at once."""
   output = outputs.final(outputs.trained())
   parts = outputs.OUTPUTS[output].parts
   computed = tuple(
@@ -68,8 +68,8 @@ class Validation:
     accuracies: replicated variables -> {'clean_accuracy': ...,
       'robust_accuracy': ...} in [0, 1]; the best checkpoint has the highest
       robust accuracy.
-    pictures: replicated variables -> {name: images float [n, H, W, C]}, to be
-      looked at.
+    pictures: replicated variables -> {name: images float [n, H, W, C]}, for
+      TensorBoard.
   """
 
   accuracies: Callable[[Any], dict[str, float]]
@@ -81,7 +81,7 @@ class Stage:
   """One stage of a run, everything resolved.
 
   Attributes:
-    name: of the stage; its checkpoints and records are kept under it.
+    name: of the stage, under which its checkpoints and records are stored.
     role: what trains, what is frozen, which output.
     net: the network, with the outputs of the role.
     loss: the training loss.
@@ -90,15 +90,15 @@ class Stage:
       `devices.AXIS`.
     schedule: step -> learning rate, for the records.
     num_steps: the stage's length; 0 trains nothing.
-    steps_per_epoch: of the source, in which schedules and intervals count.
+    steps_per_epoch: of the source; schedules and intervals count in these
+      epochs.
     batch_size: global.
     attack_steps: gradient steps of the training attack.
-    rng: typed key: initial values of the parts that no stage has trained yet,
-      and all noise.
+    rng: typed key of the initial values of new parts, and of all noise.
     ema: whether a moving average of the weights is kept.
     keep: 'best' or 'last': the checkpoint that is handed on and evaluated.
     source: of the batches.
-    validation: what judges checkpoints, or None.
+    validation: how checkpoints are judged, or None.
   """
 
   name: str

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and what a checkpoint holds."""
+"""The state of training, which a checkpoint stores."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -17,13 +17,13 @@ _COMPILE_FAST = {'xla_backend_optimization_level': 0}
 
 
 class TrainState(struct.PyTreeNode):
-  """One immutable tree; everything random is derived from `rng` and `step`.
+  """An immutable tree; all randomness is derived from `rng` and `step`.
 
   Attributes:
     step: int32 scalar, the steps done in this stage.
     params: {part: parameters} of all parts, frozen ones included.
     batch_stats: {part: running statistics} of all parts.
-    opt_state: the optimiser's state, for the trained parts alone.
+    opt_state: the optimiser's state, of the trained parts only.
     rng: typed key of the stage; never advanced, only folded with `step`.
     ema_params: moving average of the trained parts' parameters, or None.
   """
@@ -36,7 +36,7 @@ class TrainState(struct.PyTreeNode):
   ema_params: dict[str, Any] | None = None
 
   def variables(self) -> dict[str, Any]:
-    """Returns what `net.apply` takes; averaged weights where there are any."""
+    """Returns what `net.apply` takes, with averaged weights if any."""
     params = {**self.params, **(self.ema_params or {})}
     return {'params': params, 'batch_stats': self.batch_stats}
 
@@ -54,7 +54,7 @@ def split_parts(
 
 
 def check_parts(net: nn.Module, trains: Collection[str]) -> None:
-  """Raises ValueError unless a network has the parts that are to be trained.
+  """Raises ValueError unless a network has the parts to train.
 
   Args:
     net: a `DualHeadNet`.
@@ -93,20 +93,20 @@ def create_train_state(
   Args:
     net: the network, a `DualHeadNet`.
     tx: the optimiser of the trained parts.
-    trains: the parts to be trained; the others are frozen.
+    trains: the parts to train; the others are frozen.
     rng: typed threefry key. Parts that `variables` lacks are initialised
       from it.
     image_shape: (H, W, C).
-    variables: {'params': {part: ...}, 'batch_stats': {part: ...}} of parts
-      that exist already, from the stage before.
+    variables: {'params': {part: ...}, 'batch_stats': {part: ...}} of the parts
+      that earlier stages trained.
     ema: whether to keep a moving average of the trained parameters.
 
   Returns:
     The state at step 0.
 
   Raises:
-    ValueError: `variables` with parts or shapes that `net` does not have; any
-      other argument that cannot be.
+    ValueError: `variables` with parts or shapes that `net` does not have, or
+      another invalid argument.
   """
   check_parts(net, trains)
   arguments.flag('ema', ema)

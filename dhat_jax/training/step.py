@@ -75,10 +75,10 @@ def loss_and_statistics(
   output: str,
   normalises: Collection[str],
 ) -> tuple[Sums, dict[str, Any]]:
-  """Computes a batch's losses, and the batch statistics that go with them.
+  """Computes a batch's losses and the new batch statistics.
 
-  The clean images run first, then the adversarial ones: the order in which the
-  published code updates its running statistics.
+  The clean images run first, then the adversarial ones, in the order of the
+  published code.
 
   Args:
     net: the network.
@@ -151,7 +151,7 @@ def update(
     batch_stats: of all parts, after the step.
     tx: the optimiser.
     trains: the trained parts.
-    ema_decay: of the moving average; the state without one keeps none.
+    ema_decay: of the moving average, if the state has one.
 
   Returns:
     The state of the next step.
@@ -186,14 +186,14 @@ def make_train_step(
 ) -> Callable[[TrainState, Mapping[str, chex.Array]], tuple]:
   """Creates one step of adversarial training.
 
-  Augment, attack the output in evaluation mode, compute the loss with the
-  trained parts in training mode (clean images first, then adversarial ones,
-  as the published code orders its batch statistics), update. Frozen parts
-  run with running statistics and are not differentiated.
+  A step augments the images and attacks the output in evaluation mode. It
+  computes the loss with the trained parts in training mode, clean images first,
+  as the published code orders its batch statistics. Then it updates. Frozen
+  parts run with running statistics and are not differentiated.
 
   Args:
-    net: the network, a `DualHeadNet`; its `axis_name` shares batch norm's
-      statistics over the replicas, or not.
+    net: the network, a `DualHeadNet`. If it has an `axis_name`, the replicas
+      share batch norm's statistics.
     tx: optimiser of the trained parts, as given to `create_train_state`.
     loss: from `dhat_jax.losses`.
     attack: (objective, rngs, images, scale) -> images_adv, as `make_attack`
@@ -206,30 +206,30 @@ def make_train_step(
       for 1.
     ema_decay: of the moving average of the trained parameters; 0 for none.
     freeze_statistics: whether the batch statistics of frozen parts are frozen
-      too. False is what the published code does: in the loss, frozen parts
-      normalise with the batch's statistics, and their running ones drift.
+      too. The published code does the opposite (False): in the loss, frozen
+      parts normalise with the batch's statistics, and their running ones drift.
     remat: whether the gradient stores the outputs of the network's units alone,
       and computes the rest of the forward pass again (`rematerialised`): less
       memory, more time.
     axis_name: the mapped axis when the step runs under `pmap`; None under
       plain `jit`.
-    value_and_grad: `jax.value_and_grad`, or what takes its place to perturb
-      the weights (`training.perturbation`): called as value_and_grad(loss_fn,
-      has_aux=True)(trained parameters, step); loss_fn passes the step through,
-      and may be called several times.
+    value_and_grad: `jax.value_and_grad`, or a replacement that perturbs the
+      weights (`training.perturbation`). It is called as value_and_grad(loss_fn,
+      has_aux=True)(trained parameters, step), and may call loss_fn several
+      times.
 
   Returns:
-    (state, batch) -> (state, metrics), pure, to be jitted or pmapped by the
-    caller. The batch is {'images': uint8 [B, H, W, C] or float in [0, 1],
-    'labels': int32 [B], 'mask': bool [B], optional}; a label out of [0, K)
-    makes loss and gradients NaN. Metrics are {name: (sum, count)} over the
-    global batch. Examples whose mask is False have no weight
-    in loss and metrics, but are seen by batch norm: train on full batches.
+    (state, batch) -> (state, metrics), pure, for `jit` or `pmap`. The batch is
+    {'images': uint8 [B, H, W, C] or float in [0, 1], 'labels': int32 [B],
+    'mask': bool [B], optional}. A label out of [0, K) makes loss and gradients
+    NaN. Metrics are {name: (sum, count)} over the global batch. Examples whose
+    mask is False have no weight in loss and metrics. Batch norm sees them, so
+    train on full batches.
 
   Raises:
-    ValueError: a loss that needs an attack without one, or that cannot train
-      the output; parts or outputs that the network does not have; any other
-      argument that cannot be.
+    ValueError: a loss without the attack that it needs, or that cannot train
+      the output; parts or outputs that the network does not have; another
+      invalid argument.
   """
   _check_trained(net, loss, trains, output)
   if loss.uses_adversarial and attack is None:
@@ -305,7 +305,7 @@ def make_train_step(
 def _check_trained(
   net: nn.Module, loss: Loss, trains: Collection[str], output: str
 ) -> None:
-  """Raises ValueError for what the network does not have, or cannot train."""
+  """Raises ValueError for parts or outputs that the network cannot train."""
   if not isinstance(loss, Loss):
     raise arguments.mistake('loss', loss, 'a Loss, as trades(beta=6.0)')
   if not hasattr(net, 'parts') or not hasattr(net, 'outputs'):
@@ -330,7 +330,7 @@ def _over_replicas(
 ) -> tuple[Any, Sums, Any]:
   """Sums gradients and metrics over the replicas, in one all-reduce.
 
-  Statistics that batch norm does not share are averaged in the same one.
+  The same all-reduce averages statistics that batch norm does not share.
   """
   if axis_name is None or net.axis_name is not None:
     grads, sums = devices.psum((grads, sums), axis_name)
@@ -350,7 +350,7 @@ def _train_forward(
   """Runs the network with some parts in training mode.
 
   Returns:
-    (Outputs, batch_stats) with the other parts' statistics untouched.
+    (Outputs, batch_stats); the other parts' statistics are unchanged.
   """
   outputs, updated = net.apply(
     {'params': params, 'batch_stats': batch_stats},

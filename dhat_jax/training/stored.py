@@ -1,6 +1,6 @@
 """Reading a stage's checkpoints without a state to restore them into.
 
-Nothing is written, moved or cleaned up: a run may be training meanwhile.
+Nothing is written or moved, because a run may be training meanwhile.
 """
 
 import os
@@ -26,9 +26,9 @@ def steps(directory: str) -> list[int]:
 
 
 def _score(directory: str, step: int) -> tuple:
-  """Returns what the best checkpoint has most of; unvalidated ones have less.
+  """Returns what the best checkpoint maximises; unvalidated ones have less.
 
-  The best one is validated, wherever one is; among others the latest counts.
+  A validated checkpoint is best if there is one, otherwise the latest.
   """
   path = os.path.join(directory, str(step), 'metrics', 'metrics')
   try:
@@ -59,15 +59,15 @@ def read_state(directory: str, *, keep: str) -> dict[str, Any]:
 
   Args:
     directory: `loop.checkpoint_folder` of the stage.
-    keep: 'best' by validation, or 'last'. A damaged one is skipped for the
-      next in that order.
+    keep: 'best' by validation, or 'last'. A damaged one is skipped, and the
+      next in that order is read.
 
   Returns:
     {'params': {part: ...}, 'batch_stats': ..., 'ema_params': ..., ...} of
     NumPy arrays.
 
   Raises:
-    ValueError: there is no whole checkpoint.
+    ValueError: there is no intact checkpoint.
   """
   order = steps(directory)
   if keep == 'best':
@@ -95,7 +95,7 @@ def _nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def read_variables(directory: str, *, keep: str) -> dict[str, Any]:
-  """Reads what `net.apply` takes; averaged weights where there are any.
+  """Reads what `net.apply` takes, with averaged weights if there are any.
 
   Args and errors as in `read_state`.
   """

@@ -105,7 +105,7 @@ TABLES = {
 }
 
 
-def table(marker: str) -> str:
+def table(marker: str, *, with_command: bool = True) -> str:
   """Returns a marker's document as a Markdown table, caption and command."""
   name, _, view = marker.partition('__')
   path = DOCS / 'results' / f'{name}.json'
@@ -113,24 +113,32 @@ def table(marker: str) -> str:
     return ''
   document = documents.read(str(path))
   lines = TABLES[document['kind']](document, view)
+  if not with_command:
+    return '\n'.join(lines) + '\n'
   command = document['command']
   for old, new in RENAMED.items():
     command = command.replace(old, new)
   return '\n'.join([*lines, '', '```sh', command, '```']) + '\n'
 
 
-def generate(text: str) -> str:
-  """Returns a page's text with every table made anew."""
-  return PATTERN.sub(
-    lambda match: f'<!-- table: {match[1]} -->\n{table(match[1])}<!-- end -->',
-    text,
-  )
+def generate(page: pathlib.Path) -> str:
+  """Returns a page's text with every table generated from its document.
+
+  README is short: its tables stand without their commands, which are on the
+  pages that it links.
+  """
+
+  def replace(match: re.Match) -> str:
+    lines = table(match[1], with_command=page.name != 'README.md')
+    return f'<!-- table: {match[1]} -->\n{lines}<!-- end -->'
+
+  return PATTERN.sub(replace, page.read_text())
 
 
 def main() -> None:
   """Writes or checks the tables."""
   old = {page: page.read_text() for page in PAGES}
-  new = {page: generate(text) for page, text in old.items()}
+  new = {page: generate(page) for page in PAGES}
   changed = [page for page in PAGES if new[page] != old[page]]
   if '--check' in sys.argv:
     names = [page.name for page in changed]

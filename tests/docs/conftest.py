@@ -1,4 +1,4 @@
-"""A folder that holds the recipes' files."""
+"""A folder that holds the files of the recipes and of README."""
 
 import sys
 
@@ -8,6 +8,7 @@ from dhat_jax.models.outputs import OUTPUTS
 from tests.docs.pages import DOCS, ROOT, files
 
 RECIPES = files(DOCS / 'recipes.md')
+README_FILES = files(ROOT / 'README.md')
 
 
 @pytest.fixture(scope='session')
@@ -16,7 +17,7 @@ def recipes_folder(tmp_path_factory):
   path = tmp_path_factory.mktemp('recipes')
   for name in ('configs', 'docs', 'launch'):
     (path / name).symlink_to(ROOT / name)
-  for name, text in RECIPES.items():
+  for name, text in {**RECIPES, **README_FILES}.items():
     (path / name).write_text(text)
   return path
 

@@ -8,7 +8,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / 'docs'
 PAGES = [
   page
-  for page in (ROOT / 'README.md', *sorted(DOCS.rglob('*.md')))
+  for page in (
+    ROOT / 'README.md',
+    ROOT / 'CONTRIBUTING.md',
+    *sorted(DOCS.rglob('*.md')),
+  )
   if '_build' not in page.parts
 ]
 _FILE_NAME = re.compile(r'# (\w+\.py)\n')

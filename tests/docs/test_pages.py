@@ -68,7 +68,7 @@ def test_files_of_the_project_are_there(page):
 
 def test_programs_of_readme_run_elsewhere():
   tests = (ROOT / 'tests' / 'docs' / 'test_readme.py').read_text()
-  words = re.findall(r"program\('(\w+)'\)", tests)
+  words = re.findall(r"program\('([\w.]+)'\)", tests)
   for block in blocks(ROOT / 'README.md', 'python'):
     assert any(word in block for word in words)
 

@@ -1,4 +1,4 @@
-"""How much each attack of AutoAttack may spend."""
+"""The budget of each attack of AutoAttack."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from dhat_jax import arguments
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """How much each attack may spend; the defaults are the reference's.
+  """The budget of each attack; the defaults are the reference's.
 
   Attributes:
     n_iter: iterations of APGD and FAB.
@@ -25,14 +25,14 @@ class Budget:
   eot_iter: int = 1
 
   def __post_init__(self):
-    """Raises ValueError for a number with which an attack would not run."""
+    """Raises ValueError for a number that an attack cannot run with."""
     for field in dataclasses.fields(self):
       arguments.integer(field.name, getattr(self, field.name), 1)
 
   def passes(self, name: str) -> list[int]:
     """Restarts, target ranks or pieces of Square, in order.
 
-    After each of them broken images drop out.
+    Broken images are dropped after each of them.
     """
     if name.endswith('-t'):
       return list(range(2, self.n_targets + 2))

@@ -1,4 +1,4 @@
-"""Signs that a network, or a call, is not what AutoAttack is made for."""
+"""Checks whether AutoAttack is valid for a network and a call."""
 
 from collections.abc import Mapping
 
@@ -22,8 +22,8 @@ def choose_attacks(
   """Names of the attacks of a version, in the order in which they run.
 
   Raises:
-    ValueError: unknown version or name, names given without 'custom' or
-      missing with it, or an attack that cannot handle a randomised network.
+    ValueError: unknown version or name, names without 'custom' or 'custom'
+      without names, or an attack that cannot handle a randomised network.
   """
   balls.check_choice('version', version, (*VERSIONS, 'custom'))
   arguments.flag('randomized', randomized)
@@ -59,7 +59,7 @@ def check_inputs(
     names: of the attacks.
 
   Raises:
-    ValueError: of another dtype or shape, or values outside [0, 1].
+    ValueError: another dtype or shape, or values outside [0, 1].
   """
   rank = 4 if 'square' in names else None
   images = arguments.float_images(images, rank, np)
@@ -69,7 +69,7 @@ def check_inputs(
 def check_logits(
   logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
 ) -> None:
-  """Raises ValueError for probabilities, or classes too few for an attack.
+  """Raises ValueError for probabilities, or too few classes for an attack.
 
   Args:
     logits: float [N, K] on the clean images.
@@ -130,7 +130,7 @@ def warn_batch(
   Args:
     logits: float [n, K].
     mixed: float [n, K], of the same images in another order, among others.
-    threshold: of the gap, in units of the logits' length: rounding is smaller.
+    threshold: of the gap, in units of the logits' length; rounding is smaller.
   """
   sizes = np.linalg.norm(logits, axis=1) + 1e-10
   gaps = np.linalg.norm(logits - mixed, axis=1) / sizes
@@ -147,12 +147,12 @@ def warn_batch(
 def warn_gradients(
   zero: Mapping[str, int], broken: Mapping[str, int]
 ) -> list[str]:
-  """Warns of gradients that lead nowhere.
+  """Warns of zero and broken gradients.
 
   Args:
     zero: {attack: number of starting points where the gradient vanished}.
-    broken: {attack: number of runs of an image with a gradient, or a step made
-      of it, that had entries that are not finite}.
+    broken: {attack: number of runs of an image in which a gradient, or a step
+      along it, was not finite}.
   """
   return [
     *(
@@ -171,7 +171,7 @@ def warn_gradients(
 
 
 def warn_square(flags: dict[str, np.ndarray]) -> list[str]:
-  """Warns if Square breaks what gradients missed: masked gradients."""
+  """Warns if Square breaks more than the gradient attacks: masked gradients."""
   if 'square' not in flags or len(flags) < 3:
     return []
   accuracy = {name: float(np.mean(robust)) for name, robust in flags.items()}

@@ -1,7 +1,7 @@
 """AutoAttack: an ensemble of attacks without parameters to tune (ICML 2020).
 
-Point-wise worst case: every attack sees only what all attacks before it left
-robust. `docs/autoattack.md` says what equals the reference and what cannot.
+It is a worst case per image: every attack sees only the images that all attacks
+before it left robust. `docs/autoattack.md` compares it with the reference.
 """
 
 import dataclasses
@@ -42,12 +42,12 @@ class AutoAttackResult:
     robust: bool [N], predicted correctly under all attacks.
     images_adv: [N, ...], an adversarial image where an attack succeeded, else
       the image itself.
-    predictions: int32 [N], the classes predicted on `images_adv` while it ran,
-      so that robust equals predictions == labels. (The network compiled by
-      itself may round otherwise next to a decision boundary.)
+    predictions: int32 [N], the classes predicted on `images_adv` during the
+      attack: robust equals predictions == labels. (The network compiled by
+      itself may round differently near a decision boundary.)
     flags: for 'clean' and after each attack, bool [N].
     secs: for each attack, its wall time in this call.
-    warnings: what casts doubt on the result.
+    warnings: reasons to doubt the result.
   """
 
   robust: np.ndarray
@@ -58,7 +58,7 @@ class AutoAttackResult:
   warnings: list[str]
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """Everything per image, by name, as `result.npz` holds it."""
+    """Returns the arrays per image, by name, as `result.npz` holds them."""
     return {
       'robust': self.robust,
       'images_adv': self.images_adv,
@@ -68,12 +68,12 @@ class AutoAttackResult:
 
   @property
   def clean_accuracy(self) -> float:
-    """Share of images predicted correctly as they are."""
+    """Share of clean images that are predicted correctly."""
     return float(np.mean(self.flags['clean']))
 
   @property
   def robust_accuracy(self) -> float:
-    """Share of images robust to all attacks."""
+    """Share of images that are robust to all attacks."""
     return float(np.mean(self.robust))
 
 
@@ -87,7 +87,7 @@ def _make_budget(
   n_targets: int,
   eot_iter: int | None,
 ) -> Budget:
-  """Fills in what a version and the number of classes decide."""
+  """Fills in the budget of a version and a number of classes."""
   restarts = 5 if version in ('plus', 'custom') else 1
   return Budget(
     n_iter=n_iter,
@@ -106,7 +106,7 @@ def _describe_problem(
   budget: Budget,
   **options: Any,
 ) -> dict[str, Any]:
-  """Names what the flags depend on, in plain data, for the journal."""
+  """Describes what the flags depend on, in plain data, for the journal."""
   return {
     'images_and_labels': digest(images, labels),
     'clean_flags': digest(clean_flags),
@@ -119,7 +119,7 @@ def _describe_problem(
 def _make_result(
   evaluation: Evaluation, flags: dict[str, np.ndarray], warnings: list[str]
 ) -> AutoAttackResult:
-  """Collects what an evaluation leaves, with the warnings that it allows."""
+  """Collects the result of an evaluation, with its warnings."""
   return AutoAttackResult(
     robust=evaluation.robust,
     images_adv=evaluation.images_adv,
@@ -160,10 +160,11 @@ def autoattack(
 ) -> AutoAttackResult:
   """Evaluates the robustness of a network.
 
-  Versions: 'standard' (apgd-ce, apgd-t, fab-t, square), 'plus' (apgd-ce,
-  apgd-dlr, fab, square, apgd-t, fab-t; 5 restarts of the untargeted ones),
-  'rand' (apgd-ce, apgd-dlr with 20 gradients averaged per iteration) and
-  'custom' (the given attacks, 5 restarts of the untargeted ones).
+  Version 'standard' runs apgd-ce, apgd-t, fab-t and square. 'plus' runs
+  apgd-ce, apgd-dlr, fab, square, apgd-t and fab-t, with 5 restarts of the
+  untargeted ones. 'rand' runs apgd-ce and apgd-dlr, with 20 gradients averaged
+  per iteration. 'custom' runs the given attacks, with 5 restarts of the
+  untargeted ones.
 
   Args:
     logits_fn: images [B, ...] -> logits [B, K], in evaluation mode, with any
@@ -171,7 +172,7 @@ def autoattack(
       key) -> logits.
     images: float [N, ...] in [0, 1]; Square expects [N, H, W, C].
     labels: int [N].
-    epsilon: radius of the ball in [0, 1] units, used as it is: 8/255 and .031
+    epsilon: radius of the ball in [0, 1] units, used as given. 8/255 and .031
       are different problems.
     norm: 'linf' or 'l2'.
     version: see above.
@@ -188,22 +189,22 @@ def autoattack(
     randomized: whether logits_fn takes a key as second argument.
     progress: True prints a line per batch; or a function of `Progress`.
     state_dir: directory in which every finished batch is stored. A call with
-      the same problem, network and directory goes on where a killed one
-      stopped; any other is refused. Holds `result.npz` in the end.
+      the same problem, network and directory resumes a killed one; any other is
+      refused. In the end it holds `result.npz`.
     map_fn: (fn, in_axes) -> compiled fn; default `jit_hoisted`. For several
       devices: split the arguments (and results) whose axis is 0 over them,
       copy the others.
-    precision: of matrix products and convolutions, as JAX names it; None
-      leaves JAX's default, which is TF32 or bfloat16 on accelerators: faster,
-      and a slightly different network.
+    precision: of matrix products and convolutions, as JAX names it. None is
+      JAX's default: TF32 or bfloat16 on accelerators, which is faster, and a
+      slightly different network.
 
   Returns:
     An `AutoAttackResult`.
 
   Raises:
-    ValueError: bad arguments; logits that are no array [B, K], probabilities,
-      not finite, or too few for an attack (apgd-dlr needs 3 classes, apgd-t
-      4); a state_dir of another problem or network.
+    ValueError: bad arguments, or a state_dir of another problem or network. Or
+      logits that are not an array [B, K], are probabilities, are not finite, or
+      are too few for an attack (apgd-dlr needs 3 classes, apgd-t 4).
     TypeError: logits_fn cannot be called.
   """
   balls.check_choice('norm', norm, balls.NORMS)

@@ -1,7 +1,7 @@
-"""One evaluation by AutoAttack: which images are left, and what broke them.
+"""One evaluation by AutoAttack: the images left, and what broke the others.
 
-Every attack sees only what all attacks before it left robust. After each pass
-of an attack broken images drop out, and the others are packed anew.
+Every attack sees only the images that all attacks before it left robust. After
+each pass broken images are dropped, and the others are packed into new batches.
 """
 
 import collections
@@ -31,7 +31,7 @@ class Pass:
     index: one of `Budget.passes`.
     run: compiled, see `passes.make_attack`.
     rng: typed key of the attack.
-    carried: [N, ...], the points that Square goes on from; None for others.
+    carried: [N, ...], the points from which Square continues; else None.
   """
 
   attack: str
@@ -63,7 +63,7 @@ class Evaluation:
     batch_size: int,
     predict: Callable,
   ):
-    """Starts an evaluation; `predict_clean` comes first.
+    """Starts an evaluation; call `predict_clean` first.
 
     Args:
       images: float [N, ...] in [0, 1].
@@ -106,7 +106,7 @@ class Evaluation:
     return self._batches(np.arange(len(self._images)))[0]
 
   def predict_clean(self) -> np.ndarray:
-    """Predicts all images, which sets `robust`; returns the logits [N, K]."""
+    """Predicts all images and sets `robust`; returns the logits [N, K]."""
     logits = np.concatenate(
       [
         self._logits(self._images[self._pad(batch)], batch, 'clean')
@@ -120,17 +120,17 @@ class Evaluation:
   def repeat(
     self, predict_pair: Callable | None, repeats: int = 5
   ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Predicts the first batch several times, in the end among other images.
+    """Predicts the first batch several times, at last among other images.
 
     Args:
-      predict_pair: images -> logits, compiled by its first call; takes the last
-        time over where a batch is one image. None: a randomised network.
+      predict_pair: images -> logits, compiled by its first call. It predicts
+        the last time if a batch is one image. None: a randomised network.
       repeats: how often.
 
     Returns:
-      Logits [B, K] of each time but the last; and of the last, in which the
-      images come in another order and each is followed by a negative: [n, K]
-      of the first n images.
+      Logits [B, K] of each time but the last, and [n, K] of the first n images
+      in the last. There the images come in another order, each followed by its
+      negative.
     """
     batch = self._first_batch()
     points = self._images[self._pad(batch)]
@@ -148,7 +148,7 @@ class Evaluation:
   def probe(self) -> np.ndarray:
     """Predicts noise in the boxes of the first images: logits [B, K].
 
-    Networks that agree on the clean images need not agree on these.
+    Networks that agree on the clean images may differ on these.
     """
     batch = self._first_batch()
     points = self._images[self._pad(batch)]
@@ -165,12 +165,12 @@ class Evaluation:
     journal: Journal,
     reporter: Reporter,
   ) -> None:
-    """Runs all passes of one attack on what is still robust.
+    """Runs all passes of one attack on the images that are still robust.
 
     Args:
       name: of the attack.
       run: compiled, see `passes.make_attack`.
-      budget: which passes there are.
+      budget: determines the passes.
       rng: typed key of the attack.
       journal: where finished batches are stored and read.
       reporter: called after each batch.
@@ -227,7 +227,7 @@ class Evaluation:
     arguments.in_box(f'{step.attack}: its images', points)
     logits = self._logits(points, batch, step.attack)
     robust = balls.is_right(logits, self._labels[batch])
-    # Square goes on from all points, the others' robust ones lead nowhere.
+    # Square continues from all points, other attacks from the broken ones.
     rows = np.flatnonzero(~robust | (step.carried is not None))
     return {
       'indices': batch,
@@ -244,7 +244,7 @@ class Evaluation:
   ) -> Piece | None:
     """Reads a piece of the journal; None if it has to be computed.
 
-    Pieces of earlier versions hold no predictions: they are predicted again.
+    Pieces of earlier versions have no predictions, and are predicted again.
     """
     piece = journal.load(name, batch)
     if piece is None or 'predictions' in piece:
@@ -260,7 +260,7 @@ class Evaluation:
     return piece
 
   def _apply(self, step: Pass, batch: np.ndarray, piece: Piece) -> None:
-    """Takes in a piece: robust flags, adversarial images, Square's points."""
+    """Applies a piece: robust flags, adversarial images, Square's points."""
     robust, rows, points = (piece[key] for key in ('robust', 'rows', 'points'))
     self.zero_gradients[step.attack] += int(piece['zero_gradients'])
     # Pieces of earlier versions did not count them.

@@ -30,7 +30,7 @@ def network_digest(
 ) -> str:
   """SHA-256 of the arrays that a network closes over: its weights.
 
-  Those inside a function that is itself jitted do not show.
+  Arrays inside a function that is itself jitted are not seen.
 
   Args:
     logits_fn: (images, *keys) -> logits.
@@ -49,21 +49,21 @@ def network_digest(
 
 
 class Journal:
-  """One file per finished batch in a directory; nothing without one.
+  """One file per finished batch in a directory; without one, nothing.
 
-  A piece is a dictionary of arrays: `indices` [n], the examples' places in the
-  data set; `robust` bool [n], whether they withstood; `predictions` int [n],
-  on the pass's points; `points` [m, ...], those that are still needed; `rows`
-  [m], whose points these are; `zero_gradients` and `broken_gradients`, their
-  numbers.
+  A piece is a dictionary of arrays. `indices` [n] has the examples' places in
+  the data set. `robust` bool [n] says whether they withstood. `predictions` int
+  [n] are those on the pass's points. `points` [m, ...] are the points that are
+  still needed, and `rows` [m] says whose they are. `zero_gradients` and
+  `broken_gradients` are their numbers.
   """
 
   def __init__(self, directory: str | os.PathLike | None, problem: dict):
-    """Opens a directory, or starts it.
+    """Opens or creates a directory.
 
     Args:
-      directory: where the files are; None stores nothing.
-      problem: plain data that names what is being solved.
+      directory: the folder of the files; None stores nothing.
+      problem: plain data that describes the problem.
 
     Raises:
       ValueError: the directory belongs to another problem.
@@ -85,7 +85,7 @@ class Journal:
       files.write_json(str(path), problem)
 
   def _check_same(self, stored: dict, problem: dict) -> None:
-    """Raises ValueError, with what differs, if the problem is another one."""
+    """Raises ValueError with the differences if the problem is another one."""
     lines = [
       f'{key}: got {problem.get(key)!r}, stored {stored.get(key)!r}'
       for key in sorted(stored.keys() | problem.keys())
@@ -101,13 +101,13 @@ class Journal:
   def check_close(
     self, name: str, arrays: dict[str, np.ndarray], tolerance: float = 1e-3
   ) -> None:
-    """Compares arrays with those that are stored, or stores them.
+    """Compares arrays with the stored ones, or stores them.
 
     Args:
-      name: of what they are, for the file and the error.
+      name: of the arrays, for the file and the error.
       arrays: {name: array}.
-      tolerance: in units of each array's largest value: another machine rounds
-        otherwise.
+      tolerance: in units of each array's largest value; another machine rounds
+        differently.
 
     Raises:
       ValueError: the directory belongs to another problem.
@@ -134,7 +134,7 @@ class Journal:
         )
 
   def load(self, name: str, indices: np.ndarray) -> dict | None:
-    """Returns the piece of that name, or None if it is not there.
+    """Returns the piece with that name, or None.
 
     Raises:
       ValueError: the file is damaged, or is about other examples.
@@ -164,7 +164,7 @@ class Journal:
       files.write_npz(str(self._directory / f'{name}.npz'), piece)
 
   def strip(self, name: str, indices: np.ndarray) -> None:
-    """Drops the points of robust examples, which a later piece holds."""
+    """Drops the points of robust examples; a later piece has them."""
     piece = self.load(name, indices)
     if piece is None:
       return

@@ -19,8 +19,8 @@ ATTACK_AXES = (0, 0, 0, 0, 0, None, None, None)
 def jit_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
   """Compiles for one set of shapes, with closed-over arrays as arguments.
 
-  Those inside a function that is itself jitted stay constants of the program:
-  leave logits_fn unjitted.
+  Arrays inside a function that is itself jitted stay constants of the program.
+  So leave logits_fn unjitted.
 
   Args:
     fn: arrays -> arrays; traced once.
@@ -165,8 +165,8 @@ def make_attack(
     (images [B, ...], labels [B], active bool [B], points [B, ...], indices
     [B], rng, index, epsilon) -> (points [B, ...], zero_gradients bool [B],
     broken_gradients bool [B]). `ATTACK_AXES` says which are per example.
-    `index` is one of `budget.passes`, so that one compilation serves all of
-    them. `points` are those of the pass before (Square only).
+    `index` is one of `budget.passes`; one compilation serves all of them.
+    `points` are those of the pass before (Square only).
   """
   one_pass = _MAKERS[name](budget, randomized)
 

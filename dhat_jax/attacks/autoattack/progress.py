@@ -1,4 +1,4 @@
-"""Progress of AutoAttack: how far it is, how long it may still take."""
+"""Progress of AutoAttack, and an estimate of the time left."""
 
 import dataclasses
 import time
@@ -19,7 +19,7 @@ class Progress:
     robust: number of images not yet broken.
     total: number of images.
     secs: since the start of the call.
-    secs_left: estimate for all attacks, if no further image were broken.
+    secs_left: estimate for all attacks, if no further image breaks.
   """
 
   attack: str
@@ -39,7 +39,7 @@ class Progress:
 
 
 class Reporter:
-  """Turns finished batches into `Progress`, if anybody wants it."""
+  """Turns finished batches into `Progress`, if it is requested."""
 
   def __init__(
     self,
@@ -116,7 +116,7 @@ class Reporter:
     )
 
   def _cost_left(self, place: int, robust: int, batches: int) -> int:
-    """Cost of the rest, if no further image were broken.
+    """Cost of the rest, if no further image breaks.
 
     Args:
       place: of the running pass in the plan.

@@ -1,4 +1,4 @@
-"""Where the original archives lie, and what to say when they do not."""
+"""Finds the original archives, or says where to get them."""
 
 import contextlib
 import glob
@@ -16,18 +16,18 @@ _TIMEOUT_SECS = 10
 
 
 class DataNotFoundError(FileNotFoundError):
-  """There is no data, and the message says where to get and to put it."""
+  """No data; the message says where to get it and where to put it."""
 
 
 def require(
   builder: Any, root: str, manual_dir: str | None, download: bool
 ) -> None:
-  """Raises DataNotFoundError unless all archives are there or can be had.
+  """Raises DataNotFoundError unless all archives exist or can be downloaded.
 
   Args:
     builder: of TFDS, with `archive_urls`.
-    root: TFDS's folder; earlier downloads lie in it.
-    manual_dir: where archives that were downloaded by hand lie, or None.
+    root: TFDS's folder, with earlier downloads.
+    manual_dir: folder of archives that were downloaded by hand, or None.
     download: whether the others may be downloaded.
   """
   downloads = os.path.join(root, 'downloads')
@@ -61,7 +61,7 @@ def _is_downloaded(downloads: str, url: str) -> bool:
 def _unreachable(url: str) -> str | None:
   """Returns why a URL cannot be downloaded, or None if it can.
 
-  TFDS waits for a server without limit; here it is 10 seconds.
+  TFDS waits for a server without limit; here the limit is 10 seconds.
   """
   import requests
 
@@ -101,7 +101,7 @@ def _instructions(
 
 @contextlib.contextmanager
 def tidy_downloads(root: str) -> Iterator[None]:
-  """Removes what an interrupted download leaves behind in TFDS's folder."""
+  """Removes the remains of an interrupted download in TFDS's folder."""
   pattern = os.path.join(glob.escape(root), 'downloads', '**', '*.tmp.*')
 
   def partial() -> set[str]:
@@ -117,7 +117,7 @@ def tidy_downloads(root: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def clear_errors(name: str, root: str) -> Iterator[None]:
-  """Turns what TFDS raises as it prepares into what a user can act on."""
+  """Turns errors of TFDS into errors that a user can act on."""
   import requests
   from tensorflow_datasets.core.download import download_manager
 

@@ -1,9 +1,9 @@
 """Prepares TFDS's data sets without TensorFlow.
 
-TFDS's own builders read the original archives through TensorFlow. Here they
-are subclassed: the same archives, checksums, images, labels, identifiers and
-order, read by Python and written as ArrayRecord, so that TFDS itself can read
-the result anywhere.
+TFDS's own builders read the original archives through TensorFlow. These
+subclasses have the same archives, checksums, images, labels, identifiers and
+order. They read with Python and write ArrayRecord, which TFDS can read
+anywhere.
 
 Differs from TFDS's svhn_cropped: the split `extra` (1.3 GB) is left out.
 """
@@ -33,17 +33,17 @@ def prepare(
   """Prepares a data set from its original archives.
 
   Args:
-    name: key of `VERSIONS`; any other name of TFDS's where TensorFlow is.
-    root: TFDS's folder, where the result goes.
-    manual_dir: where archives that were downloaded by hand lie, or None.
-    download: whether to download those that do not.
+    name: key of `VERSIONS`; with TensorFlow, any other name of TFDS.
+    root: TFDS's folder, for the result.
+    manual_dir: folder of archives that were downloaded by hand, or None.
+    download: whether to download the other archives.
 
   Returns:
     The prepared folder.
 
   Raises:
     DataNotFoundError: no archive and no way to download it.
-    ValueError: unknown name, or an archive that is not what it should be.
+    ValueError: unknown name, or an archive with the wrong content.
   """
   import tensorflow_datasets as tfds
 
@@ -218,8 +218,8 @@ def _cifar_rows(
 ) -> Iterator[tuple[list[int], Image.Image]]:
   """Yields (labels, image) of CIFAR's binary format.
 
-  A row is the labels, one byte each, and then the red, the green and the blue
-  plane of 32 x 32 bytes.
+  A row has the labels, one byte each, then the red, green and blue planes of 32
+  x 32 bytes.
   """
   row_size = num_labels + _CIFAR_PIXELS
   if not data or len(data) % row_size:

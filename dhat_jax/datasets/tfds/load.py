@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and SVHN by tensorflow-datasets, without TensorFlow."""
+"""Loads data sets of tensorflow-datasets without TensorFlow."""
 
 import os
 
@@ -18,19 +18,19 @@ def load(
 ) -> Dataset:
   """Loads a data set of TFDS.
 
-  What is there first is taken: the decoded arrays of an earlier run (the npz
-  cache); a folder that TFDS has prepared, in ArrayRecord or TFRecord; the
-  original archives, from `manual_dir` or downloaded, their checksums verified,
-  prepared in `data_dir`. Other data sets of TFDS, with splits `train` and
-  `test` and images of one size, are read too, and prepared where TensorFlow
-  is installed.
+  It first looks for the decoded arrays of an earlier run (the npz cache), then
+  for a folder that TFDS has prepared (ArrayRecord or TFRecord), then for the
+  archives. Those come from `manual_dir` or are downloaded; their checksums are
+  verified, and they are prepared in `data_dir`. Other data sets of TFDS can be
+  read if they have the splits `train` and `test` and images of one size.
+  Preparing them needs TensorFlow.
 
   Args:
     name: 'cifar10', 'cifar100' or 'svhn_cropped' (without its split `extra`).
     data_dir: a folder of prepared data sets, or of this one; default: TFDS's,
       $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    manual_dir: where archives lie, under their original names, that were
-      downloaded by hand; default: `downloads/manual` in `data_dir`.
+    manual_dir: folder of archives that were downloaded by hand, under their
+      original names; default: `downloads/manual` in `data_dir`.
     cache_dir: default: see `cache.folder`.
     download: whether archives may be downloaded.
 
@@ -39,7 +39,7 @@ def load(
 
   Raises:
     FileNotFoundError: no data; the message says what to put where.
-    ValueError: data or names that are not what they should be.
+    ValueError: an unknown name or wrong data.
   """
   root = _root(data_dir)
   if manual_dir is not None:
@@ -67,7 +67,7 @@ def load(
 
 
 def image_shape(name: str, *, data_dir: str | None = None) -> ImageShape | None:
-  """Returns (H, W, C) without reading images; None if it is not known so."""
+  """Returns (H, W, C) without reading images; None if that is impossible."""
   if name in builders.IMAGE_SHAPES:
     return builders.IMAGE_SHAPES[name]
   folder = prepared.find(name, _root(data_dir))

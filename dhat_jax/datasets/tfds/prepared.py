@@ -1,8 +1,8 @@
 """Reads folders that TFDS has prepared, without TensorFlow.
 
-ArrayRecord is read by TFDS itself. TFRecord, TFDS's default format, it reads
-by TensorFlow alone; its framing is four lines, and the examples in it are
-decoded by TFDS as they would be from ArrayRecord.
+TFDS reads ArrayRecord itself. For TFRecord, its default format, it needs
+TensorFlow. So the framing of TFRecord is read here, and TFDS decodes the
+examples as for ArrayRecord.
 """
 
 import importlib.util
@@ -95,7 +95,7 @@ def _describe(folder: str) -> tuple[Any, str, str]:
 def image_shape(folder: str) -> ImageShape | None:
   """Returns (H, W, C) from a prepared folder's description.
 
-  None: it leaves the shape open, as for images of different sizes.
+  It is None if the description leaves the shape open.
   """
   builder, image_key, _ = _describe(folder)
   shape = builder.info.features[image_key].shape
@@ -106,7 +106,7 @@ def read(name: str, folder: str) -> Dataset:
   """Reads the training and the test split of a prepared data set.
 
   Args:
-    name: what the folder should hold.
+    name: the data set that the folder should hold.
     folder: as from `find`.
 
   Returns:
@@ -114,7 +114,7 @@ def read(name: str, folder: str) -> Dataset:
 
   Raises:
     ValueError: another data set, missing splits, damaged files, or a file
-      format that needs TensorFlow where there is none.
+      format that needs TensorFlow, which is not installed.
   """
   builder, image_key, label_key = _describe(folder)
   info = builder.info
@@ -177,8 +177,8 @@ def tfrecords(path: str) -> Iterator[bytes]:
 
   A record is its length (8 bytes, little endian), a checksum of the length (4
   bytes), the data and a checksum of the data (4 bytes). The checksums are not
-  verified: CRC-32C in Python is slow, and the images in the records have
-  checksums of their own.
+  verified: CRC-32C in Python is slow, and the images in the records have their
+  own checksums.
 
   Raises:
     ValueError: the file ends within a record; it names the file.
