@@ -28,8 +28,13 @@ from experiments.runs import Entry, Run
 PUBLISHED_EPOCHS = 100  # of the main head
 # What saves the last steps and ends the process takes this long.
 SAVING_SECONDS = 20
-# Outputs that AutoAttack is made against, one after the other call.
-LEVELS = ((), ('main', 'aggregated'), ('main', 'mean', 'aggregated'))
+# Outputs that AutoAttack is made against: one more each time.
+LEVELS = (
+  (),
+  ('aggregated',),
+  ('main', 'aggregated'),
+  ('main', 'mean', 'aggregated'),
+)
 
 
 def _first(split: Split, count: int) -> Split:
