@@ -119,7 +119,7 @@ def make_config(
     sweep_epsilons_255=(),
     loss_steps=(),
     audit=False,
-    batch_size=min(500, options.test_images or 500),
+    batch_size=min(250, options.test_images or 250),
     autoattack_images=options.autoattack_images,
     autoattack_n_iter=options.n_iter,
     autoattack_queries=options.n_queries,
