@@ -108,7 +108,7 @@ def time_row(costs, accelerator, devices, batch):
 
 def experiment_table(costs):
   """What the comparison costs at the paper's size, on one accelerator."""
-  accelerator = ACCELERATORS[0]
+  accelerator = model.most_measured(costs)
   config = model.get_config()
   parts = model.part_costs(config)
   single = 2 * (parts['trunk'] + parts['main_head'])
@@ -121,11 +121,11 @@ def experiment_table(costs):
   rows = {
     'WRN-34-10: single head, DH-AT `pairwise` and `mean`': (
       model.hours(costs, accelerator, 1, BATCH),
-      model.autoattack_hours(single + 2 * dual),
+      model.autoattack_hours(single + 2 * dual, accelerator),
     ),
     'WRN-34-14: single head, wide': (
       model.hours(wide, accelerator, 1, BATCH),
-      model.autoattack_hours(wide_forward),
+      model.autoattack_hours(wide_forward, accelerator),
     ),
   }
   trainings, attacks = zip(*rows.values(), strict=True)

@@ -46,6 +46,8 @@ class Accelerator:
     peak: bfloat16 operations per second.
     memory: bytes.
     bandwidth: bytes per second that one can send in an all-reduce.
+    float32_peak: float32 operations per second without tensor cores, as
+      AutoAttack multiplies; None where nobody publishes it.
   """
 
   name: str
@@ -54,17 +56,53 @@ class Accelerator:
   peak: float
   memory: float
   bandwidth: float
+  float32_peak: float | None = None
 
 
 ACCELERATORS = (
-  Accelerator('NVIDIA H100', 'h100', r'NVIDIA H100.*', 989e12, 80e9, 50e9),
-  Accelerator('TPU v5e', 'v5e', r'TPU v5(e| lite)', 197e12, 16e9, 200e9),
-  Accelerator('TPU v5p', 'v5p', r'TPU v5p?', 459e12, 95e9, 600e9),
-  Accelerator('TPU v6e', 'v6e', r'TPU v6(e| lite)', 918e12, 32e9, 400e9),
+  Accelerator(
+    name='NVIDIA H100',
+    chip='h100',
+    device=r'NVIDIA H100.*',
+    peak=989e12,
+    memory=80e9,
+    bandwidth=50e9,
+    float32_peak=67e12,
+  ),
+  Accelerator(
+    name='NVIDIA H200',
+    chip='h200',
+    device=r'NVIDIA H200.*',
+    peak=989e12,
+    memory=141e9,
+    bandwidth=50e9,
+    float32_peak=67e12,
+  ),
+  Accelerator(
+    name='TPU v5e',
+    chip='v5e',
+    device=r'TPU v5(e| lite)',
+    peak=197e12,
+    memory=16e9,
+    bandwidth=200e9,
+  ),
+  Accelerator(
+    name='TPU v5p',
+    chip='v5p',
+    device=r'TPU v5p?',
+    peak=459e12,
+    memory=95e9,
+    bandwidth=600e9,
+  ),
+  Accelerator(
+    name='TPU v6e',
+    chip='v6e',
+    device=r'TPU v6(e| lite)',
+    peak=918e12,
+    memory=32e9,
+    bandwidth=400e9,
+  ),
 )
-# NVIDIA H100, operations per second without tensor cores: AutoAttack is not
-# rounded to TF32.
-FLOAT32_PEAK = 67e12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,13 +270,24 @@ def memory_bytes(cost, accelerator, images):
   return Figure(state + per_image * images, sources.ASSUMED)
 
 
-def autoattack_hours(operations):
+def most_measured(costs):
+  """Returns the accelerator of most measured stages whose float32 is known."""
+
+  def measured(accelerator):
+    figures = (step_seconds(c, accelerator, 1, 128) for c in costs.values())
+    return sum(figure.source == sources.MEASURED for figure in figures)
+
+  known = [each for each in ACCELERATORS if each.float32_peak is not None]
+  return max(known, key=measured)
+
+
+def autoattack_hours(operations, accelerator):
   """The standard AutoAttack on the test set, in float32.
 
   `operations` are those of a forward pass.
   """
   passes = FIRST_PASSES + ROBUST * LATER_PASSES
-  rate = sources.EFFICIENCY * FLOAT32_PEAK
+  rate = sources.EFFICIENCY * accelerator.float32_peak
   return TEST_IMAGES * passes * operations / rate / (60 * 60)
 
 

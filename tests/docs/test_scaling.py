@@ -145,6 +145,7 @@ def test_rows_of_documents_without_errors(tmp_path):
   ('kind', 'chip'),
   [
     ('NVIDIA H100 80GB HBM3', 'h100'),
+    ('NVIDIA H200', 'h200'),
     ('TPU v5 lite', 'v5e'),
     ('TPU v5e', 'v5e'),
     ('TPU v5', 'v5p'),
