@@ -9,6 +9,8 @@ import numpy as np
 
 from dhat_jax.runtime import documents, files
 
+_SAME_ACCURACY = 1e-6  # accuracies that differ by less are of the same images
+
 
 @dataclasses.dataclass(frozen=True)
 class Output:
@@ -23,6 +25,12 @@ class Output:
   name: str
   label: str
   trained: bool = True
+
+  @property
+  def phrase(self) -> str:
+    """What it is called within a sentence: 'the main head'."""
+    # Older results give no label, and some labels are the name itself.
+    return f'the {self.label}' + (' output' if self.label == self.name else '')
 
 
 @dataclasses.dataclass
@@ -66,6 +74,21 @@ class Run:
     return [*self.outputs, *named][-1] if self.outputs else None
 
   @property
+  def is_dual(self) -> bool:
+    """Whether the final output is an aggregator's: the run is a DH-AT."""
+    return bool(self.results.get('heads') or self.results.get('audit'))
+
+  @property
+  def red_flags(self) -> list[dict[str, Any]]:
+    """The audit's red flags; empty without an audit, too."""
+    audit = self.results.get('audit')
+    return audit['flags'] if audit else []
+
+  def label(self, name: str) -> str:
+    """Returns what an output is called; the name itself if it is unknown."""
+    return next((o.label for o in self.outputs if o.name == name), name)
+
+  @property
   def class_names(self) -> list[str]:
     """The classes, in order; empty without results."""
     rows = self.results.get('per_class', {})
@@ -84,6 +107,20 @@ class Run:
       if record['stage'] == stage and key in record
     ]
     return [step for step, _ in points], [value for _, value in points]
+
+  def robust(self, output: str, attack: str) -> np.ndarray | None:
+    """Returns which images an output gets right under an attack: bool [n].
+
+    Returns:
+      None where no such record is readable, or one that is not of the results.
+    """
+    flags = self.arrays(output, attack).get('robust')
+    accuracy = self.results['accuracy'].get(output, {}).get(attack)
+    if flags is None or flags.ndim != 1 or not len(flags) or accuracy is None:
+      return None
+    if abs(float(flags.astype(bool).mean()) - accuracy) > _SAME_ACCURACY:
+      return None
+    return flags.astype(bool)
 
   def arrays(self, output: str, attack: str) -> dict[str, np.ndarray]:
     """Returns what an attack on an output left; empty if it is not readable."""

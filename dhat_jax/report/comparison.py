@@ -1,0 +1,132 @@
+"""Several runs side by side: a sentence, and tables to sort."""
+
+from collections.abc import Sequence
+
+from dhat_jax.report import headline, pairs
+from dhat_jax.report.blocks import Block, Grid, Sentence
+from dhat_jax.report.read import Output, Run
+from dhat_jax.report.tables import (
+  WORST,
+  Table,
+  accuracies,
+  comparison,
+  mean_and_deviation,
+  percent,
+  same_but_seed,
+)
+
+
+def blocks(runs: Sequence[Run]) -> list[Block]:
+  """The accuracies of several runs side by side, [] without any results."""
+  evaluated = [run for run in runs if run.outputs]
+  if not evaluated:
+    return []
+  return [
+    Sentence(best(evaluated)),
+    Grid(
+      four_numbers(evaluated),
+      caption='Accuracy in %, worst case last',
+      is_sortable=True,
+    ),
+    *_gains(evaluated),
+    Grid(
+      comparison(evaluated),
+      file_name='comparison',
+      folded='All attacks',
+      caption='Accuracy in % under every attack',
+      is_sortable=True,
+    ),
+  ]
+
+
+def best(runs: Sequence[Run]) -> str:
+  """Returns which output of which runs has the highest worst case."""
+  rows = [
+    (_mean(group, output, WORST), output, group)
+    for group in same_but_seed(runs)
+    for output in group[0].outputs
+  ]
+  known = [row for row in rows if row[0] is not None]
+  if not known:
+    return 'No worst case is known.'
+  share, output, group = max(known, key=lambda row: row[0])
+  text = (
+    f'Highest worst case: {percent(share)} %, {output.phrase} of '
+    f'{_names(group)}'
+  )
+  flagged = [run.name for run in runs if run.red_flags]
+  if flagged:
+    text += f'. The audit raised red flags for {", ".join(flagged)}'
+  return f'{text}.'
+
+
+def _names(group: Sequence[Run]) -> str:
+  return ', '.join(run.name for run in group)
+
+
+def _mean(group: Sequence[Run], output: Output, attack: str) -> float | None:
+  shares = _shares(group, output.name, attack)
+  return sum(shares) / len(shares) if shares else None
+
+
+def _shares(group: Sequence[Run], output: str, attack: str) -> list[float]:
+  rows = (accuracies(run, output) for run in group)
+  return [row[attack] for row in rows if attack in row]
+
+
+def four_numbers(runs: Sequence[Run]) -> Table:
+  """Returns clean, PGD, AutoAttack and worst case of each run's outputs."""
+  heads = headline.columns(*runs)
+  rows = []
+  for group in same_but_seed(runs):
+    for output in group[0].outputs:
+      cells = [
+        _cell(_shares(group, output.name, attack)) if attack else ''
+        for attack in heads.values()
+      ]
+      rows.append([_names(group), output.label, *cells, _audits(group)])
+  return Table(['run', 'output', *heads, 'red flags'], rows)
+
+
+def _cell(shares: list[float]) -> str:
+  return mean_and_deviation(shares) if shares else ''
+
+
+def _audits(group: Sequence[Run]) -> str:
+  """The red flags of some runs, '' where none was audited."""
+  audited = [run for run in group if 'audit' in run.results]
+  return str(sum(len(run.red_flags) for run in audited)) if audited else ''
+
+
+def _gains(runs: Sequence[Run]) -> list[Block]:
+  """What the final output adds to the first, over seeds; [] for one seed."""
+  heads = {name: a for name, a in headline.columns(*runs).items() if a}
+  rows = []
+  for group in same_but_seed(runs):
+    final, first = group[0].final_output, group[0].first_output
+    if len(group) < 2 or final == first:
+      continue
+    cells = [_gain(group, final, first, attack) for attack in heads.values()]
+    what = f'{final.label} − {first.label}'
+    rows.append([_names(group), what, *cells])
+  if not rows:
+    return []
+  table = Table(['run', 'difference', *heads], rows)
+  caption = 'Differences in points, with 95 % intervals over seeds'
+  return [Grid(table, file_name='gains', caption=caption)]
+
+
+def _gain(
+  group: Sequence[Run], final: Output, first: Output, attack: str
+) -> str:
+  """The mean difference of two outputs under an attack, with its interval."""
+  rows = [
+    [accuracies(run, output.name).get(attack) for output in (final, first)]
+    for run in group
+  ]
+  known = [row for row in rows if None not in row]
+  if not known:
+    return ''
+  difference = pairs.over_seeds(*zip(*known, strict=True))
+  interval = f' ({difference.interval})' if difference.is_known else ''
+  return f'{difference.points:+.1f}{interval}'

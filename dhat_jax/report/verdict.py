@@ -1,0 +1,218 @@
+"""What a run shows, in a sentence, and what limits that."""
+
+from collections.abc import Iterator
+
+from dhat_jax.report import headline, pairs, sanity
+from dhat_jax.report.read import Output, Run
+from dhat_jax.report.tables import WORST, accuracies, percent
+
+_WORD = {1: 'more robust than', -1: 'less robust than'}
+_CLEAN_WORD = {1: 'higher than', -1: 'lower than'}
+
+
+def verdict(run: Run) -> str:
+  """Returns what a run shows in one sentence, warnings first."""
+  if not run.outputs:
+    return _not_evaluated(run)
+  distrust = _distrust(run)
+  if distrust:
+    return distrust
+  if run.final_output == run.first_output:
+    return _alone(run)
+  return _comparison(run)
+
+
+def notes(run: Run) -> list[str]:
+  """Returns the sentences below the verdict, the most important first."""
+  if not run.outputs:
+    return []
+  return [
+    *_as_measured(run),
+    *_clean(run),
+    *_limits(run),
+  ]
+
+
+def _not_evaluated(run: Run) -> str:
+  text = 'This run has not been evaluated yet'
+  if not run.records:
+    return f'{text}.'
+  last = run.records[-1]
+  return f'{text}: its last record is step {last["step"]} of {last["stage"]}.'
+
+
+def _distrust(run: Run) -> str:
+  """Returns a warning where red flags or failed checks need one, else ''."""
+  flags, failures = len(run.red_flags), len(sanity.failures(run))
+  reasons = []
+  if flags:
+    reasons.append(f'the audit raised {_count(flags, "red flag")}')
+  if failures:
+    reasons.append(f'{_count(failures, "sanity check")} failed')
+  if not reasons:
+    return ''
+  text = f'Do not trust these accuracies: {" and ".join(reasons)}'
+  if flags:
+    text += f'; {run.final_output.phrase} may only hide its gradients'
+  return f'{text}.'
+
+
+def _count(number: int, noun: str) -> str:
+  return f'{number} {noun}{"" if number == 1 else "s"}'
+
+
+def _as_measured(run: Run) -> Iterator[str]:
+  """What the verdict would be, where a warning takes its place."""
+  if not _distrust(run):
+    return
+  if run.final_output != run.first_output:
+    yield f'As measured: {_comparison(run)}'
+  if run.red_flags:
+    share = run.results['audit']['worst_case']
+    yield (
+      f'Under all attacks of the audit, {run.final_output.phrase} keeps '
+      f'{percent(share)} %.'
+    )
+
+
+def _alone(run: Run) -> str:
+  """The verdict on a run of one output."""
+  output = run.final_output
+  row = accuracies(run, output.name)
+  parts = []
+  if 'clean' in row:
+    parts.append(f'right on {percent(row["clean"])} % of the clean images')
+  if _attacks(run, output):
+    parts.append(f'{percent(row.get(WORST))} % in the worst case')
+  shown = ' and on '.join(parts) or 'not measured'
+  text = f'Only {output.phrase} was evaluated: it is {shown}'
+  return f'{text}, with nothing to compare it with.'
+
+
+def _attacks(run: Run, output: Output) -> list[str]:
+  """The attacks on an output; clean images are none."""
+  row = run.results['accuracy'][output.name]
+  return [name for name in row if name != 'clean']
+
+
+def _subject(run: Run) -> str:
+  return 'DH-AT' if run.is_dual else _capital(run.final_output.phrase)
+
+
+def _capital(text: str) -> str:
+  return text[:1].upper() + text[1:]
+
+
+def _comparison(run: Run) -> str:
+  """Compares the final output with the first in the worst case."""
+  final, first = run.final_output, run.first_output
+  if not (_attacks(run, final) and _attacks(run, first)):
+    return 'No attack has been run: nothing is known about robustness.'
+  difference = pairs.difference(run, final.name, first.name, WORST)
+  if difference is None:
+    return (
+      f'{_subject(run)} cannot be compared with {first.phrase}: different '
+      'attacks were made against the two.'
+    )
+  if not difference.is_known:
+    return (
+      f'{_subject(run)} differs from {first.phrase} by '
+      f'{_points(difference)} in the worst case; without the records of the '
+      'images it is open whether that is noise.'
+    )
+  word = _WORD.get(difference.sign)
+  relation = (
+    f'is {word} {first.phrase}'
+    if word
+    else f'and {first.phrase} do not differ in robustness beyond noise'
+  )
+  return f'{_subject(run)} {relation}: {_numbers(run, difference, WORST)}.'
+
+
+def _numbers(run: Run, difference: pairs.Difference, attack: str) -> str:
+  """The two accuracies, and how far they differ."""
+  final, first = (
+    accuracies(run, output.name).get(attack)
+    for output in (run.final_output, run.first_output)
+  )
+  same = pairs.have_same_attacks(
+    run, run.final_output.name, run.first_output.name
+  )
+  if attack == WORST and not same:
+    where = 'under the attacks that both saw'
+    return f'{_points(difference)} {where}{_interval(difference)}'
+  where = ' in the worst case' if attack == WORST else ''
+  return (
+    f'{percent(final)} % against {percent(first)} %{where}, '
+    f'{_points(difference)}{_interval(difference)}'
+  )
+
+
+def _points(difference: pairs.Difference) -> str:
+  return f'{difference.points:+.1f} points'
+
+
+def _interval(difference: pairs.Difference) -> str:
+  """The interval in brackets, '' where it is unknown."""
+  if not difference.is_known:
+    return ''
+  return f' (95 % interval {difference.interval})'
+
+
+def _clean(run: Run) -> Iterator[str]:
+  """Compares the two on clean images."""
+  if run.final_output == run.first_output:
+    return
+  names = (run.final_output.name, run.first_output.name)
+  difference = pairs.difference(run, *names, 'clean')
+  if difference is None:
+    return
+  word = _CLEAN_WORD.get(difference.sign)
+  relation = (
+    f'is {word} that of {run.first_output.phrase}'
+    if word
+    else 'does not differ beyond noise'
+  )
+  if not difference.is_known:
+    relation = f'beside that of {run.first_output.phrase}'
+  yield f'Clean accuracy {relation}: {_numbers(run, difference, "clean")}.'
+
+
+def _limits(run: Run) -> Iterator[str]:
+  """What the accuracies leave open."""
+  yield from _autoattack_limit(run)
+  yield from _images_limit(run)
+  if run.is_dual and 'audit' not in run.results:
+    yield ('There was no audit: hidden gradients are not ruled out.')
+  elif run.is_dual and not run.red_flags:
+    yield 'The audit raised no red flag.'
+  if run.final_output != run.first_output and _has_intervals(run):
+    yield 'Intervals cover other test images of the kind, not other seeds.'
+
+
+def _has_intervals(run: Run) -> bool:
+  names = (run.final_output.name, run.first_output.name)
+  found = (pairs.difference(run, *names, attack) for attack in ('clean', WORST))
+  return any(difference and difference.is_known for difference in found)
+
+
+def _autoattack_limit(run: Run) -> Iterator[str]:
+  name = headline.autoattack_name(run)
+  if name is None:
+    if _attacks(run, run.final_output):
+      yield (
+        'AutoAttack was not run: against stronger attacks the worst case may '
+        'be lower.'
+      )
+  elif name != 'autoattack':
+    yield f'AutoAttack was not the standard one: {name}.'
+
+
+def _images_limit(run: Run) -> Iterator[str]:
+  count = run.results.get('worst_case_images', {}).get(run.final_output.name)
+  total = run.results.get('n_test')
+  if count is not None and total is not None and count < total:
+    yield (
+      f'The worst case is of the first {count} of {total} images, which all '
+      'attacks saw.'
+    )
