@@ -7,6 +7,7 @@ from dhat_jax.report.read import Output, Run
 from dhat_jax.report.tables import WORST, accuracies, percent
 
 _WORD = {1: 'more robust than', -1: 'less robust than'}
+_NO_ATTACK = 'No attack has been run: nothing is known about robustness.'
 _CLEAN_WORD = {1: 'higher than', -1: 'lower than'}
 
 
@@ -65,8 +66,8 @@ def _as_measured(run: Run) -> Iterator[str]:
   """What the verdict would be, where a warning takes its place."""
   if not _distrust(run):
     return
-  if run.final_output != run.first_output:
-    yield f'As measured: {_comparison(run)}'
+  alone = run.final_output == run.first_output
+  yield f'As measured: {_alone(run) if alone else _comparison(run)}'
   if run.red_flags:
     share = run.results['audit']['worst_case']
     yield (
@@ -82,8 +83,8 @@ def _alone(run: Run) -> str:
   parts = []
   if 'clean' in row:
     parts.append(f'right on {percent(row["clean"])} % of the clean images')
-  if _attacks(run, output):
-    parts.append(f'{percent(row.get(WORST))} % in the worst case')
+  if _attacks(run, output) and WORST in row:
+    parts.append(f'{percent(row[WORST])} % in the worst case')
   shown = ' and on '.join(parts) or 'not measured'
   text = f'Only {output.phrase} was evaluated: it is {shown}'
   return f'{text}, with nothing to compare it with.'
@@ -96,7 +97,7 @@ def _attacks(run: Run, output: Output) -> list[str]:
 
 
 def _subject(run: Run) -> str:
-  return 'DH-AT' if run.is_dual else _capital(run.final_output.phrase)
+  return 'DH-AT' if run.is_dual else run.final_output.phrase
 
 
 def _capital(text: str) -> str:
@@ -107,26 +108,31 @@ def _comparison(run: Run) -> str:
   """Compares the final output with the first in the worst case."""
   final, first = run.final_output, run.first_output
   if not (_attacks(run, final) and _attacks(run, first)):
-    return 'No attack has been run: nothing is known about robustness.'
+    return _NO_ATTACK
   difference = pairs.difference(run, final.name, first.name, WORST)
   if difference is None:
-    return (
-      f'{_subject(run)} cannot be compared with {first.phrase}: different '
-      'attacks were made against the two.'
+    return _capital(
+      f'{_subject(run)} cannot be compared with {first.phrase}: the attacks on '
+      'the two differ, or their worst cases are missing.'
     )
   if not difference.is_known:
-    return (
-      f'{_subject(run)} differs from {first.phrase} by '
-      f'{_points(difference)} in the worst case; without the records of the '
-      'images it is open whether that is noise.'
+    return _capital(
+      f'{_subject(run)} differs from {first.phrase} by {_points(difference)} '
+      'in the worst case; whether that is noise is open without the records '
+      'of the images.'
     )
-  word = _WORD.get(difference.sign)
-  relation = (
-    f'is {word} {first.phrase}'
-    if word
-    else f'and {first.phrase} do not differ in robustness beyond noise'
+  bare = headline.autoattack_name(run) is None
+  return _capital(
+    f'{"without AutoAttack, " if bare else ""}{_subject(run)} '
+    f'{_relation(first, difference)}: {_numbers(run, difference, WORST)}.'
   )
-  return f'{_subject(run)} {relation}: {_numbers(run, difference, WORST)}.'
+
+
+def _relation(first: Output, difference: pairs.Difference) -> str:
+  word = _WORD.get(difference.sign)
+  if word is None:
+    return f'and {first.phrase} do not differ in robustness beyond noise'
+  return f'is {word} {first.phrase}'
 
 
 def _numbers(run: Run, difference: pairs.Difference, attack: str) -> str:
@@ -180,6 +186,10 @@ def _clean(run: Run) -> Iterator[str]:
 
 def _limits(run: Run) -> Iterator[str]:
   """What the accuracies leave open."""
+  if run.final_output == run.first_output and not _attacks(
+    run, run.final_output
+  ):
+    yield _NO_ATTACK
   yield from _autoattack_limit(run)
   yield from _images_limit(run)
   if run.is_dual and 'audit' not in run.results:
@@ -201,8 +211,8 @@ def _autoattack_limit(run: Run) -> Iterator[str]:
   if name is None:
     if _attacks(run, run.final_output):
       yield (
-        'AutoAttack was not run: against stronger attacks the worst case may '
-        'be lower.'
+        'AutoAttack was not run: under stronger attacks the worst case may be '
+        'lower.'
       )
   elif name != 'autoattack':
     yield f'AutoAttack was not the standard one: {name}.'

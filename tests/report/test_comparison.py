@@ -1,0 +1,120 @@
+"""Several runs side by side: the sentence, and the tables that sort."""
+
+import re
+
+from dhat_jax.report import comparison
+from tests.report import workdirs
+from tests.report.evaluated import make, right
+from tests.report.pages import SCRIPT, check, page_of
+
+
+def runs(folder, *robust, **results):
+  """Runs a, b, ...: seeds of one config, with so many of 100 images robust."""
+  clean = right(90, 10)
+  return [
+    make(
+      folder / 'abc'[place],
+      {
+        'main': {'clean': clean, 'pgd_40': right(main, 100 - main)},
+        'aggregated': {'clean': clean, 'pgd_40': right(dual, 100 - dual)},
+      },
+      config={'seed': place, 'model': 'same'},
+      **results,
+    )
+    for place, (main, dual) in enumerate(robust)
+  ]
+
+
+def test_four_numbers_of_seeds(tmp_path):
+  table = comparison.four_numbers(runs(tmp_path, (40, 50), (44, 48)))
+  assert table.header == [
+    'run',
+    'output',
+    'clean',
+    'PGD-40',
+    'AutoAttack',
+    'worst case',
+    'red flags',
+  ]
+  # 42 ± sqrt(8), 49 ± sqrt(2).
+  assert table.rows == [
+    ['a, b', 'main head', '90.0 ± 0.0', '42.0 ± 2.8', '', '42.0 ± 2.8', ''],
+    ['a, b', 'aggregated', '90.0 ± 0.0', '49.0 ± 1.4', '', '49.0 ± 1.4', ''],
+  ]
+
+
+def test_gains_over_seeds(tmp_path):
+  """Gains 10 and 4: 7 with Student's 12.706 times 3."""
+  *_, gains, _ = comparison.blocks(runs(tmp_path, (40, 50), (44, 48)))
+  assert gains.table.header == [
+    'run',
+    'difference',
+    'clean',
+    'PGD-40',
+    'worst case',
+  ]
+  assert gains.table.rows == [
+    [
+      'a, b',
+      'aggregated − main head',
+      '+0.0 (+0.0 to +0.0)',
+      '+7.0 (-31.1 to +45.1)',
+      '+7.0 (-31.1 to +45.1)',
+    ]
+  ]
+
+
+def test_one_seed_has_no_gains(tmp_path):
+  captions = [
+    getattr(block, 'file_name', '')
+    for block in comparison.blocks(runs(tmp_path, (40, 50)))
+  ]
+  assert 'gains' not in captions
+  assert 'comparison' in captions
+
+
+def test_the_highest_worst_case(tmp_path):
+  assert comparison.best(runs(tmp_path, (40, 50), (44, 49))) == (
+    'Highest worst case: 49.5 %, the aggregated output of a, b.'
+  )
+
+
+def test_red_flags_are_named_beside_the_highest(tmp_path):
+  audit = {
+    'flags': [{'name': 'square', 'sentence': 'x'}],
+    'worst_case': 0.1,
+  }
+  flagged = runs(tmp_path, (60, 70), audit=audit)
+  assert comparison.best(flagged) == (
+    'Highest worst case: 70.0 %, the aggregated output of a. The audit raised '
+    'red flags for a.'
+  )
+  assert [row[-1] for row in comparison.four_numbers(flagged).rows] == ['1'] * 2
+
+
+def test_page_sorts_and_reads_without_a_script(tmp_path):
+  text = page_of(
+    workdirs.make(tmp_path / 'one'),
+    workdirs.make(tmp_path / 'two', seed=1, shift=-0.02),
+  )
+  check(text)
+  assert SCRIPT.rstrip() in text
+  assert text.count('class="sortable"') == 2
+  # The buttons and the hint are the script's: without it nothing is promised.
+  assert '<button' not in text
+  assert re.search(r'<span class="hint" hidden>Click on a heading', text)
+
+
+def test_one_run_needs_no_script(tmp_path):
+  text = page_of(workdirs.make(tmp_path / 'one'))
+  assert 'script' not in check(text).tags
+  assert 'Side by side' not in text
+
+
+def test_no_results_yet(tmp_path):
+  for name in ('one', 'two'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.json').write_text('{"stages": ["main_head"]}')
+  text = page_of(tmp_path / 'one', tmp_path / 'two')
+  assert 'None of the runs has results yet.' in text
+  assert 'script' not in check(text).tags
