@@ -21,11 +21,12 @@ def blocks(runs: Sequence[Run]) -> list[Block]:
   evaluated = [run for run in runs if run.outputs]
   if not evaluated:
     return []
+  note = headline.footnote(*evaluated)
   return [
     Sentence(best(evaluated)),
     Grid(
       four_numbers(evaluated),
-      caption='Accuracy in %, worst case last',
+      caption=f'The four numbers of each output. {note}'.strip(),
       is_sortable=True,
     ),
     *_gains(evaluated),
@@ -33,7 +34,7 @@ def blocks(runs: Sequence[Run]) -> list[Block]:
       comparison(evaluated),
       file_name='comparison',
       folded='All attacks',
-      caption='Accuracy in % under every attack',
+      caption='Every attack.',
       is_sortable=True,
     ),
   ]
@@ -41,6 +42,39 @@ def blocks(runs: Sequence[Run]) -> list[Block]:
 
 def best(runs: Sequence[Run]) -> str:
   """Returns which output of which runs has the highest worst case."""
+  differing = _differing(runs)
+  if differing:
+    text = (
+      f'These runs differ in {" and ".join(differing)}: their worst cases are '
+      'not comparable'
+    )
+  else:
+    text = _highest(runs)
+  flagged = [run.name for run in runs if run.red_flags]
+  if flagged:
+    text += f'. The audit raised red flags for {", ".join(flagged)}'
+  return f'{text}.'
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+  """Returns in what the evaluations of some runs differ."""
+  labels = {
+    'dataset': 'data set',
+    'n_test': 'number of test images',
+    'epsilon': 'epsilon',
+  }
+  differing = [
+    label
+    for key, label in labels.items()
+    if len({run.results.get(key) for run in runs}) > 1
+  ]
+  attacks = {
+    frozenset(row) for run in runs for row in run.results['accuracy'].values()
+  }
+  return differing + ['attacks'] * (len(attacks) > 1)
+
+
+def _highest(runs: Sequence[Run]) -> str:
   rows = [
     (_mean(group, output, WORST), output, group)
     for group in same_but_seed(runs)
@@ -48,16 +82,12 @@ def best(runs: Sequence[Run]) -> str:
   ]
   known = [row for row in rows if row[0] is not None]
   if not known:
-    return 'No worst case is known.'
+    return 'No worst case is known'
   share, output, group = max(known, key=lambda row: row[0])
-  text = (
+  return (
     f'Highest worst case: {percent(share)} %, {output.phrase} of '
     f'{_names(group)}'
   )
-  flagged = [run.name for run in runs if run.red_flags]
-  if flagged:
-    text += f'. The audit raised red flags for {", ".join(flagged)}'
-  return f'{text}.'
 
 
 def _names(group: Sequence[Run]) -> str:
@@ -106,27 +136,25 @@ def _gains(runs: Sequence[Run]) -> list[Block]:
     final, first = group[0].final_output, group[0].first_output
     if len(group) < 2 or final == first:
       continue
-    cells = [_gain(group, final, first, attack) for attack in heads.values()]
-    what = f'{final.label} − {first.label}'
-    rows.append([_names(group), what, *cells])
+    for heading, attack in heads.items():
+      gain = _gain(group, final, first, attack)
+      if gain is not None:
+        cells = [f'{gain.points:+.1f}', gain.interval]
+        rows.append([_names(group), heading, *cells])
   if not rows:
     return []
-  table = Table(['run', 'difference', *heads], rows)
-  caption = 'Differences in points, with 95 % intervals over seeds'
-  return [Grid(table, file_name='gains', caption=caption)]
+  table = Table(['run', 'accuracy', 'gain, points', '95 % interval'], rows)
+  caption = 'The final output minus the first, with intervals over seeds.'
+  return [Grid(table, file_name='gains', caption=caption, is_sortable=True)]
 
 
 def _gain(
   group: Sequence[Run], final: Output, first: Output, attack: str
-) -> str:
-  """The mean difference of two outputs under an attack, with its interval."""
+) -> pairs.Difference | None:
+  """The mean difference of two outputs under an attack, None if not known."""
   rows = [
     [accuracies(run, output.name).get(attack) for output in (final, first)]
     for run in group
   ]
   known = [row for row in rows if None not in row]
-  if not known:
-    return ''
-  difference = pairs.over_seeds(*zip(*known, strict=True))
-  interval = f' ({difference.interval})' if difference.is_known else ''
-  return f'{difference.points:+.1f}{interval}'
+  return pairs.over_seeds(*zip(*known, strict=True)) if known else None

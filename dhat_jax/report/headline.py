@@ -35,15 +35,26 @@ def autoattack_name(*runs: Run) -> str | None:
 
 
 def columns(*runs: Run) -> dict[str, str | None]:
-  """Returns {heading: attack} of the four numbers; None was not run."""
+  """Returns {heading: attack} of the four numbers; None was not run.
+
+  A star marks an AutoAttack of another budget than the standard one.
+  """
   pgd, autoattack = pgd_name(*runs), autoattack_name(*runs)
   shortened = autoattack is not None and autoattack != 'autoattack'
   return {
     'clean': 'clean',
     pgd.upper().replace('_', '-') if pgd else _USUAL_PGD: pgd,
-    f'{_USUAL_AUTOATTACK}{", not standard" if shortened else ""}': autoattack,
+    f'{_USUAL_AUTOATTACK}{"*" if shortened else ""}': autoattack,
     WORST: WORST,
   }
+
+
+def footnote(*runs: Run) -> str:
+  """Returns what the star of `columns` means; '' where there is none."""
+  name = autoattack_name(*runs)
+  if name in (None, 'autoattack'):
+    return ''
+  return f'* Not the standard AutoAttack: {name}.'
 
 
 def table(run: Run) -> Table:

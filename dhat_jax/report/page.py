@@ -1,10 +1,12 @@
 """The page as HTML, by the templates in templates/."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jinja2
+from markupsafe import Markup, escape
 
 from dhat_jax.report import comparison, contents, sections
 from dhat_jax.report.blocks import Block, Sentence, files_of
@@ -18,6 +20,15 @@ _ENVIRONMENT = jinja2.Environment(
   trim_blocks=True,
   lstrip_blocks=True,
 )
+
+
+def _breakable(text: str) -> Markup:
+  """Returns text as HTML; lines may break after , and ( and before capitals."""
+  places = r'(?<=[,(])|(?<=[a-z])(?=[A-Z])'
+  return Markup(re.sub(places, '<wbr>', str(escape(text))))
+
+
+_ENVIRONMENT.filters['breakable'] = _breakable
 
 
 class Page(NamedTuple):

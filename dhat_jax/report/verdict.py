@@ -214,8 +214,8 @@ def _autoattack_limit(run: Run) -> Iterator[str]:
         'AutoAttack was not run: under stronger attacks the worst case may be '
         'lower.'
       )
-  elif name != 'autoattack':
-    yield f'AutoAttack was not the standard one: {name}.'
+  elif headline.footnote(run):
+    yield headline.footnote(run)
 
 
 def _images_limit(run: Run) -> Iterator[str]:

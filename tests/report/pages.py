@@ -7,7 +7,7 @@ import pathlib
 import dhat_jax.report
 from dhat_jax.report.write import write
 
-VOID = {'meta', 'img', 'br', 'link', 'source'}
+VOID = {'meta', 'img', 'br', 'link', 'source', 'wbr'}
 TEMPLATES = pathlib.Path(dhat_jax.report.__file__).parent / 'templates'
 SCRIPT = (TEMPLATES / 'sort.js').read_text()
 SVG = 'data:image/svg+xml;base64,'

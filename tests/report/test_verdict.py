@@ -95,7 +95,8 @@ def test_autoattack_of_another_budget(tmp_path):
   name = 'autoattack(n_iter=20,images=100)'
   run = make(tmp_path, pair(right(50, 50), right(60, 40), attack=name))
   assert verdict(run).startswith('DH-AT is more robust')
-  assert f'AutoAttack was not the standard one: {name}.' in notes(run)
+  assert f'* Not the standard AutoAttack: {name}.' in notes(run)
+  assert 'AutoAttack*' in summary(run)[1].table.header
   assert (
     'The worst case is of the first 100 of 200 images, which all attacks saw.'
   ) in notes(run)

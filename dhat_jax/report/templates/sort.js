@@ -6,8 +6,8 @@ for (const table of document.querySelectorAll('table.sortable')) {
   headings.forEach((heading, column) => {
     const button = document.createElement('button');
     button.type = 'button';
-    button.textContent = heading.textContent;
-    heading.replaceChildren(button);
+    button.append(...heading.childNodes);
+    heading.append(button);
     button.addEventListener('click', () => {
       const numbers = heading.classList.contains('number');
       const before = heading.getAttribute('aria-sort');
