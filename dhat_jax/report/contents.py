@@ -9,12 +9,10 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from dhat_jax.report import pairs, sanity, tables, theme
-from dhat_jax.report.blocks import Block, Grid, Notes, Picture, Sentence
-from dhat_jax.report.headline import table as four_numbers
+from dhat_jax.report import pairs, tables, theme
+from dhat_jax.report.blocks import Block, Grid, Picture, Sentence
 from dhat_jax.report.read import Run
 from dhat_jax.report.tables import Table, percent
-from dhat_jax.report.verdict import notes, verdict
 
 # Which heads are right: the keys of the results' `agreement`.
 _AGREEMENT = {
@@ -23,40 +21,6 @@ _AGREEMENT = {
   'several': 'several heads right',
   'neither': 'no head right',
 }
-
-
-def summary(run: Run) -> list[Block]:
-  """The verdict, the four numbers of every output, and what limits them."""
-  failures = sanity.failures(run)
-  distrusted = bool(run.red_flags or failures)
-  blocks: list[Block] = [
-    Sentence(verdict(run), is_flag=distrusted, is_verdict=True)
-  ]
-  blocks += [
-    Sentence(text, title='Sanity check failed.', is_flag=True)
-    for text in failures
-  ]
-  if run.outputs:
-    blocks.append(Grid(four_numbers(run), caption=_caption(run)))
-  texts = [*notes(run), *sanity.warnings(run)]
-  return [*blocks, Notes(texts)] if texts else blocks
-
-
-def _caption(run: Run) -> str:
-  """What the four numbers are of."""
-  results = run.results
-  parts = ['Accuracy in %']
-  if 'n_test' in results:
-    parts.append(f' on {results["n_test"]} test images')
-  if 'dataset' in results:
-    parts.append(f' of {results["dataset"]}')
-  if 'epsilon' in results:
-    parts.append(f', epsilon {255 * results["epsilon"]:.4g}/255')
-  if 'seed' in results:
-    parts.append(f', seed {results["seed"]}')
-  if run.is_dual:
-    parts.append(f'. The output of DH-AT is “{run.final_output.label}”')
-  return ''.join(parts) + '.'
 
 
 def accuracy(run: Run) -> list[Block]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-from dhat_jax.report import comparison, contents, sections
+from dhat_jax.report import comparison, sections, summary
 from dhat_jax.report.blocks import Block, Sentence, files_of
 from dhat_jax.report.read import Run
 from dhat_jax.report.sections import SECTIONS, Missing, Section
@@ -82,7 +82,7 @@ def render(runs: Sequence[Run]) -> Page:
 
 def _chapter(run: Run) -> Chapter:
   problems = [Sentence(text, is_flag=True) for text in run.problems]
-  summary = _or_sentence(lambda: contents.summary(run))
+  opening = _or_sentence(lambda: summary.blocks(run))
   shown = [
     (section, _or_sentence(functools.partial(section.show, run)))
     for section in SECTIONS
@@ -94,7 +94,7 @@ def _chapter(run: Run) -> Chapter:
     ),
   ]
   return Chapter(
-    run.name, problems + summary, [row for row in shown if row[1]], missing
+    run.name, problems + opening, [row for row in shown if row[1]], missing
   )
 
 

@@ -1,8 +1,8 @@
 """What a run shows, in a sentence, and what limits that."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from dhat_jax.report import headline, pairs, sanity
+from dhat_jax.report import headline, pairs
 from dhat_jax.report.read import Output, Run
 from dhat_jax.report.tables import WORST, accuracies, percent
 
@@ -11,11 +11,16 @@ _NO_ATTACK = 'No attack has been run: nothing is known about robustness.'
 _CLEAN_WORD = {1: 'higher than', -1: 'lower than'}
 
 
-def verdict(run: Run) -> str:
-  """Returns what a run shows in one sentence, warnings first."""
+def verdict(run: Run, failures: Sequence[str] = ()) -> str:
+  """Returns what a run shows in one sentence, warnings first.
+
+  Args:
+    run: evaluated or not.
+    failures: the sanity checks that it fails, a sentence each.
+  """
   if not run.outputs:
     return _not_evaluated(run)
-  distrust = _distrust(run)
+  distrust = _distrust(run, failures)
   if distrust:
     return distrust
   if run.final_output == run.first_output:
@@ -23,12 +28,17 @@ def verdict(run: Run) -> str:
   return _comparison(run)
 
 
-def notes(run: Run) -> list[str]:
-  """Returns the sentences below the verdict, the most important first."""
+def notes(run: Run, failures: Sequence[str] = ()) -> list[str]:
+  """Returns the sentences below the verdict, the most important first.
+
+  Args:
+    run: evaluated or not.
+    failures: as for `verdict`.
+  """
   if not run.outputs:
     return []
   return [
-    *_as_measured(run),
+    *_as_measured(run, failures),
     *_clean(run),
     *_limits(run),
   ]
@@ -42,14 +52,14 @@ def _not_evaluated(run: Run) -> str:
   return f'{text}: its last record is step {last["step"]} of {last["stage"]}.'
 
 
-def _distrust(run: Run) -> str:
+def _distrust(run: Run, failures: Sequence[str]) -> str:
   """Returns a warning where red flags or failed checks need one, else ''."""
-  flags, failures = len(run.red_flags), len(sanity.failures(run))
+  flags = len(run.red_flags)
   reasons = []
   if flags:
     reasons.append(f'the audit raised {_count(flags, "red flag")}')
   if failures:
-    reasons.append(f'{_count(failures, "sanity check")} failed')
+    reasons.append(f'{_count(len(failures), "sanity check")} failed')
   if not reasons:
     return ''
   text = f'Do not trust these accuracies: {" and ".join(reasons)}'
@@ -62,9 +72,9 @@ def _count(number: int, noun: str) -> str:
   return f'{number} {noun}{"" if number == 1 else "s"}'
 
 
-def _as_measured(run: Run) -> Iterator[str]:
+def _as_measured(run: Run, failures: Sequence[str]) -> Iterator[str]:
   """What the verdict would be, where a warning takes its place."""
-  if not _distrust(run):
+  if not _distrust(run, failures):
     return
   alone = run.final_output == run.first_output
   yield f'As measured: {_alone(run) if alone else _comparison(run)}'

@@ -2,12 +2,20 @@
 
 import pytest
 
-from dhat_jax.report.contents import summary
+from dhat_jax.report import verdict as module
 from dhat_jax.report.sanity import failures
-from dhat_jax.report.verdict import notes, verdict
+from dhat_jax.report.summary import blocks as summary
 from tests.report.evaluated import make, right
 
 CLEAN = right(190, 10)
+
+
+def verdict(run):
+  return module.verdict(run, failures(run))
+
+
+def notes(run):
+  return module.notes(run, failures(run))
 
 
 def pair(main, aggregated, clean=CLEAN, attack='autoattack'):
