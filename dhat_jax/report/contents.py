@@ -53,13 +53,13 @@ def _differences(run: Run) -> Table | None:
   final, first = run.final_output, run.first_output
   if final == first:
     return None
-  found = {
+  differences = {
     name: pairs.difference(run, final.name, first.name, name)
     for name in tables.attack_names([run])
   }
   rows = [
     [name, f'{row.points:+.1f}', row.interval, 'yes' if row.sign else 'no']
-    for name, row in found.items()
+    for name, row in differences.items()
     if row is not None and row.is_known
   ]
   header = ['attack', 'difference', '95 % interval', 'beyond noise']

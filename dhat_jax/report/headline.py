@@ -63,13 +63,9 @@ def table(run: Run) -> Table:
   rows = []
   for output in run.outputs:
     row = accuracies(run, output.name)
-    rows.append([output.label, *cells(row, heads)])
+    cells = [
+      percent(row[attack]) if attack in row else NOT_RUN
+      for attack in heads.values()
+    ]
+    rows.append([output.label, *cells])
   return Table(['output', *heads], rows)
-
-
-def cells(row: dict[str, float], heads: dict[str, str | None]) -> list[str]:
-  """Returns the four numbers of an output as text, in %."""
-  return [
-    percent(row[attack]) if attack in row else NOT_RUN
-    for attack in heads.values()
-  ]

@@ -28,7 +28,12 @@ def _breakable(text: str) -> Markup:
   return Markup(re.sub(places, '<wbr>', str(escape(text))))
 
 
-_ENVIRONMENT.filters['breakable'] = _breakable
+def _unbroken(text: str) -> str:
+  """Returns text in which no line breaks between a number and its unit."""
+  return text.replace(' %', '\N{NO-BREAK SPACE}%')
+
+
+_ENVIRONMENT.filters |= {'breakable': _breakable, 'unbroken': _unbroken}
 
 
 class Page(NamedTuple):

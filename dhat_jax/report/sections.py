@@ -46,8 +46,8 @@ class Missing(NamedTuple):
 SECTIONS = (
   Section(
     'Accuracy',
-    'the worst case first: an image counts there only if every attack fails. '
-    'Then compare the final output with the first.',
+    'start with the worst case: an image counts there only if every attack '
+    'on it fails. Then compare the final output with the first.',
     'Clean images are not changed. Each attack changes every pixel a little, '
     'to make the very output fail that it is scored on. fgsm takes one step '
     'along the gradient and pgd_N takes N; cw_N does so on the margin between '
@@ -57,9 +57,9 @@ SECTIONS = (
   ),
   Section(
     'Training',
-    'a loss that falls and accuracies that rise, with a jump where the '
-    'learning rate drops. A gap between training and held-out accuracy that '
-    'widens is overfitting.',
+    'the loss should fall and the accuracies should rise, with a jump where '
+    'the learning rate drops. A widening gap between training and held-out '
+    'accuracy is overfitting.',
     'Attacked means under the attack of the training, which is a weak one. '
     'Held-out images are not trained on.',
     picture(
@@ -69,8 +69,8 @@ SECTIONS = (
   ),
   Section(
     'Accuracy against epsilon',
-    'lines that fall towards 0 as epsilon grows. Where one does not, the '
-    'attack is blind.',
+    'each line should fall towards 0 as epsilon grows. Where one does not, '
+    'the attack is blind.',
     'Epsilon is how far an attack may change each pixel. The dotted line is '
     'the epsilon of this run.',
     picture(plots.sweep, 'Accuracy of each output over epsilon'),
@@ -78,7 +78,7 @@ SECTIONS = (
   ),
   Section(
     'Classes',
-    'classes whose accuracy falls far more than that of the others.',
+    'a class that falls far below the others under attack.',
     'Accuracy of the final output on each class, clean and under all attacks '
     'together.',
     picture(
@@ -89,8 +89,8 @@ SECTIONS = (
   ),
   Section(
     'Confusion',
-    'bright cells off the diagonal: pairs of classes that the network '
-    'confuses, or that an attack exchanges.',
+    'bright cells off the diagonal are pairs of classes that the network '
+    'confuses.',
     'Rows are the true classes, columns the predictions of the final output; '
     'the diagonal is right.',
     picture(
@@ -101,16 +101,16 @@ SECTIONS = (
   ),
   Section(
     'Loss against attack steps',
-    'lines that rise and then stay level. One that still rises at its end says '
-    'that the attack was stopped too early.',
+    'each line should rise and then stay level. One that still rises at its '
+    'end says that the attack stopped too early.',
     'The mean loss of the attacked images after so many steps.',
     picture(plots.loss_by_steps, 'Mean loss over the number of attack steps'),
     commands.loss_by_steps,
   ),
   Section(
     'Audit',
-    'red flags, and the last column: attacks without the gradients should not '
-    'find many images that the attack with gradients missed.',
+    'the red flags, and the last column: attacks without the gradients '
+    'should find few images that the attack with gradients missed.',
     'The audit asks whether the final output is robust or only hides its '
     'gradients.',
     contents.audit,
@@ -119,10 +119,10 @@ SECTIONS = (
   ),
   Section(
     'Images',
-    'changes that a person would not notice, with a cross where a prediction '
-    'is wrong.',
+    'how much of the change a person notices, and which predictions have a '
+    'cross: they are wrong.',
     'From top to bottom: test images, what the strongest attack changed (gray: '
-    'nothing), and the result. Above stands the true class; below what each '
+    'nothing), and the result. The true class is above. Below is what each '
     'trained output predicts, named by its first letters.',
     picture(
       examples.examples,
@@ -132,8 +132,8 @@ SECTIONS = (
   ),
   Section(
     'What the aggregator learned',
-    'bars that differ from .5 and .5, which would be the mean of both heads. '
-    'Large values make predictions surer, not better.',
+    'bars far from .5, the weight of each head in their mean. Large values '
+    'make predictions surer, not better.',
     "How far the final output's logit (score) of a class moves with that of "
     'each head, on average over clean images.',
     picture(
@@ -145,8 +145,8 @@ SECTIONS = (
   ),
   Section(
     'Where the heads disagree',
-    'the rows of one head alone: there the aggregator has to choose, and the '
-    'last column says how often it chose well.',
+    'the rows in which one head alone is right. There the aggregator has to '
+    'choose, and the last column says how often it chose well.',
     'How many images each head gets right, and of those how many the final '
     'output gets right. The attack is made against the final output.',
     contents.agreement,
@@ -155,14 +155,14 @@ SECTIONS = (
   ),
   Section(
     'Cost',
-    'the part that takes longest.',
+    'the part that takes longest, and how much of it is compilation.',
     'Wall time of each part. Images per second is the median over the '
     'records; the time until the first step is mostly compilation.',
     contents.cost,
   ),
   Section(
     'Config and versions',
-    'the seed, the git commit and the config, to repeat the run.',
+    'the seed, the git commit and the config, which repeat the run.',
     'The machine, the package versions, and all keys of the config.',
     contents.provenance,
   ),

@@ -131,7 +131,8 @@ def _comparison(run: Run) -> str:
       'in the worst case; whether that is noise is open without the records '
       'of the images.'
     )
-  bare = headline.autoattack_name(run) is None
+  common = pairs.common_attacks(run, final.name, first.name)
+  bare = headline.autoattack_name(run) not in common
   return _capital(
     f'{"without AutoAttack, " if bare else ""}{_subject(run)} '
     f'{_relation(first, difference)}: {_numbers(run, difference, WORST)}.'
@@ -154,7 +155,7 @@ def _numbers(run: Run, difference: pairs.Difference, attack: str) -> str:
   same = pairs.have_same_attacks(
     run, run.final_output.name, run.first_output.name
   )
-  if attack == WORST and not same:
+  if attack == WORST and (not same or final is None or first is None):
     where = 'under the attacks that both saw'
     return f'{_points(difference)} {where}{_interval(difference)}'
   where = ' in the worst case' if attack == WORST else ''
@@ -203,7 +204,7 @@ def _limits(run: Run) -> Iterator[str]:
   yield from _autoattack_limit(run)
   yield from _images_limit(run)
   if run.is_dual and 'audit' not in run.results:
-    yield ('There was no audit: hidden gradients are not ruled out.')
+    yield 'There was no audit: hidden gradients are not ruled out.'
   elif run.is_dual and not run.red_flags:
     yield 'The audit raised no red flag.'
   if run.final_output != run.first_output and _has_intervals(run):
@@ -212,18 +213,20 @@ def _limits(run: Run) -> Iterator[str]:
 
 def _has_intervals(run: Run) -> bool:
   names = (run.final_output.name, run.first_output.name)
-  found = (pairs.difference(run, *names, attack) for attack in ('clean', WORST))
-  return any(difference and difference.is_known for difference in found)
+  differences = (
+    pairs.difference(run, *names, attack) for attack in ('clean', WORST)
+  )
+  return any(row is not None and row.is_known for row in differences)
 
 
 def _autoattack_limit(run: Run) -> Iterator[str]:
-  name = headline.autoattack_name(run)
-  if name is None:
-    if _attacks(run, run.final_output):
-      yield (
-        'AutoAttack was not run: under stronger attacks the worst case may be '
-        'lower.'
-      )
+  final = run.final_output
+  attacks = _attacks(run, final)
+  if attacks and headline.autoattack_name(run) not in attacks:
+    yield (
+      f'AutoAttack was not run against {final.phrase}: under stronger attacks '
+      'the worst case may be lower.'
+    )
   elif headline.footnote(run):
     yield headline.footnote(run)
 

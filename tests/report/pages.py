@@ -67,6 +67,11 @@ def page_of(*directories):
     return file.read()
 
 
+def plain(text):
+  """A page with ordinary spaces and without places for line breaks."""
+  return text.replace('\N{NO-BREAK SPACE}', ' ').replace('<wbr>', '')
+
+
 def svgs(text):
   """Returns the figures of a page: [(wide, narrow)], each as SVG text."""
   checker = check(text)

@@ -1,11 +1,8 @@
 """Several runs side by side: the sentence, and the tables that sort."""
 
-import re
-
 from dhat_jax.report import comparison
-from tests.report import workdirs
 from tests.report.evaluated import make, right
-from tests.report.pages import SCRIPT, check, page_of
+from tests.report.pages import check, page_of
 
 
 def runs(folder, *robust, **results):
@@ -89,25 +86,6 @@ def test_red_flags_are_named_beside_the_highest(tmp_path):
     'red flags for a.'
   )
   assert [row[-1] for row in comparison.four_numbers(flagged).rows] == ['1'] * 2
-
-
-def test_page_sorts_and_reads_without_a_script(tmp_path):
-  text = page_of(
-    workdirs.make(tmp_path / 'one'),
-    workdirs.make(tmp_path / 'two', seed=1, shift=-0.02),
-  )
-  check(text)
-  assert SCRIPT.rstrip() in text
-  assert text.count('class="sortable"') == 3
-  # The buttons and the hint are the script's: without it nothing is promised.
-  assert '<button' not in text
-  assert re.search(r'<span class="hint" hidden>Click on a heading', text)
-
-
-def test_one_run_needs_no_script(tmp_path):
-  text = page_of(workdirs.make(tmp_path / 'one'))
-  assert 'script' not in check(text).tags
-  assert 'Side by side' not in text
 
 
 def test_no_results_yet(tmp_path):

@@ -9,7 +9,7 @@ from dhat_jax.report import read
 from dhat_jax.report.__main__ import main
 from dhat_jax.report.sections import SECTIONS
 from tests.report import workdirs
-from tests.report.pages import check, page_of
+from tests.report.pages import check, page_of, plain
 
 
 def test_run_that_has_just_begun(tmp_path):
@@ -160,7 +160,9 @@ def test_single_head_and_older_results(tmp_path):
   (tmp_path / 'results.json').write_text(json.dumps(older))
   text = page_of(directory)
   assert len(check(text).images) == 3
-  assert 'Only the main output was evaluated: it is right on 75.0 %' in text
+  assert 'Only the main output was evaluated: it is right on 75.0 %' in plain(
+    text
+  )
   assert text.count('the results hold no aggregator') == 3
 
 

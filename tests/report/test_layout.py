@@ -2,9 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 
-from dhat_jax.report import read, theme
+from dhat_jax.report import examples, plots, read, theme
 from dhat_jax.report.contents import picture
 from dhat_jax.report.sections import SECTIONS
 from tests.report import workdirs
@@ -117,7 +118,7 @@ def test_wide_tables_scroll_by_keyboard_others_fit(text):
 
 
 def test_each_section_says_what_to_look_at(text):
-  assert text.count('<b>Look at:</b>') == len(SECTIONS)
+  assert text.count('<b>What to look at:</b>') == len(SECTIONS)
   for section in SECTIONS:
     for sentence in re.split(r'[.:;] ', f'{section.look} {section.text}'):
       assert len(sentence.split()) <= 30, sentence
@@ -139,3 +140,38 @@ def test_page_opens_with_the_verdict(text):
   for label, _ in workdirs.OUTPUTS.values():
     assert f'<th scope="row">{label}</th>' in rows
   assert rows.count('<td class="number">not run</td>') == 4
+
+
+def test_narrow_curves_share_their_scales(tmp_path):
+  """Side by side in little room, one axis with numbers must do for a row."""
+  run = read.load(workdirs.make(tmp_path))
+  wide = plots.curves(run, theme.WIDE_INCHES)
+  narrow = plots.curves(run, theme.NARROW_INCHES)
+  assert narrow.get_figwidth() <= theme.NARROW_INCHES < wide.get_figwidth()
+  for figure, shared in ((wide, False), (narrow, True)):
+    first, second = figure.axes[:2]
+    assert first.get_shared_y_axes().joined(first, second) == shared
+
+
+def test_narrow_matrices_stand_below_each_other(tmp_path):
+  run = read.load(workdirs.make(tmp_path))
+  for width, below in ((theme.WIDE_INCHES, False), (theme.NARROW_INCHES, True)):
+    figure = plots.confusion(run, width)
+    figure.get_layout_engine().execute(figure)
+    clean, attacked = (axes.get_position() for axes in figure.axes)
+    assert (attacked.y1 < clean.y0) == below
+    assert (attacked.x0 > clean.x1) == (not below)
+
+
+def test_fewer_images_side_by_side_on_a_phone(tmp_path):
+  results = workdirs.results_of()
+  results['examples'] = {'places': [0, 1, 2, 3] * 2, 'labels': [0] * 8}
+  run = read.load(workdirs.make(tmp_path, results=results))
+  for attack in ('clean', 'pgd_2'):
+    path = tmp_path / 'evaluation' / 'aggregated' / f'{attack}.npz'
+    with np.load(path) as file:
+      arrays = dict(file)
+    arrays['examples'] = np.tile(arrays['examples'], (4, 1, 1, 1))
+    np.savez(path, **arrays)
+  for width, images in ((theme.WIDE_INCHES, 8), (theme.NARROW_INCHES, 4)):
+    assert len(examples.examples(run, width).axes) == 3 * images

@@ -13,7 +13,7 @@ from dhat_jax.report import __main__ as command
 from dhat_jax.report import contents, plots, read, theme
 from dhat_jax.report.write import write
 from tests.report import workdirs
-from tests.report.pages import check, page_of
+from tests.report.pages import SCRIPT, check, page_of
 
 PACKAGE = pathlib.Path(dhat_jax.__file__).parent
 
@@ -21,6 +21,8 @@ PACKAGE = pathlib.Path(dhat_jax.__file__).parent
 def test_whole_workdir(tmp_path):
   text = page_of(workdirs.make(tmp_path / 'one'))
   assert len(check(text).images) == 7
+  assert 'script' not in check(text).tags
+  assert 'Side by side' not in text
   # AutoAttack alone was not run.
   assert text.count('class="missing"') == 1
   assert 'Do not trust these accuracies: the audit raised 1 red flag' in text
@@ -81,6 +83,11 @@ def test_side_by_side(tmp_path):
   )
   assert len(check(text).images) == 14
   assert '74.0 ± 1.4' in text
+  assert SCRIPT.rstrip() in text
+  assert text.count('class="sortable"') == 3
+  # The buttons and the hint are the script's: without it nothing is promised.
+  assert '<button' not in text
+  assert '<span class="hint" hidden>Click on a heading' in text
   assert not (tmp_path / 'two/report.html').exists()
 
 

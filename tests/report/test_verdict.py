@@ -94,8 +94,8 @@ def test_without_autoattack(tmp_path):
     'Without AutoAttack, DH-AT is more robust than the main head: 60.0 %'
   )
   assert (
-    'AutoAttack was not run: under stronger attacks the worst case may be '
-    'lower.'
+    'AutoAttack was not run against the aggregated output: under stronger '
+    'attacks the worst case may be lower.'
   ) in notes(run)
 
 
@@ -134,8 +134,8 @@ def test_other_attacks_against_each_output(tmp_path):
   records['aggregated']['autoattack'] = right(60, 140)
   run = make(tmp_path / 'stored', records)
   assert verdict(run) == (
-    'DH-AT is more robust than the main head: +10.0 points under the attacks '
-    'that both saw (95 % interval +5.7 to +14.1).'
+    'Without AutoAttack, DH-AT is more robust than the main head: +10.0 points '
+    'under the attacks that both saw (95 % interval +5.7 to +14.1).'
   )
   run = make(tmp_path / 'bare', records, stored=False)
   assert verdict(run) == (
