@@ -1,4 +1,4 @@
-"""What a page is made of: sentences, tables and figures, as plain data."""
+"""The parts of a page: sentences, tables and figures, as plain data."""
 
 import base64
 import dataclasses
@@ -93,7 +93,7 @@ class Picture:
 
   @property
   def sources(self) -> dict[str, str]:
-    """Both SVGs as addresses that hold all of them, for a page of one file."""
+    """Both SVGs as data URLs, for a page of one file: {name: URL}."""
     return {
       name: 'data:image/svg+xml;base64,' + base64.b64encode(svg).decode()
       for name, svg in (('wide', self.wide), ('narrow', self.narrow))

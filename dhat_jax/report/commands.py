@@ -21,7 +21,7 @@ def train(run: Run) -> str:
 def evaluate(run: Run, **options: Any) -> str:
   """Returns the command that evaluates a run again.
 
-  What the last evaluation had in place of the run's own config stays.
+  It keeps what the last evaluation changed in the config of the run.
 
   Args:
     run: a trained one.

@@ -14,7 +14,7 @@ _NARROW_IMAGES = 4  # as many side by side can be seen on a phone
 
 
 def shown_attack(run: Run) -> str | None:
-  """Returns the strongest attack on the final output that kept images."""
+  """Returns the strongest stored attack on the final output, or None."""
   if not run.outputs:
     return None
   output = run.final_output.name

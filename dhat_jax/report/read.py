@@ -1,4 +1,4 @@
-"""Reads a workdir, complete or not; what cannot be read is a sentence."""
+"""Reads a workdir, complete or not; damage becomes a sentence, not an error."""
 
 import dataclasses
 import os
@@ -62,7 +62,7 @@ class Run:
 
   @property
   def first_output(self) -> Output | None:
-    """What the other outputs are compared with: the main one."""
+    """The output that the others are compared with: the main one."""
     return self.outputs[0] if self.outputs else None
 
   @property
@@ -75,12 +75,12 @@ class Run:
 
   @property
   def is_dual(self) -> bool:
-    """Whether the final output is an aggregator's: the run is a DH-AT."""
+    """Whether the final output is an aggregator's, as in DH-AT."""
     return bool(self.results.get('heads') or self.results.get('audit'))
 
   @property
   def red_flags(self) -> list[dict[str, Any]]:
-    """The audit's red flags; empty without an audit, too."""
+    """The audit's red flags; also empty without an audit."""
     audit = self.results.get('audit')
     return audit['flags'] if audit else []
 
@@ -123,7 +123,7 @@ class Run:
     return flags.astype(bool)
 
   def arrays(self, output: str, attack: str) -> dict[str, np.ndarray]:
-    """Returns what an attack on an output left; empty if it is not readable."""
+    """Returns the arrays stored for an attack; {} if they are not readable."""
     path = os.path.join(self.directory, 'evaluation', output, f'{attack}.npz')
     try:
       with np.load(path) as file:
@@ -167,7 +167,7 @@ def load(directory: str) -> Run:
 
 
 def load_all(directories: Sequence[str]) -> list[Run]:
-  """Reads workdirs; folders of one name are told apart by a number.
+  """Reads workdirs; a number is added to the name of a second such folder.
 
   Raises:
     ValueError: no such folder, or nothing of a run in one.

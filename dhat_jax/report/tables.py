@@ -116,7 +116,7 @@ def by_attack(run: Run) -> Table:
 
 
 def natural(run: Run) -> Table | None:
-  """The same of the network trained on clean images only; None without one."""
+  """Accuracies of the network trained on clean images only, or None."""
   accuracy = run.results.get('natural', {}).get('accuracy', {})
   if not accuracy:
     return None

@@ -1,5 +1,5 @@
 // Makes the headings of sortable tables buttons that sort. Without it the
-// tables stand in their own order.
+// tables keep the order of the page.
 for (const table of document.querySelectorAll('table.sortable')) {
   const body = table.tBodies[0];
   const headings = [...table.tHead.rows[0].cells];
