@@ -23,7 +23,7 @@ def blocks(runs: Sequence[Run]) -> list[Block]:
     return []
   note = headline.footnote(*evaluated)
   return [
-    Sentence(best(evaluated)),
+    *(Sentence(text) for text in [best(evaluated), *over_seeds(evaluated)]),
     Grid(
       four_numbers(evaluated),
       caption=f'The four numbers of each output. {note}'.strip(),
@@ -128,14 +128,42 @@ def _audits(group: Sequence[Run]) -> str:
   return str(sum(len(run.red_flags) for run in audited)) if audited else ''
 
 
+def over_seeds(runs: Sequence[Run]) -> list[str]:
+  """Returns what the final output gains, a sentence for each group of seeds."""
+  sentences = []
+  for group in _with_seeds(runs):
+    final, first = group[0].final_output, group[0].first_output
+    gain = _gain(group, final, first, WORST)
+    if gain is not None:
+      word = {1: 'more robust', -1: 'less robust'}.get(gain.sign)
+      relation = (
+        f'{final.phrase} is {word} than {first.phrase}'
+        if word
+        else f'{final.phrase} and {first.phrase} do not differ beyond noise'
+      )
+      sentences.append(
+        f'Over {len(group)} seeds ({_names(group)}), {relation}: '
+        f'{gain.points:+.1f} points in the worst case (95 % interval '
+        f'{gain.interval}).'
+      )
+  return sentences
+
+
+def _with_seeds(runs: Sequence[Run]) -> list[list[Run]]:
+  """The groups of several seeds in which there are outputs to compare."""
+  return [
+    group
+    for group in same_but_seed(runs)
+    if len(group) > 1 and group[0].final_output != group[0].first_output
+  ]
+
+
 def _gains(runs: Sequence[Run]) -> list[Block]:
   """What the final output adds to the first, over seeds; [] for one seed."""
   heads = {name: a for name, a in headline.columns(*runs).items() if a}
   rows = []
-  for group in same_but_seed(runs):
+  for group in _with_seeds(runs):
     final, first = group[0].final_output, group[0].first_output
-    if len(group) < 2 or final == first:
-      continue
     for heading, attack in heads.items():
       gain = _gain(group, final, first, attack)
       if gain is not None:

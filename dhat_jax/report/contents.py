@@ -32,7 +32,9 @@ def accuracy(run: Run) -> list[Block]:
       tables.by_attack(run),
       file_name=f'{run.name}_accuracy',
       copied=tables.with_differences(run),
-      caption=f'In brackets: points from {run.first_output.phrase}.',
+      caption=f'In brackets: points from {run.first_output.phrase}.'
+      if len(run.outputs) > 1
+      else '',
     )
   ]
   differences = _differences(run)

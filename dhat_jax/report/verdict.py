@@ -24,8 +24,8 @@ def verdict(run: Run, failures: Sequence[str] = ()) -> str:
   if distrust:
     return distrust
   if run.final_output == run.first_output:
-    return _alone(run)
-  return _comparison(run)
+    return _capital(_alone(run))
+  return _capital(_comparison(run))
 
 
 def notes(run: Run, failures: Sequence[str] = ()) -> list[str]:
@@ -96,7 +96,7 @@ def _alone(run: Run) -> str:
   if _attacks(run, output) and WORST in row:
     parts.append(f'{percent(row[WORST])} % in the worst case')
   shown = ' and on '.join(parts) or 'not measured'
-  text = f'Only {output.phrase} was evaluated: it is {shown}'
+  text = f'only {output.phrase} was evaluated: it is {shown}'
   return f'{text}, with nothing to compare it with.'
 
 
@@ -121,19 +121,19 @@ def _comparison(run: Run) -> str:
     return _NO_ATTACK
   difference = pairs.difference(run, final.name, first.name, WORST)
   if difference is None:
-    return _capital(
+    return (
       f'{_subject(run)} cannot be compared with {first.phrase}: the attacks on '
       'the two differ, or their worst cases are missing.'
     )
   if not difference.is_known:
-    return _capital(
+    return (
       f'{_subject(run)} differs from {first.phrase} by {_points(difference)} '
       'in the worst case; whether that is noise is open without the records '
       'of the images.'
     )
   common = pairs.common_attacks(run, final.name, first.name)
   bare = headline.autoattack_name(run) not in common
-  return _capital(
+  return (
     f'{"without AutoAttack, " if bare else ""}{_subject(run)} '
     f'{_relation(first, difference)}: {_numbers(run, difference, WORST)}.'
   )

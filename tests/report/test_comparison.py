@@ -50,6 +50,22 @@ def test_gains_over_seeds(tmp_path):
   ]
 
 
+def test_verdict_over_seeds(tmp_path):
+  few = comparison.over_seeds(runs(tmp_path / 'few', (40, 50), (44, 48)))
+  assert few == [
+    'Over 2 seeds (a, b), the aggregated output and the main head do not '
+    'differ beyond noise: +7.0 points in the worst case (95 % interval -31.1 '
+    'to +45.1).'
+  ]
+  # Gains 9, 10, 11: 10 with Student's 4.303 times 1 / sqrt(3).
+  three = runs(tmp_path / 'three', (40, 49), (40, 50), (40, 51))
+  assert comparison.over_seeds(three) == [
+    'Over 3 seeds (a, b, c), the aggregated output is more robust than the '
+    'main head: +10.0 points in the worst case (95 % interval +7.5 to +12.5).'
+  ]
+  assert comparison.over_seeds(three[:1]) == []
+
+
 def test_one_seed_has_no_gains(tmp_path):
   captions = [
     getattr(block, 'file_name', '')

@@ -198,7 +198,7 @@ def test_one_stage_alone(tmp_path):
   sweep = {'main': {'8/255': 0.2, '16/255': 0.5}}
   run = make(tmp_path / 'failed', records, sweep=sweep)
   assert verdict(run).startswith('Do not trust these accuracies: 1 sanity')
-  assert notes(run)[0].startswith('As measured: Only the main head was')
+  assert notes(run)[0].startswith('As measured: only the main head was')
 
 
 def test_two_stages_without_an_aggregator(tmp_path):
