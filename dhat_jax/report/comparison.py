@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dhat_jax.report import headline, pairs
 from dhat_jax.report.blocks import Block, Grid, Sentence
 from dhat_jax.report.read import Output, Run
+from dhat_jax.report.sanity import failures
 from dhat_jax.report.tables import (
   WORST,
   Table,
@@ -23,6 +24,7 @@ def blocks(runs: Sequence[Run]) -> list[Block]:
     return []
   note = headline.footnote(*evaluated)
   return [
+    *(Sentence(text, is_flag=True) for text in distrusted(evaluated)),
     *(Sentence(text) for text in [best(evaluated), *over_seeds(evaluated)]),
     Grid(
       four_numbers(evaluated),
@@ -40,20 +42,26 @@ def blocks(runs: Sequence[Run]) -> list[Block]:
   ]
 
 
+def distrusted(runs: Sequence[Run]) -> list[str]:
+  """Returns a warning of runs with red flags or failed checks, if any."""
+  names = [run.name for run in runs if run.red_flags or failures(run)]
+  if not names:
+    return []
+  return [
+    f'Do not trust the accuracies of {", ".join(names)}: the audit raised red '
+    'flags or sanity checks failed, see below.'
+  ]
+
+
 def best(runs: Sequence[Run]) -> str:
   """Returns which output of which runs has the highest worst case."""
   differing = _differing(runs)
   if differing:
-    text = (
+    return (
       f'These runs differ in {" and ".join(differing)}: their worst cases are '
-      'not comparable'
+      'not comparable.'
     )
-  else:
-    text = _highest(runs)
-  flagged = [run.name for run in runs if run.red_flags]
-  if flagged:
-    text += f'. The audit raised red flags for {", ".join(flagged)}'
-  return f'{text}.'
+  return f'{_highest(runs)}.'
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:

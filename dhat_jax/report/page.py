@@ -25,12 +25,13 @@ _ENVIRONMENT = jinja2.Environment(
 def _breakable(text: str) -> Markup:
   """Returns text as HTML; lines may break after , and ( and before capitals."""
   places = r'(?<=[,(])|(?<=[a-z])(?=[A-Z])'
-  return Markup(re.sub(places, '<wbr>', str(escape(text))))
+  return Markup(re.sub(places, '<wbr>', str(escape(_unbroken(text)))))
 
 
 def _unbroken(text: str) -> str:
-  """Returns text in which no line breaks between a number and its unit."""
-  return text.replace(' %', '\N{NO-BREAK SPACE}%')
+  """Returns text in which % and ± stay on the line of their number."""
+  space = '\N{NO-BREAK SPACE}'
+  return text.replace(' %', f'{space}%').replace('± ', f'±{space}')
 
 
 _ENVIRONMENT.filters |= {'breakable': _breakable, 'unbroken': _unbroken}

@@ -91,17 +91,22 @@ def test_other_attacks_are_not_compared(tmp_path):
   )
 
 
-def test_red_flags_are_named_beside_the_highest(tmp_path):
-  audit = {
-    'flags': [{'name': 'square', 'sentence': 'x'}],
-    'worst_case': 0.1,
-  }
-  flagged = runs(tmp_path, (60, 70), audit=audit)
-  assert comparison.best(flagged) == (
-    'Highest worst case: 70.0 %, the aggregated output of a. The audit raised '
-    'red flags for a.'
+def test_red_flags_and_failed_checks_come_first(tmp_path):
+  audit = {'flags': [{'name': 'square', 'sentence': 'x'}], 'worst_case': 0.1}
+  (flagged,) = runs(tmp_path / 'flagged', (60, 70), audit=audit)
+  sweep = {'main': {'8/255': 0.2, '16/255': 0.5}}
+  (failed,) = runs(tmp_path / 'failed', (60, 70), sweep=sweep)
+  failed.name = 'b'
+  (sound,) = runs(tmp_path / 'sound', (60, 70))
+  first, *_ = comparison.blocks([sound, flagged, failed])
+  assert first.is_flag
+  assert first.text == (
+    'Do not trust the accuracies of a, b: the audit raised red flags or sanity '
+    'checks failed, see below.'
   )
-  assert [row[-1] for row in comparison.four_numbers(flagged).rows] == ['1'] * 2
+  assert comparison.distrusted([sound]) == []
+  rows = comparison.four_numbers([flagged]).rows
+  assert [row[-1] for row in rows] == ['1', '1']
 
 
 def test_no_results_yet(tmp_path):

@@ -13,7 +13,7 @@ from dhat_jax.report import __main__ as command
 from dhat_jax.report import contents, plots, read, theme
 from dhat_jax.report.write import write
 from tests.report import workdirs
-from tests.report.pages import SCRIPT, check, page_of
+from tests.report.pages import SCRIPT, check, page_of, plain
 
 PACKAGE = pathlib.Path(dhat_jax.__file__).parent
 
@@ -82,7 +82,7 @@ def test_side_by_side(tmp_path):
     workdirs.make(tmp_path / 'two', seed=1, shift=-0.02),
   )
   assert len(check(text).images) == 14
-  assert '74.0 ± 1.4' in text
+  assert '74.0 ± 1.4' in plain(text)
   assert SCRIPT.rstrip() in text
   assert text.count('class="sortable"') == 3
   # The buttons and the hint are the script's: without it nothing is promised.
