@@ -5,8 +5,8 @@
 writes report.html, one file that opens without a network, and beside it the
 folder report/ with its figures (PNG) and tables (CSV, Markdown, LaTeX).
 
---workdir=DIR   A run, finished or not; several are put side by side, and those
-                that differ in their seed alone are averaged.
+--workdir=DIR   A run, finished or not. Several are compared in tables that
+                sort; those that differ in their seed alone are averaged.
 --out=DIR       Where to write. Default: the (first) workdir.
 """
 

@@ -3,14 +3,15 @@
 Each function returns an empty list where a run lacks what it shows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
-from dhat_jax.report import plots, tables
+from dhat_jax.report import pairs, tables, theme
 from dhat_jax.report.blocks import Block, Grid, Picture, Sentence
-from dhat_jax.report.read import Output, Run
+from dhat_jax.report.read import Run
 from dhat_jax.report.tables import Table, percent
 
 # Which heads are right: the keys of the results' `agreement`.
@@ -22,73 +23,77 @@ _AGREEMENT = {
 }
 
 
-def summary(run: Run) -> str:
-  """Returns the results in a sentence or two."""
-  if not run.outputs:
-    return 'This run has not been evaluated yet.'
-  outputs = dict.fromkeys((run.final_output, run.first_output))
-  return ' '.join(
-    [*(_right_on(run, output) for output in outputs), *_audit_summary(run)]
-  )
-
-
-def _right_on(run: Run, output: Output) -> str:
-  attacks = dict(run.results['accuracy'][output.name])
-  clean = attacks.pop('clean', None)
-  parts = []
-  if clean is not None:
-    parts.append(f'{percent(clean)} % of the clean images')
-  if attacks:
-    worst = min(attacks, key=attacks.get)
-    parts.append(f'{percent(attacks[worst])} % under {worst}, its worst attack')
-  return f'The {output.label} output is right on {" and on ".join(parts)}.'
-
-
-def _audit_summary(run: Run) -> list[str]:
-  if 'audit' in run.results:
-    count = len(run.results['audit']['flags'])
-    if not count:
-      return ['The audit raised no red flag.']
-    return [
-      f'The audit raised {count} red flag{"s" if count > 1 else ""}: the '
-      'robustness of the aggregated output is not to be believed.'
-    ]
-  if any(output.name == 'aggregated' for output in run.outputs):
-    return ['The aggregated output was not audited.']
-  return []
-
-
-def comparison(runs: Sequence[Run]) -> list[Block]:
-  """The accuracies of several runs side by side."""
-  evaluated = [run for run in runs if run.outputs]
-  if not evaluated:
-    return []
-  return [Grid(tables.comparison(evaluated), file_name='comparison')]
-
-
 def accuracy(run: Run) -> list[Block]:
   """The accuracies of every output under every attack."""
   if not run.outputs:
     return []
-  return [Grid(tables.with_differences(run), file_name=f'{run.name}_accuracy')]
+  blocks: list[Block] = [
+    Grid(
+      tables.by_attack(run),
+      file_name=f'{run.name}_accuracy',
+      copied=tables.with_differences(run),
+      caption=f'In brackets: points from {run.first_output.phrase}.'
+      if len(run.outputs) > 1
+      else '',
+    )
+  ]
+  differences = _differences(run)
+  if differences:
+    caption = (
+      f'“{run.final_output.label}” minus “{run.first_output.label}”, in points.'
+    )
+    blocks.append(Grid(differences, caption=caption))
+  natural = tables.natural(run)
+  if natural:
+    caption = 'The same network, trained on clean images only.'
+    blocks.append(Grid(natural, caption=caption))
+  return blocks
+
+
+def _differences(run: Run) -> Table | None:
+  """How far the final output is from the first, with intervals."""
+  final, first = run.final_output, run.first_output
+  if final == first:
+    return None
+  differences = {
+    name: pairs.difference(run, final.name, first.name, name)
+    for name in tables.attack_names([run])
+  }
+  rows = [
+    [name, f'{row.points:+.1f}', row.interval, 'yes' if row.sign else 'no']
+    for name, row in differences.items()
+    if row is not None and row.is_known
+  ]
+  header = ['attack', 'difference', '95 % interval', 'beyond noise']
+  return Table(header, rows) if rows else None
 
 
 def picture(
-  draw: Callable[[Run], Figure | None], alt: str
+  draw: Callable[[Run, float], Figure | None], alt: str
 ) -> Callable[[Run], list[Block]]:
   """Returns a function that shows the figure of a run.
 
   Args:
-    draw: makes the figure, None where there is nothing to show; its name
-      becomes part of the file's.
+    draw: (run, inches of width) -> figure, None where there is nothing to
+      show; its name becomes part of the file's.
     alt: what is seen, for readers who do not see it.
   """
 
   def show(run: Run) -> list[Block]:
-    png = plots.png(draw, run)
-    if png is None:
-      return []
-    return [Picture(png, alt, file_name=f'{run.name}_{draw.__name__}')]
+    with matplotlib.rc_context(theme.STYLE):
+      wide = draw(run, theme.WIDE_INCHES)
+      if wide is None:
+        return []
+      narrow = draw(run, theme.NARROW_INCHES)
+    return [
+      Picture(
+        wide=theme.to_svg(wide),
+        narrow=theme.to_svg(narrow),
+        png=theme.to_png(wide),
+        alt=f'{alt}: {run.name}',
+        file_name=f'{run.name}_{draw.__name__}',
+      )
+    ]
 
   return show
 
@@ -113,13 +118,16 @@ def audit(run: Run) -> list[Block]:
     ),
     ['all of these together', percent(results['worst_case']), ''],
   ]
-  header = ['attack', 'accuracy, %', 'broken although the first failed']
-  verdict = flags or [Sentence('No red flag.')]
-  return [*verdict, Grid(Table(header, rows))]
+  header = ['attack', 'accuracy, %', 'images that the first attack missed']
+  caption = f'Of the output “{run.final_output.label}”.'
+  return [
+    *(flags or [Sentence('No red flag.')]),
+    Grid(Table(header, rows), caption=caption),
+  ]
 
 
 def agreement(run: Run) -> list[Block]:
-  """How many images each head gets right, and the aggregated output of them."""
+  """How many images each head gets right, and the final output of them."""
   attacks = run.results.get('heads', {}).get('agreement')
   if not attacks:
     return []
@@ -133,20 +141,17 @@ def agreement(run: Run) -> list[Block]:
     for attack, groups in attacks.items()
     for group, row in groups.items()
   ]
-  return [
-    Grid(Table(['images', 'heads', 'how many', 'aggregated right'], rows))
-  ]
+  header = ['attack', 'heads', 'images', f'{run.final_output.label} right']
+  return [Grid(Table(header, rows))]
 
 
 def _group_label(run: Run, group: str) -> str:
   """Returns in words which heads are right."""
-  labels = {output.name: output.label for output in run.outputs}
   name = group.removeprefix('only_')
   if name == group:
     return _AGREEMENT.get(group, group)
-  label = labels.get(name, name)
-  # Older results name their outputs alone.
-  return f'only the {label if label != name else f"{name} head"} right'
+  phrases = {output.name: output.phrase for output in run.outputs}
+  return f'only {phrases.get(name, name)} right'
 
 
 def cost(run: Run) -> list[Block]:

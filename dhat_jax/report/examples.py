@@ -5,15 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from dhat_jax.report.plots import WIDTH_INCHES, new_figure
 from dhat_jax.report.read import Run
+from dhat_jax.report.theme import NARROW_INCHES, new_figure
 from dhat_jax.runtime import pictures
 
 _MAX_FACTOR = 10  # by which the changes of an attack are enlarged
+_NARROW_IMAGES = 4  # as many side by side can be seen on a phone
 
 
 def shown_attack(run: Run) -> str | None:
-  """Returns the strongest attack on the final output that kept images."""
+  """Returns the strongest stored attack on the final output, or None."""
   if not run.outputs:
     return None
   output = run.final_output.name
@@ -31,26 +32,33 @@ def _has_images(run: Run, attack: str) -> bool:
   return len(run.arrays(run.final_output.name, attack).get('examples', ())) > 0
 
 
-def examples(run: Run) -> Figure | None:
-  """Clean image, change and attacked image, with predictions."""
+def examples(run: Run, width: float) -> Figure | None:
+  """Clean image, change and attacked image, with predictions.
+
+  Args:
+    run: with the arrays of its evaluation.
+    width: the most inches that it may take; in little room there are fewer
+      images.
+  """
   attack = shown_attack(run)
   if attack is None or 'examples' not in run.results:
     return None
   clean = run.arrays(run.final_output.name, 'clean')
   attacked = run.arrays(run.final_output.name, attack)
-  places = run.results['examples']['places']
-  labels = run.results['examples']['labels']
+  shown = _NARROW_IMAGES if width <= NARROW_INCHES else None
+  places = run.results['examples']['places'][:shown]
+  labels = run.results['examples']['labels'][:shown]
   # As large as can be shown around gray.
   factor = max(1, min(_MAX_FACTOR, int(0.5 / run.results['epsilon'])))
   before, after = (
-    arrays['examples'].astype(float) for arrays in (clean, attacked)
+    arrays['examples'][:shown].astype(float) for arrays in (clean, attacked)
   )  # [n, H, W, C]
   rows = {
     'clean': before,
     f'change x {factor}': 0.5 + factor * (after - before),
     'attacked': after,
   }
-  figure, grid = new_figure(3, len(places), width=WIDTH_INCHES, height=3.8)
+  figure, grid = new_figure(3, len(places), width=width, height=3.8)
   for axes, (title, images) in zip(grid, rows.items(), strict=True):
     _show_row(axes, title, images)
   for axes, label in zip(grid[0], labels, strict=True):

@@ -1,15 +1,17 @@
 """The page as HTML, by the templates in templates/."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jinja2
+from markupsafe import Markup, escape
 
-from dhat_jax.report import contents
+from dhat_jax.report import comparison, sections, summary
 from dhat_jax.report.blocks import Block, Sentence, files_of
 from dhat_jax.report.read import Run
-from dhat_jax.report.sections import SECTIONS, Section
+from dhat_jax.report.sections import SECTIONS, Missing, Section
 
 _ENVIRONMENT = jinja2.Environment(
   loader=jinja2.PackageLoader('dhat_jax.report'),
@@ -18,6 +20,21 @@ _ENVIRONMENT = jinja2.Environment(
   trim_blocks=True,
   lstrip_blocks=True,
 )
+
+
+def _breakable(text: str) -> Markup:
+  """Returns text as HTML; lines may break after , and ( and before capitals."""
+  places = r'(?<=[,(])|(?<=[a-z])(?=[A-Z])'
+  return Markup(re.sub(places, '<wbr>', str(escape(_unbroken(text)))))
+
+
+def _unbroken(text: str) -> str:
+  """Returns text in which % and ± stay on the line of their number."""
+  space = '\N{NO-BREAK SPACE}'
+  return text.replace(' %', f'{space}%').replace('± ', f'±{space}')
+
+
+_ENVIRONMENT.filters |= {'breakable': _breakable, 'unbroken': _unbroken}
 
 
 class Page(NamedTuple):
@@ -39,23 +56,25 @@ class Chapter(NamedTuple):
     name: the run's.
     summary: what stands above its sections.
     sections: with what each of them shows.
+    missing: what was not measured.
   """
 
   name: str
   summary: list[Block]
   sections: list[tuple[Section, list[Block]]]
+  missing: list[Missing]
 
 
 def render(runs: Sequence[Run]) -> Page:
   """Returns the page of some runs, at least one."""
-  comparison = _or_sentence(lambda: contents.comparison(runs))
+  compared = _or_sentence(lambda: comparison.blocks(runs))
   chapters = [_chapter(run) for run in runs]
   html = _ENVIRONMENT.get_template('page.html').render(
     title='Dual Head Adversarial Training: ' + ', '.join(r.name for r in runs),
-    comparison=comparison,
+    comparison=compared,
     chapters=chapters,
   )
-  shown = comparison + [
+  shown = compared + [
     block
     for chapter in chapters
     for _, blocks in chapter.sections
@@ -69,12 +88,20 @@ def render(runs: Sequence[Run]) -> Page:
 
 def _chapter(run: Run) -> Chapter:
   problems = [Sentence(text, is_flag=True) for text in run.problems]
-  summary = _or_sentence(lambda: [Sentence(contents.summary(run))])
-  sections = [
+  opening = _or_sentence(lambda: summary.blocks(run))
+  shown = [
     (section, _or_sentence(functools.partial(section.show, run)))
     for section in SECTIONS
   ]
-  return Chapter(run.name, summary + problems, sections)
+  missing = [
+    *sections.not_run(run),
+    *(
+      sections.missing(run, section) for section, blocks in shown if not blocks
+    ),
+  ]
+  return Chapter(
+    run.name, problems + opening, [row for row in shown if row[1]], missing
+  )
 
 
 def _or_sentence(show: Callable[[], list[Block]]) -> list[Block]:

@@ -1,67 +1,49 @@
 """The figures of numbers. Each returns None where a run lacks what it shows."""
 
-import io
-from collections.abc import Callable
-
-import matplotlib
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dhat_jax.report.read import Run
+from dhat_jax.report.theme import (
+  BLACK,
+  BLUE,
+  GREEN,
+  GREY,
+  INK,
+  NARROW_INCHES,
+  OUTPUT_COLOURS,
+  OUTPUT_MARKERS,
+  VERMILION,
+  WHITE,
+  new_figure,
+)
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, GREEN, VERMILION, GREY = '#0072B2', '#009E73', '#D55E00', '#999999'
-YELLOW, PURPLE, SKY = '#E69F00', '#CC79A7', '#56B4E9'
-# Of the outputs, in their order; further ones begin again.
-_COLOURS = (BLUE, YELLOW, GREY, VERMILION, GREEN, PURPLE, SKY)
-_MARKERS = 'os^Dvpx'
-WIDTH_INCHES = 8.4  # fits the page
-_STYLE = {
-  'font.size': 9,
-  'axes.spines.top': False,
-  'axes.spines.right': False,
-  'axes.titlesize': 10,
-  'legend.frameon': False,
-  'figure.dpi': 110,
-  'text.parse_math': False,  # a $ in a name is a $
-}
+_CHART_INCHES = 6.0  # the width of one chart alone, where there is room
 
 
-def png(draw: Callable[[Run], Figure | None], run: Run) -> bytes | None:
-  """Returns a figure of a run as a PNG file, None if there is none."""
-  with matplotlib.rc_context(_STYLE):
-    figure = draw(run)
-    if figure is None:
-      return None
-    content = io.BytesIO()
-    figure.savefig(content, format='png')
-  return content.getvalue()
+def curves(run: Run, width: float) -> Figure | None:
+  """Loss, accuracy and learning rate of every stage over its steps.
 
-
-def new_figure(
-  rows: int, columns: int, *, width: float, height: float
-) -> tuple[Figure, np.ndarray]:
-  """Returns a figure of a size in inches, and its axes [rows, columns]."""
-  figure = Figure(figsize=(width, height), layout='constrained')
-  return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def curves(run: Run) -> Figure | None:
-  """Loss, accuracy and learning rate of every stage over its steps."""
+  Args:
+    run: with its records.
+    width: the most inches that it may take.
+  """
   stages = run.stages
   if not stages:
     return None
-  width = min(2 + 2.2 * len(stages), WIDTH_INCHES)
-  figure, grid = new_figure(3, len(stages), width=width, height=6)
-  for stage, (loss, accuracy, rate) in zip(stages, grid.T, strict=True):
-    loss.set_title(stage)
-    _line(loss, run.series(stage, 'train/loss'), color=GREEN)
-    _accuracies(accuracy, run, stage)
-    rates = run.series(stage, 'train/learning_rate')
-    _line(rate, rates, color=GREY, drawstyle='steps-pre')
-    rate.set_ylim(bottom=0)
-    rate.set_xlabel('step')
+  narrow = width <= NARROW_INCHES
+  width = min(2 + 2.2 * len(stages), width)
+  # Side by side in little room, the stages share their scales.
+  figure, grid = new_figure(
+    3, len(stages), width=width, height=6, sharey='row' if narrow else 'none'
+  )
+  for stage, axes in zip(stages, grid.T, strict=True):
+    axes[0].set_title(stage, fontsize=8 if narrow else 10)
+    _draw_stage(run, stage, axes)
+    for cell in axes:
+      cell.xaxis.set_major_locator(ticker.MaxNLocator(2 if narrow else 5))
   labels = ('loss', 'accuracy, %', 'learning rate')
   for axes, label in zip(grid[:, 0], labels, strict=True):
     axes.set_ylabel(label)
@@ -69,6 +51,17 @@ def curves(run: Run) -> Figure | None:
   if handles:
     figure.legend(handles, labels, loc='outside lower center', ncols=2)
   return figure
+
+
+def _draw_stage(run: Run, stage: str, axes: np.ndarray) -> None:
+  """Draws a stage's loss, accuracies and learning rate, one below the other."""
+  loss, accuracy, rate = axes
+  _line(loss, run.series(stage, 'train/loss'), color=GREEN)
+  _accuracies(accuracy, run, stage)
+  rates = run.series(stage, 'train/learning_rate')
+  _line(rate, rates, color=GREY, drawstyle='steps-pre')
+  rate.set_ylim(bottom=0)
+  rate.set_xlabel('step')
 
 
 def _line(axes: Axes, points: tuple[list, list], **style) -> None:
@@ -96,7 +89,7 @@ def _accuracies(axes: Axes, run: Run, stage: str) -> None:
   axes.set_ylim(0, 100)
 
 
-def sweep(run: Run) -> Figure | None:
+def sweep(run: Run, width: float) -> Figure | None:
   """Accuracy over epsilon."""
   results = run.results.get('sweep')
   if not results:
@@ -110,6 +103,7 @@ def sweep(run: Run) -> Figure | None:
       ]
       for output, row in results.items()
     },
+    width,
   )
   axes.set_xlabel('epsilon, in 255ths')
   axes.set_ylabel('accuracy, %')
@@ -120,7 +114,7 @@ def sweep(run: Run) -> Figure | None:
   return figure
 
 
-def loss_by_steps(run: Run) -> Figure | None:
+def loss_by_steps(run: Run, width: float) -> Figure | None:
   """Mean loss over the number of attack steps."""
   results = run.results.get('loss_by_steps')
   if not results:
@@ -131,6 +125,7 @@ def loss_by_steps(run: Run) -> Figure | None:
       output: [(int(steps), loss) for steps, (loss, _) in row.items()]
       for output, row in results.items()
     },
+    width,
   )
   axes.set_xlabel('attack steps')
   axes.set_xscale('symlog')
@@ -142,22 +137,24 @@ def loss_by_steps(run: Run) -> Figure | None:
 
 
 def _over_numbers(
-  run: Run, points: dict[str, list[tuple[float, float]]]
+  run: Run, points: dict[str, list[tuple[float, float]]], width: float
 ) -> tuple[Figure, Axes]:
   """A line for each output.
 
   Args:
     run: whose outputs they are.
     points: {output: (x, y) of its line}.
+    width: the most inches that it may take.
   """
-  figure, grid = new_figure(1, 1, width=6, height=3.4)
+  width = min(width, _CHART_INCHES)
+  figure, grid = new_figure(1, 1, width=width, height=3.4)
   axes = grid[0, 0]
   for index, output in enumerate(run.outputs):
     if points.get(output.name):
       axes.plot(
         *np.transpose(points[output.name]),
-        marker=_MARKERS[index % len(_MARKERS)],
-        color=_COLOURS[index % len(_COLOURS)],
+        marker=OUTPUT_MARKERS[index % len(OUTPUT_MARKERS)],
+        color=OUTPUT_COLOURS[index % len(OUTPUT_COLOURS)],
         label=output.label,
         markersize=4,
       )
@@ -165,7 +162,7 @@ def _over_numbers(
   return figure, axes
 
 
-def per_class(run: Run) -> Figure | None:
+def per_class(run: Run, width: float) -> Figure | None:
   """Accuracy of the final output on every class."""
   names = run.class_names
   if not names:
@@ -181,30 +178,39 @@ def per_class(run: Run) -> Figure | None:
       )
     },
     (BLUE, VERMILION),
+    width,
   )
   axes.set_xlim(0, 100)
   axes.set_xlabel('accuracy, %')
   return figure
 
 
-def influence(run: Run) -> Figure | None:
+def influence(run: Run, width: float) -> Figure | None:
   """How much each head's logit of a class moves the aggregated one."""
   heads = run.results.get('heads', {}).get('influence')
   if not heads:
     return None
-  values = {f'{head} head': values for head, values in heads.items()}
-  figure, axes = _class_bars(run.class_names, values, _COLOURS)
-  axes.axvline(0, color='black', linewidth=0.8)
-  axes.set_xlabel('change of the aggregated logit per change of the head')
+  values = {run.label(head): values for head, values in heads.items()}
+  figure, axes = _class_bars(run.class_names, values, OUTPUT_COLOURS, width)
+  axes.axvline(0, color=INK, linewidth=0.8)
+  axes.set_xlabel(
+    f"change of the {run.final_output.label} output's logit\n"
+    "per change of the head's"
+  )
   return figure
 
 
 def _class_bars(
-  names: list[str], values: dict[str, list[float]], colours: tuple[str, ...]
+  names: list[str],
+  values: dict[str, list[float]],
+  colours: tuple[str, ...],
+  width: float,
 ) -> tuple[Figure, Axes]:
   """Bars for every class, one of each of the values: {label: [K numbers]}."""
   height = max(2.2, 0.28 * len(names) + 1)
-  figure, grid = new_figure(1, 1, width=6, height=height)
+  figure, grid = new_figure(
+    1, 1, width=min(width, _CHART_INCHES), height=height
+  )
   axes = grid[0, 0]
   distance = 0.8 / len(values)
   for index, (label, numbers) in enumerate(values.items()):
@@ -221,22 +227,30 @@ def _class_bars(
   return figure, axes
 
 
-def confusion(run: Run) -> Figure | None:
+def confusion(run: Run, width: float) -> Figure | None:
   """What the final output takes each class for, clean and attacked."""
   results = run.results.get('confusion', {})
   counts = results.get(run.final_output.name) if run.outputs else None
   if not counts:
     return None
   names = run.class_names
-  size = min(1.4 + 0.3 * len(names), WIDTH_INCHES / 2)
-  figure, grid = new_figure(1, 2, width=2 * size, height=size + 0.3)
-  clean, attacked = grid[0]
+  narrow = width <= NARROW_INCHES
+  size = min(1.4 + 0.3 * len(names), width if narrow else width / 2)
+  rows, columns = (2, 1) if narrow else (1, 2)
+  figure, grid = new_figure(
+    rows,
+    columns,
+    width=columns * size,
+    height=rows * (size + 0.3),
+    sharey='row',
+  )
+  clean, attacked = grid.ravel()
   clean.set_title('clean')
-  clean.set_ylabel('true class')
   _matrix(clean, np.array(counts['clean']), names)
   attacked.set_title(f'under {counts["attack"]}')
   _matrix(attacked, np.array(counts['attacked']), names)
-  attacked.tick_params(labelleft=False)
+  for axes in grid[:, 0]:
+    axes.set_ylabel('true class')
   return figure
 
 
@@ -255,7 +269,7 @@ def _matrix(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
         column,
         row,
         str(count),
-        color='black' if shares[row, column] > 0.5 else 'white',
+        color=BLACK if shares[row, column] > 0.5 else WHITE,
         fontsize=6,
         ha='center',
         va='center',

@@ -1,4 +1,4 @@
-"""Reads a workdir, complete or not; what cannot be read is a sentence."""
+"""Reads a workdir, complete or not; damage becomes a sentence, not an error."""
 
 import dataclasses
 import os
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from dhat_jax.runtime import documents, files
+
+_SAME_ACCURACY = 1e-6  # accuracies that differ by less are of the same images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,12 @@ class Output:
   name: str
   label: str
   trained: bool = True
+
+  @property
+  def phrase(self) -> str:
+    """What it is called within a sentence: 'the main head'."""
+    # Older results give no label, and some labels are the name itself.
+    return f'the {self.label}' + (' output' if self.label == self.name else '')
 
 
 @dataclasses.dataclass
@@ -54,7 +62,7 @@ class Run:
 
   @property
   def first_output(self) -> Output | None:
-    """What the other outputs are compared with: the main one."""
+    """The output that the others are compared with: the main one."""
     return self.outputs[0] if self.outputs else None
 
   @property
@@ -64,6 +72,21 @@ class Run:
     name = self.results.get('final_output')
     named = [output for output in self.outputs if output.name == name]
     return [*self.outputs, *named][-1] if self.outputs else None
+
+  @property
+  def is_dual(self) -> bool:
+    """Whether the final output is an aggregator's, as in DH-AT."""
+    return bool(self.results.get('heads') or self.results.get('audit'))
+
+  @property
+  def red_flags(self) -> list[dict[str, Any]]:
+    """The audit's red flags; also empty without an audit."""
+    audit = self.results.get('audit')
+    return audit['flags'] if audit else []
+
+  def label(self, name: str) -> str:
+    """Returns what an output is called; the name itself if it is unknown."""
+    return next((o.label for o in self.outputs if o.name == name), name)
 
   @property
   def class_names(self) -> list[str]:
@@ -85,8 +108,22 @@ class Run:
     ]
     return [step for step, _ in points], [value for _, value in points]
 
+  def robust(self, output: str, attack: str) -> np.ndarray | None:
+    """Returns which images an output gets right under an attack: bool [n].
+
+    Returns:
+      None where no such record is readable, or one that is not of the results.
+    """
+    flags = self.arrays(output, attack).get('robust')
+    accuracy = self.results['accuracy'].get(output, {}).get(attack)
+    if flags is None or flags.ndim != 1 or not len(flags) or accuracy is None:
+      return None
+    if abs(float(flags.astype(bool).mean()) - accuracy) > _SAME_ACCURACY:
+      return None
+    return flags.astype(bool)
+
   def arrays(self, output: str, attack: str) -> dict[str, np.ndarray]:
-    """Returns what an attack on an output left; empty if it is not readable."""
+    """Returns the arrays stored for an attack; {} if they are not readable."""
     path = os.path.join(self.directory, 'evaluation', output, f'{attack}.npz')
     try:
       with np.load(path) as file:
@@ -130,7 +167,7 @@ def load(directory: str) -> Run:
 
 
 def load_all(directories: Sequence[str]) -> list[Run]:
-  """Reads workdirs; folders of one name are told apart by a number.
+  """Reads workdirs; a number is added to the name of a second such folder.
 
   Raises:
     ValueError: no such folder, or nothing of a run in one.

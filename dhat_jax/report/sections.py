@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dhat_jax.report import contents, examples, plots
+from dhat_jax.report import commands, contents, examples, headline, plots
 from dhat_jax.report.blocks import Block
 from dhat_jax.report.contents import picture
 from dhat_jax.report.read import Run
-
-_EVALUATE_AGAIN = 'Evaluate again (--mode=evaluate) with --config.evaluation.'
 
 
 class Section(NamedTuple):
@@ -16,112 +14,176 @@ class Section(NamedTuple):
 
   Attributes:
     title: its heading.
-    text: what is seen, for readers who do not know the words.
-    missing: the sentence if there is nothing to show.
+    look: what to look at.
+    text: what is shown, for readers who do not know the words.
     show: returns what is shown of a run, [] if there is nothing.
+    command: returns the command that measures it, where one does.
+    needs_aggregator: whether only a run with an aggregator can have it.
   """
 
   title: str
+  look: str
   text: str
-  missing: str
   show: Callable[[Run], list[Block]]
+  command: Callable[[Run], str] | None = None
+  needs_aggregator: bool = False
+
+
+class Missing(NamedTuple):
+  """A section that has nothing to show.
+
+  Attributes:
+    title: its heading.
+    reason: why; '' where the command says it all.
+    command: what measures it, '' for none.
+  """
+
+  title: str
+  reason: str = ''
+  command: str = ''
 
 
 SECTIONS = (
   Section(
     'Accuracy',
-    'How many of the test images each output gets right, in %: as they are '
-    '(clean), and after each attack has changed every pixel a little to make '
-    'that output fail. In brackets: points above or below the main head, '
-    'that is, what the second head and the aggregator add. The attacks: fgsm '
-    'takes one step along the gradient, pgd_N takes N, cw_N the same but on '
-    'the margin between the right class and the next; autoattack is a set of '
-    'strong ones. Worst case: right whatever attack is used.',
-    'There are no results yet: the run has not come to its evaluation.',
+    'start with the worst case: an image counts there only if every attack '
+    'on it fails. Then compare the final output with the first.',
+    'Clean images are not changed. Each attack changes every pixel a little, '
+    'to make the very output fail that it is scored on. fgsm takes one step '
+    'along the gradient and pgd_N takes N; cw_N does so on the margin between '
+    'the right class and the next. autoattack is a set of strong attacks.',
     contents.accuracy,
+    commands.evaluate,
   ),
   Section(
     'Training',
-    'The loss should fall and the accuracies rise, with a step where the '
-    'learning rate drops. Attacked: under the attack that the training '
-    'itself uses, which is a weak one. Held-out images are not trained on.',
-    'There are no training records.',
-    picture(plots.curves, 'Loss, accuracy, learning rate over the steps'),
+    'the loss should fall and the accuracies should rise, with a jump where '
+    'the learning rate drops. A widening gap between training and held-out '
+    'accuracy is overfitting.',
+    'Attacked means under the attack of the training, which is a weak one. '
+    'Held-out images are not trained on.',
+    picture(
+      plots.curves,
+      'Loss, accuracy and learning rate over the steps of each stage',
+    ),
   ),
   Section(
     'Accuracy against epsilon',
-    'Epsilon is how far an attack may change each pixel. Accuracy has to '
-    'fall towards 0 as it grows; where it does not, the attack is blind. The '
-    'dotted line is the epsilon of this run.',
-    f'Not measured. {_EVALUATE_AGAIN}sweep_epsilons_255.',
+    'each line should fall towards 0 as epsilon grows. Where one does not, '
+    'the attack is blind.',
+    'Epsilon is how far an attack may change each pixel. The dotted line is '
+    'the epsilon of this run.',
     picture(plots.sweep, 'Accuracy of each output over epsilon'),
+    commands.sweep,
   ),
   Section(
     'Classes',
+    'a class that falls far below the others under attack.',
     'Accuracy of the final output on each class, clean and under all attacks '
     'together.',
-    'Not measured: there are no results yet.',
-    picture(plots.per_class, 'Accuracy on every class'),
+    picture(
+      plots.per_class,
+      'Clean and worst-case accuracy of the final output on every class',
+    ),
+    commands.evaluate,
   ),
   Section(
     'Confusion',
-    'What the final output takes the images of each class for: rows are the '
-    'true classes, columns the predictions, the diagonal is right.',
-    'Not measured: there are no results yet.',
-    picture(plots.confusion, 'Counts of true class and prediction'),
+    'bright cells off the diagonal are pairs of classes that the network '
+    'confuses.',
+    'Rows are the true classes, columns the predictions of the final output; '
+    'the diagonal is right.',
+    picture(
+      plots.confusion,
+      'Counts of true class and prediction, clean and attacked',
+    ),
+    commands.evaluate,
   ),
   Section(
     'Loss against attack steps',
-    'More steps should find a higher loss, and then no more: a line that '
-    'still rises at its end says that the attack was stopped too early.',
-    f'Not measured. {_EVALUATE_AGAIN}loss_steps.',
+    'each line should rise and then stay level. One that still rises at its '
+    'end says that the attack stopped too early.',
+    'The mean loss of the attacked images after so many steps.',
     picture(plots.loss_by_steps, 'Mean loss over the number of attack steps'),
+    commands.loss_by_steps,
   ),
   Section(
     'Audit',
-    'Is the aggregated output robust, or does it only hide its gradients? '
-    'Attacks that do not need its gradients should not find images that the '
-    'attack with gradients missed. Accuracy of the aggregated output, in %.',
-    f'Not made. {_EVALUATE_AGAIN}audit=True; only an aggregated output can be '
-    'audited.',
+    'the red flags, and the last column: attacks without the gradients '
+    'should find few images that the attack with gradients missed.',
+    'The audit asks whether the final output is robust or only hides its '
+    'gradients.',
     contents.audit,
+    commands.audit,
+    needs_aggregator=True,
   ),
   Section(
     'Images',
-    'Test images, what the strongest attack changed (gray: nothing), and the '
-    'result. Above: the true class; below: what each trained output, '
-    'named by its first letters, sees, with a cross where that is wrong.',
-    'No images were kept: evaluate again to keep some.',
-    picture(examples.examples, 'Clean image, change and attacked image'),
+    'how much of the change a person notices, and which predictions have a '
+    'cross: they are wrong.',
+    'From top to bottom: test images, what the strongest attack changed (gray: '
+    'nothing), and the result. The true class is above. Below is what each '
+    'trained output predicts, named by its first letters.',
+    picture(
+      examples.examples,
+      'Clean images, changes and attacked images with their predictions',
+    ),
+    commands.evaluate,
   ),
   Section(
     'What the aggregator learned',
-    "How far the aggregated output's logit (score) of a class moves with "
-    'that of each head, on average over clean images. The mean of both heads '
-    'would be .5 and .5 everywhere; large values make predictions that are '
-    'surer, not better.',
-    'There is no aggregator, or it has not been evaluated yet.',
-    picture(plots.influence, 'Weight of each head for every class'),
+    'bars far from .5, the weight of each head in their mean. Large values '
+    'make predictions surer, not better.',
+    "How far the final output's logit (score) of a class moves with that of "
+    'each head, on average over clean images.',
+    picture(
+      plots.influence,
+      "Weight of each head's logit in the final one, for every class",
+    ),
+    commands.evaluate,
+    needs_aggregator=True,
   ),
   Section(
     'Where the heads disagree',
-    'How many images each head gets right, and of those how many the '
-    'aggregated output gets right; clean, and attacked against the '
-    'aggregated output.',
-    'There are no two heads, or they have not been evaluated yet.',
+    'the rows in which one head alone is right. There the aggregator has to '
+    'choose, and the last column says how often it chose well.',
+    'How many images each head gets right, and of those how many the final '
+    'output gets right. The attack is made against the final output.',
     contents.agreement,
+    commands.evaluate,
+    needs_aggregator=True,
   ),
   Section(
     'Cost',
+    'the part that takes longest, and how much of it is compilation.',
     'Wall time of each part. Images per second is the median over the '
-    'records; the time until the first step is compilation.',
-    'Nothing was recorded.',
+    'records; the time until the first step is mostly compilation.',
     contents.cost,
   ),
   Section(
     'Config and versions',
-    'All that is needed to do it again.',
-    'The workdir holds neither config.json nor environment.json.',
+    'the seed, the git commit and the config, which repeat the run.',
+    'The machine, the package versions, and all keys of the config.',
     contents.provenance,
   ),
 )
+
+
+def missing(run: Run, section: Section) -> Missing:
+  """Returns the line in place of a section that has nothing to show."""
+  if section.command is None:
+    return Missing(section.title, 'nothing is recorded.')
+  if section.needs_aggregator and run.outputs and not run.is_dual:
+    return Missing(section.title, 'the results hold no aggregator.')
+  if not run.outputs:
+    return Missing(section.title, 'the run is not evaluated yet.')
+  return Missing(section.title, command=section.command(run))
+
+
+def not_run(run: Run) -> list[Missing]:
+  """Returns the lines of what is no section, but was not measured either."""
+  if not run.outputs:
+    return [Missing('Evaluation', command=commands.train(run))]
+  if headline.autoattack_name(run) is None:
+    return [Missing('AutoAttack', command=commands.autoattack(run))]
+  return []

@@ -12,6 +12,7 @@ import tabulate
 from dhat_jax.report.read import Run
 
 WORST = 'worst case'
+NOT_RUN = 'not run'  # in place of a number
 
 
 class Table(NamedTuple):
@@ -35,7 +36,7 @@ class Table(NamedTuple):
 
 
 def _numeric(cell: str) -> bool:
-  return not cell or cell[0] in '0123456789-+'
+  return cell in ('', NOT_RUN) or cell[0] in '0123456789-+'
 
 
 def percent(share: float | None) -> str:
@@ -61,15 +62,24 @@ def accuracies(run: Run, output: str) -> dict[str, float]:
   return row if worst is None else {**row, WORST: worst}
 
 
-def attack_names(runs: Sequence[Run]) -> list[str]:
-  """Returns the attacks of some runs, the worst case last."""
-  names = dict.fromkeys(
-    name
+def listed_attacks(runs: Sequence[Run]) -> list[str]:
+  """Returns the attacks of some runs, clean images too, without duplicates."""
+  rows = (
+    run.results['accuracy'][output.name]
     for run in runs
     for output in run.outputs
-    for name in accuracies(run, output.name)
   )
-  return [n for n in names if n != WORST] + [n for n in names if n == WORST]
+  return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def attack_names(runs: Sequence[Run]) -> list[str]:
+  """Returns the columns of some runs: their attacks, the worst case last."""
+  known = (
+    WORST in accuracies(run, output.name)
+    for run in runs
+    for output in run.outputs
+  )
+  return [*listed_attacks(runs), *([WORST] if any(known) else [])]
 
 
 def with_differences(run: Run) -> Table:
@@ -86,12 +96,36 @@ def with_differences(run: Run) -> Table:
         cell += f' ({100 * (row[name] - first[name]):+.1f})'
       cells.append(cell)
     rows.append([output.label, *cells])
-  labels = {output.name: output.label for output in run.outputs}
-  natural = run.results.get('natural', {}).get('accuracy', {})
-  for output, row in natural.items():
-    label = f'{labels.get(output, output)}, trained on clean images only'
+  twin = run.results.get('natural', {}).get('accuracy', {})
+  for output, row in twin.items():
+    label = f'{run.label(output)}, trained on clean images only'
     rows.append([label, *(percent(row.get(name)) for name in names)])
   return Table(['output', *names], rows)
+
+
+def by_attack(run: Run) -> Table:
+  """One run, an attack in each row: accuracies, and how far from the first's.
+
+  Narrower than `with_differences`, which has an output in each row.
+  """
+  table = with_differences(run)
+  rows = table.rows[: len(run.outputs)]
+  header = ['attack', *(row[0] for row in rows)]
+  columns = [table.header[1:], *(row[1:] for row in rows)]
+  return Table(header, [list(row) for row in zip(*columns, strict=True)])
+
+
+def natural(run: Run) -> Table | None:
+  """Accuracies of the network trained on clean images only, or None."""
+  accuracy = run.results.get('natural', {}).get('accuracy', {})
+  if not accuracy:
+    return None
+  names = dict.fromkeys(name for row in accuracy.values() for name in row)
+  rows = [
+    [name, *(percent(row.get(name)) for row in accuracy.values())]
+    for name in names
+  ]
+  return Table(['attack', *map(run.label, accuracy)], rows)
 
 
 def same_but_seed(runs: Sequence[Run]) -> list[list[Run]]:

@@ -1,10 +1,16 @@
 """Pages to check: how they are written, and what HTML they may hold."""
 
+import base64
 import html.parser
+import pathlib
 
+import dhat_jax.report
 from dhat_jax.report.write import write
 
-VOID = {'meta', 'img', 'br', 'link'}
+VOID = {'meta', 'img', 'br', 'link', 'source', 'wbr'}
+TEMPLATES = pathlib.Path(dhat_jax.report.__file__).parent / 'templates'
+SCRIPT = (TEMPLATES / 'sort.js').read_text()
+SVG = 'data:image/svg+xml;base64,'
 
 
 class Checker(html.parser.HTMLParser):
@@ -13,6 +19,7 @@ class Checker(html.parser.HTMLParser):
   def __init__(self):
     super().__init__()
     self.open, self.images, self.links, self.ids = [], [], [], []
+    self.narrow_images = []
     self.tags = set()
 
   def handle_starttag(self, tag, attrs):
@@ -23,6 +30,10 @@ class Checker(html.parser.HTMLParser):
     if tag == 'img':
       assert attrs['alt']
       self.images.append(attrs['src'])
+    if tag == 'source':
+      self.narrow_images.append(attrs['srcset'])
+    if tag == 'th':
+      assert attrs['scope'] in ('row', 'col')
     self.links += [attrs['href']] if 'href' in attrs else []
     self.ids += [attrs['id']] if 'id' in attrs else []
 
@@ -36,9 +47,14 @@ def check(text):
   checker.feed(text)
   checker.close()
   assert not checker.open
-  assert all(src.startswith('data:image/png;base64,') for src in checker.images)
+  assert len(checker.narrow_images) == len(checker.images)
+  for source in checker.images + checker.narrow_images:
+    assert source.startswith(SVG)
   assert all(link[1:] in checker.ids for link in checker.links)
-  assert not checker.tags & {'script', 'iframe', 'object', 'link'}
+  assert not checker.tags & {'iframe', 'object', 'link'}
+  # The one script is the page's own.
+  script = f'<script>\n{SCRIPT.rstrip()}</script>'
+  assert text.count('<script') == text.count(script) <= 1
   assert '@import' not in text
   assert 'url(' not in text
   return checker
@@ -49,3 +65,18 @@ def page_of(*directories):
   path = write([str(directory) for directory in directories])
   with open(path, encoding='utf-8') as file:
     return file.read()
+
+
+def plain(text):
+  """A page with ordinary spaces and without places for line breaks."""
+  return text.replace('\N{NO-BREAK SPACE}', ' ').replace('<wbr>', '')
+
+
+def svgs(text):
+  """Returns the figures of a page: [(wide, narrow)], each as SVG text."""
+  checker = check(text)
+  pairs = zip(checker.images, checker.narrow_images, strict=True)
+  return [
+    tuple(base64.b64decode(each.removeprefix(SVG)).decode() for each in pair)
+    for pair in pairs
+  ]

@@ -10,10 +10,10 @@ import pytest
 
 import dhat_jax
 from dhat_jax.report import __main__ as command
-from dhat_jax.report import contents, plots, read
+from dhat_jax.report import contents, plots, read, theme
 from dhat_jax.report.write import write
 from tests.report import workdirs
-from tests.report.pages import check, page_of
+from tests.report.pages import SCRIPT, check, page_of, plain
 
 PACKAGE = pathlib.Path(dhat_jax.__file__).parent
 
@@ -21,12 +21,11 @@ PACKAGE = pathlib.Path(dhat_jax.__file__).parent
 def test_whole_workdir(tmp_path):
   text = page_of(workdirs.make(tmp_path / 'one'))
   assert len(check(text).images) == 7
-  assert 'class="missing"' not in text
-  assert (
-    'The aggregated output is right on 100.0 % of the clean images and on '
-    '25.0 % under pgd_2, its worst attack.' in text
-  )
-  assert 'The audit raised 1 red flag: the robustness' in text
+  assert 'script' not in check(text).tags
+  assert 'Side by side' not in text
+  # AutoAttack alone was not run.
+  assert text.count('class="missing"') == 1
+  assert 'Do not trust these accuracies: the audit raised 1 red flag' in text
   assert 'It found &lt;more&gt;.' in text
   # Tables to copy.
   assert re.search(r'\| output +\| +clean \|', text)
@@ -52,14 +51,14 @@ def test_folders_of_one_name(tmp_path):
     (tmp_path / f'a/run/report/{name}_accuracy.csv').read_text()
     for name in ('run', 'run_2')
   )
-  assert 'main,75.0,50.0' in first
-  assert 'main,73.0,48.0' in second
+  assert 'main head,75.0,50.0' in first
+  assert 'main head,73.0,48.0' in second
 
 
 def test_one_record_is_a_point(tmp_path):
   run = read.load(workdirs.make(tmp_path))
   run.records = run.records[:1]
-  axes = plots.curves(run).axes
+  axes = plots.curves(run, theme.WIDE_INCHES).axes
   assert [line.get_marker() for line in axes[0].lines] == ['o']
   assert [line.get_marker() for line in axes[1].lines] == ['o', 'o']
 
@@ -83,7 +82,12 @@ def test_side_by_side(tmp_path):
     workdirs.make(tmp_path / 'two', seed=1, shift=-0.02),
   )
   assert len(check(text).images) == 14
-  assert '74.0 ± 1.4' in text
+  assert '74.0 ± 1.4' in plain(text)
+  assert SCRIPT.rstrip() in text
+  assert text.count('class="sortable"') == 3
+  # The buttons and the hint are the script's: without it nothing is promised.
+  assert '<button' not in text
+  assert '<span class="hint" hidden>Click on a heading' in text
   assert not (tmp_path / 'two/report.html').exists()
 
 

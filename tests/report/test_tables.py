@@ -16,9 +16,9 @@ def test_differences_to_the_main_head(run):
   table = tables.with_differences(run)
   assert table.header == ['output', 'clean', 'pgd_2', 'worst case']
   assert table.rows == [
-    ['main', '75.0', '50.0', '25.0'],
-    ['second', '50.0 (-25.0)', '25.0 (-25.0)', '25.0 (+0.0)'],
-    ['mean', '75.0 (+0.0)', '50.0 (+0.0)', '25.0 (+0.0)'],
+    ['main head', '75.0', '50.0', '25.0'],
+    ['second head', '75.0 (+0.0)', '25.0 (-25.0)', '25.0 (+0.0)'],
+    ['mean of the heads', '75.0 (+0.0)', '50.0 (+0.0)', '25.0 (+0.0)'],
     ['aggregated', '100.0 (+25.0)', '25.0 (-25.0)', '25.0 (+0.0)'],
   ]
 
@@ -37,8 +37,8 @@ def test_seeds_share_a_row(tmp_path, run):
   assert table.header[:3] == ['run', 'output', 'seeds']
   assert len(table.rows) == 8
   accuracies = ['74.0 ± 1.4', '49.0 ± 1.4', '24.0 ± 1.4']
-  assert table.rows[0] == ['one, two', 'main', '2', *accuracies]
-  assert table.rows[4] == ['other', 'main', '1', '75.0', '50.0', '25.0']
+  assert table.rows[0] == ['one, two', 'main head', '2', *accuracies]
+  assert table.rows[4] == ['other', 'main head', '1', '75.0', '50.0', '25.0']
   # Evaluated again with another epsilon: another row.
   second.results['config'] = {**second.config, 'evaluation': {'epsilon': 1.0}}
   assert len(tables.comparison([run, other, second]).rows) == 12

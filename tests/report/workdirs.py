@@ -8,9 +8,16 @@ CLASSES = ('cat', 'dog_&_co')
 PLACES, LABELS = [0, 3], [0, 1]
 ACCURACY = {
   'main': {'clean': 0.75, 'pgd_2': 0.5},
-  'second': {'clean': 0.5, 'pgd_2': 0.25},
+  'second': {'clean': 0.75, 'pgd_2': 0.25},
   'mean': {'clean': 0.75, 'pgd_2': 0.5},
   'aggregated': {'clean': 1.0, 'pgd_2': 0.25},
+}
+# {output: (label, stage)}
+OUTPUTS = {
+  'main': ('main head', 'main_head'),
+  'second': ('second head', 'second_head'),
+  'mean': ('mean of the heads', None),
+  'aggregated': ('aggregated', 'aggregator'),
 }
 
 
@@ -22,6 +29,10 @@ def results_of(seed=0, shift=0.0):
     'n_test': 4,
     'seed': seed,
     'epsilon': 0.02,
+    'outputs': [
+      {'name': name, 'label': label, 'stage': stage}
+      for name, (label, stage) in OUTPUTS.items()
+    ],
     'accuracy': {
       output: {name: value + shift for name, value in row.items()}
       for output, row in ACCURACY.items()
