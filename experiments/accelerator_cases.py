@@ -20,6 +20,7 @@ from dhat_jax.runtime import devices, settings, streams
 from dhat_jax.training.stages import initial_state
 
 BATCH_SIZE = 32
+BISECTIONS = 12  # of a radius in [0, 1]
 ATTACKS = (
   'pgd_10',
   'cw_10',
@@ -115,28 +116,19 @@ class Problem:
     return {'logits': np.asarray(outputs.select(final(net.outputs)))}
 
   def inputs(self) -> Observed:
-    """Returns labels and a radius at which about half of the images resist.
+    """Returns labels, and a radius at which about half of the images resist.
 
-    The labels are what is predicted; the radius is the median of the margins,
-    each divided by the length of its gradient.
+    The labels are what is predicted. PGD finds the radius by bisection.
     """
-    net, variables = self._network
-    images = jnp.asarray(self.split.images, jnp.float32) / 255
-
-    def margins(images):
-      logits = net.apply(variables, images).select(final(net.outputs))
-      first, second = jax.lax.top_k(logits, 2)[0].T
-      return (first - second).sum(), (logits.argmax(1), first - second)
-
-    gradients, (labels, values) = jax.jit(jax.grad(margins, has_aux=True))(
-      images
-    )
-    slopes = jnp.abs(gradients).sum(axis=(1, 2, 3))
-    radius = jnp.minimum(jnp.median(values / slopes), 0.5)
-    return {
-      'labels': np.asarray(labels, np.int32),
-      'epsilon': np.asarray(radius),
-    }
+    labels = self.logits()['logits'].argmax(axis=1).astype(np.int32)
+    target, split = self._target(), Split(self.split.images, labels)
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+      middle = (low + high) / 2
+      attack = attacks.make('pgd_10', **_numbers(middle))
+      resist = attack.robust(target, split, streams.key(0)).mean()
+      low, high = (middle, high) if resist > 0.5 else (low, middle)
+    return {'labels': labels, 'epsilon': np.array(high)}
 
   def attack(self, name: str, inputs: Callable[[], Observed]) -> Observed:
     """Attacks the images.
@@ -150,24 +142,26 @@ class Problem:
       loss: [B], the cross entropy on the attacked images.
     """
     given = inputs()
-    epsilon = float(given['epsilon'])
-    shared = {
-      'epsilon': epsilon,
-      'step_size': epsilon / 4,
-      'norm': 'linf',
-      'restarts': 1,
-      **BUDGET,
-    }
+    attack = attacks.make(name, **_numbers(float(given['epsilon'])))
     split = Split(self.split.images, given['labels'])
-    record = attacks.make(name, **shared).run(
-      self._target(), split, streams.key(0)
-    )
+    record = attack.run(self._target(), split, streams.key(0))
     return {'robust': record.robust, 'loss': record.losses}
 
   def _target(self) -> Target:
     net, variables = self._network
     evaluator = Evaluator(net, batch_size=len(self.split.labels))
     return evaluator.target(devices.replicate(variables), final(net.outputs))
+
+
+def _numbers(epsilon: float) -> dict[str, Any]:
+  """Returns what attacks of a radius are made with."""
+  return {
+    'epsilon': epsilon,
+    'step_size': epsilon / 4,
+    'norm': 'linf',
+    'restarts': 1,
+    **BUDGET,
+  }
 
 
 def _flat(tree: Any) -> np.ndarray:
