@@ -161,18 +161,10 @@ class Problem:
       RuntimeError: all images resist, which would agree with anything.
     """
     given = inputs()
-    epsilon = float(given['epsilon'])
-    shared = {
-      'epsilon': epsilon,
-      'step_size': epsilon / 4,
-      'norm': 'linf',
-      'restarts': 1,
-      **BUDGET,
-    }
+    attack = attacks.make(name, **_numbers(float(given['epsilon'])))
     split = Split(self.split.images, given['labels'])
-    record = attacks.make(name, **shared).run(
-      self._target(given['shift']), split, streams.key(0)
-    )
+    target = self._target(given['shift'])
+    record = attack.run(target, split, streams.key(0))
     if record.robust.all():
       raise RuntimeError(f'{name}: all {len(record.robust)} images resist')
     return {'robust': record.robust, 'loss': record.losses}
@@ -191,6 +183,17 @@ class Problem:
     variables = {**variables, 'params': params}
     evaluator = Evaluator(net, batch_size=len(self.split.labels))
     return evaluator.target(devices.replicate(variables), output)
+
+
+def _numbers(epsilon: float) -> dict[str, Any]:
+  """Returns what attacks of a radius are made with."""
+  return {
+    'epsilon': epsilon,
+    'step_size': epsilon / 4,
+    'norm': 'linf',
+    'restarts': 1,
+    **BUDGET,
+  }
 
 
 def _flat(tree: Any) -> np.ndarray:

@@ -148,6 +148,8 @@ def _compare(case: Case, reference: Reference) -> dict[str, Any]:
     'distances': gaps,
     'tolerances': dict(case.tolerances),
     'agrees': agrees,
+    # As many as break tell most.
+    'resist': float(got['robust'].mean()) if 'robust' in got else None,
     'line': f'{"OK" if agrees else "DIFFERS"}: {said}',
   }
 

@@ -174,14 +174,32 @@ def measure_autoattack(
   return {**row, 'images': images, 'tf32': tf32, 'line': line}
 
 
-def _estimate(config: ml_collections.ConfigDict) -> float:
-  """Returns the seconds that a step's item may take without PyTorch.
+def _estimate(
+  gmacs: float, *, beside_torch: bool = False, compiled: bool = False
+) -> float:
+  """Returns the seconds that a step's item may take.
 
-  Compiling is most of it, and grows with the network.
+  Compiling is most of it, and grows with the network. Measured on an H200 with
+  16 cores, but for `torch.compile`, whose part is a guess.
+
+  Args:
+    gmacs: multiply-adds of an image's forward pass, in 1e9.
+    beside_torch: whether PyTorch takes part.
+    compiled: whether it is compiled, too.
   """
+  seconds = 25 + 2.5 * gmacs
+  if beside_torch:
+    seconds += 22 + 3 * gmacs
+  if beside_torch and compiled:
+    seconds += 35 + 8 * gmacs
+  return seconds
+
+
+def _gmacs(config: ml_collections.ConfigDict) -> float:
+  """Returns the multiply-adds of an image's forward pass, in 1e9."""
   net = from_config.make_network(config)
   costs = cost.parts(net, from_config.image_shape(config))
-  return 12 + 6 * (costs['trunk'] + max(costs.values())) / 1e9
+  return (costs['trunk'] + max(costs.values())) / 1e9
 
 
 def items(
@@ -203,7 +221,7 @@ def items(
   """
   has_torch = torch_device() is not None
   first, *others = batch_sizes
-  seconds = {config.model.backbone: _estimate(config) for config in configs}
+  gmacs = {config.model.backbone: _gmacs(config) for config in configs}
 
   def step(config, stage, size, dtype='bfloat16', beside=False):
     options = {
@@ -211,8 +229,11 @@ def items(
       'beside_torch': beside and has_torch,
       'compiled': compiled,
     }
-    estimate = seconds[config.model.backbone]
-    estimate *= 3.5 if options['beside_torch'] else 1
+    estimate = _estimate(
+      gmacs[config.model.backbone],
+      beside_torch=options['beside_torch'],
+      compiled=compiled,
+    )
     name = f'{config.model.backbone}/{stage}/{dtype}/{size}'
     name += '/torch' if options['beside_torch'] else ''
     measure = functools.partial(
