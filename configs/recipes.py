@@ -158,6 +158,9 @@ def run(
         # Whether the statistics of a frozen part are frozen with it; the
         # published code lets them drift.
         'freeze_statistics': True,
+        # Whether the gradient computes most of the forward pass twice: less
+        # memory, more time.
+        'remat': False,
       },
       'main_head': main_head,
       'second_head': second_head,

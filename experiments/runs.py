@@ -292,7 +292,7 @@ def main(
     caption: what else the JSON says: `experiment`, `data`, `setting`, ...
   """
   with command.session():
-    _make(
+    make(
       entries,
       options,
       image_shape=image_shape,
@@ -301,7 +301,7 @@ def main(
     )
 
 
-def _make(
+def make(
   entries: Sequence[Entry],
   options: argparse.Namespace,
   *,
@@ -309,7 +309,7 @@ def _make(
   num_train: int,
   caption: dict[str, Any],
 ) -> None:
-  """Does what `main` says; arguments as there."""
+  """Does what `main` says, in a session that is open; arguments as there."""
   wanted = [entry for entry in entries if entry.seed in options.seeds]
   runs = list({entry.run.name: entry.run for entry in wanted}.values())
   for run in runs:

@@ -1,6 +1,8 @@
 """The scripts in launch/: their dry runs, several processes, the notebook."""
 
+import importlib
 import json
+import os
 import pathlib
 import shlex
 import signal
@@ -36,6 +38,16 @@ def script(name, *arguments, check=True):
     check=check,
     cwd=ROOT,
   )
+
+
+def check_doctor(command):
+  """Parses a command of the doctor, and runs nothing."""
+  assert command[1:3] == ['-m', 'experiments.accelerator']
+  options = importlib.import_module(command[2]).parse(command[3:])
+  assert options.slice == 'doctor'
+  assert options.out == 'runs/doctor/doctor.json'
+  assert options.workdir == 'runs/doctor'
+  return options
 
 
 def check_flags(arguments):
@@ -86,6 +98,13 @@ def test_slurm_dry_run():
   assert '#SBATCH --requeue' in text
 
 
+def test_slurm_doctor_dry_run():
+  out = script('slurm.sbatch', '--dry-run', '--doctor', '--seconds=60').stdout
+  command = shlex.split(out)
+  assert command[:3] == ['srun', '--nodes=1', '--ntasks=1']
+  assert check_doctor(command[3:]).seconds == 60
+
+
 def test_slurm_without_a_job():
   done = script('slurm.sbatch', CONFIG, check=False)
   assert done.returncode != 0
@@ -111,6 +130,12 @@ def test_tpu_vm_dry_runs():
   assert "rm -rf dhat_jax'" not in text
   assert 'dhat_jax.new/runs' in text
   assert '--allow-existing' in text
+  assert "-e '.[tpu]' 'jax[tpu]==0.12.0.1'" in text
+  (doctor,) = command('doctor', 'me', 'us-central2-b', '--seconds=60')
+  assert '--worker=0' in doctor
+  (remote,) = (part for part in doctor if part.startswith('--command='))
+  _, _, words = remote.partition(' exec ')
+  assert check_doctor(shlex.split(words)).seconds == 60
   (run,) = command('run', 'me', 'us-central2-b', CONFIG, STAGES)
   (remote,) = (part for part in run if part.startswith('--command='))
   _, _, main = remote.partition(' -m dhat_jax.main ')
@@ -119,6 +144,22 @@ def test_tpu_vm_dry_runs():
   assert command('delete', 'me', 'us-central2-b')[0][4] == 'delete'
   fetch = command('fetch', 'me', 'us-central2-b', 'runs/x')
   assert fetch[0] == ['mkdir', '-p', 'runs/x']
+
+
+@pytest.mark.parametrize(
+  ('accelerator', 'image'),
+  [
+    ('v4-8', 'tpu-ubuntu2204-base'),
+    ('v5litepod-8', 'v2-alpha-tpuv5-lite'),
+    ('v5p-8', 'v2-alpha-tpuv5'),
+    ('v6e-8', 'v2-alpha-tpuv6e'),
+  ],
+)
+def test_tpu_vm_has_the_image_of_its_type(accelerator, image):
+  out = script('tpu_vm.sh', '--dry-run', 'create', 'me', 'zone', accelerator)
+  words = shlex.split(out.stdout)
+  assert f'--accelerator-type={accelerator}' in words
+  assert f'--version={image}' in words
 
 
 @pytest.mark.parametrize(
@@ -145,9 +186,10 @@ def test_local_processes_run_and_stop(tmp_path):
   """A run of two processes, stopped by one signal, then to its end."""
   command = [
     *('bash', str(LAUNCH / 'local_processes.sh'), '--cpu_devices=1'),
-    *(CONFIG, f'--workdir={tmp_path}', STAGES, *SHORT[:4]),
+    *('--config=tests/helpers/tiny_run.py', f'--workdir={tmp_path}', STAGES),
+    *('--config.main_head.epochs=3', SHORT[1]),
   ]
-  environment = {**processes.optimised(), 'PYTHONUNBUFFERED': '1'}
+  environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
   process = subprocess.Popen(
     command,
     cwd=ROOT,
@@ -184,6 +226,14 @@ def test_local_processes_run_and_stop(tmp_path):
   assert results['n_test'] == 360
 
 
+def cell_with(word):
+  """The one code cell of the notebook that contains a word."""
+  cells = json.loads((LAUNCH / 'colab.ipynb').read_text())['cells']
+  texts = (''.join(c['source']) for c in cells if c['cell_type'] == 'code')
+  (text,) = (text for text in texts if word in text)
+  return text
+
+
 def test_notebook_is_committed_without_outputs():
   cells = json.loads((LAUNCH / 'colab.ipynb').read_text())['cells']
   code = [cell for cell in cells if cell['cell_type'] == 'code']
@@ -193,12 +243,7 @@ def test_notebook_is_committed_without_outputs():
 
 def test_notebook_set_up_runs_again(tmp_path, monkeypatch):
   """In the same session, and after 'Restart session', where it began."""
-  cells = json.loads((LAUNCH / 'colab.ipynb').read_text())['cells']
-  (text,) = (
-    source
-    for source in (''.join(cell['source']) for cell in cells)
-    if "'clone'" in source
-  )
+  text = cell_with("'clone'")
   calls = []
 
   def run(command, **_):
@@ -208,7 +253,9 @@ def test_notebook_set_up_runs_again(tmp_path, monkeypatch):
       assert not target.exists()  # as git demands
       (target / 'dhat_jax').mkdir(parents=True)
       (target / 'setup.cfg').touch()
-    return subprocess.CompletedProcess(command, 0)
+    # Nothing is installed before pip has been called.
+    missing = command[1] == '-c' and not any('pip' in each for each in calls)
+    return subprocess.CompletedProcess(command, int(missing), 'jax', '')
 
   monkeypatch.setattr(subprocess, 'run', run)
   monkeypatch.chdir(tmp_path)
@@ -218,12 +265,26 @@ def test_notebook_set_up_runs_again(tmp_path, monkeypatch):
     exec(text, {'REPOSITORY': 'https://example.org/project.git'})
     assert pathlib.Path.cwd() == tmp_path / 'dhat_jax_project'
   assert sum(command[0] == 'git' for command in calls) == 1
+  (install,) = (command for command in calls if 'pip' in command)
+  assert install[1:6] == ['-m', 'pip', 'install', '-q', '-e']
+  assert install[6] in ('.', '.[gpu]', '.[tpu]')
   # The address is needed for the first time alone.
   monkeypatch.chdir(tmp_path)
   exec(text, {'REPOSITORY': ''})
   monkeypatch.chdir(tmp_path.parent)
   with pytest.raises(SystemExit, match='give REPOSITORY above'):
     exec(text, {'REPOSITORY': ''})
+
+
+def test_notebook_asks_the_doctor(capfd):
+  text = cell_with("'experiments.accelerator'")
+  names = {'subprocess': subprocess, 'sys': sys, 'extra': ''}
+  exec(text, names)
+  check_doctor(names['DOCTOR'])
+  names['stream']([sys.executable, '-c', 'print("fine")'])
+  assert capfd.readouterr().out == 'fine\n'
+  with pytest.raises(SystemExit, match='failed with code 3'):
+    names['stream']([sys.executable, '-c', 'raise SystemExit(3)'])
 
 
 @pytest.mark.slow

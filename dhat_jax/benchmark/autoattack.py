@@ -80,7 +80,7 @@ def _network_seconds(
   return per_batch * batches / (num_passes if name == 'square' else 1)
 
 
-def _compare(
+def compare(
   name: str,
   attacks: Sequence[str],
   problem: Problem,
@@ -88,10 +88,28 @@ def _compare(
   budget: passes.Budget,
   size: int,
   repeats: int,
+  *,
+  device: str = 'cpu',
+  precision: str | None = 'highest',
 ) -> dict[str, Any]:
-  """Times one attack, or all in sequence, on both sides; returns a row."""
-  ours = autoattack_sides.Ours(problem, attacks, budget, size)
-  theirs = autoattack_sides.Theirs(problem, torch_net, attacks, budget)
+  """Times one attack, or all in sequence, on both sides.
+
+  Args:
+    name: of the row.
+    attacks: those that run.
+    problem: what both sides attack.
+    torch_net: of `autoattack_sides.make_torch_twin`.
+    budget: of both sides.
+    size: images in a batch, on our side.
+    repeats: timed runs of each side.
+    device: PyTorch's name of where its side runs.
+    precision: of our side's matrix products, as `dhat_jax.autoattack` takes it.
+
+  Returns:
+    A row, as JSON can hold it.
+  """
+  ours = autoattack_sides.Ours(problem, attacks, budget, size, precision)
+  theirs = autoattack_sides.Theirs(problem, torch_net, attacks, budget, device)
   robust = {}
 
   def keep(side, attack):
@@ -165,7 +183,7 @@ def run(
   rows = []
   for name in (*STANDARD, 'standard'):
     attacks = STANDARD if name == 'standard' else (name,)
-    row = _compare(name, attacks, problem, torch_net, budget, size, repeats)
+    row = compare(name, attacks, problem, torch_net, budget, size, repeats)
     if name != 'standard':
       network_seconds = _network_seconds(name, budget, row['batches'], network)
       row['network_share'] = network_seconds / row['ours']['median']

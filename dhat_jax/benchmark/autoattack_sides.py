@@ -128,6 +128,7 @@ class Ours:
     attacks: Sequence[str],
     budget: passes.Budget,
     batch_size: int,
+    precision: str | None = 'highest',
   ):
     self._map_fn = _KeepCompiled()
     self._call = functools.partial(
@@ -144,6 +145,7 @@ class Ours:
       n_queries=budget.n_queries,
       n_targets=budget.n_targets,
       batch_size=batch_size,
+      precision=precision,
       map_fn=self._map_fn,
       progress=self._count,
     )
@@ -169,9 +171,11 @@ class Theirs:
     torch_net: Any,
     attacks: Sequence[str],
     budget: passes.Budget,
+    device: str = 'cpu',
   ):
-    self._images = to_torch(problem.images)
-    self._labels = jax_module.import_torch().tensor(problem.labels).long()
+    self._images = to_torch(problem.images, device)
+    labels = jax_module.import_torch().tensor(problem.labels)
+    self._labels = labels.long().to(device)
     self._net = torch_net
     original = import_original().AutoAttack(
       torch_net,
@@ -179,6 +183,7 @@ class Theirs:
       eps=problem.epsilon,
       version='standard',
       seed=0,
+      device=device,
     )
     original.logger.setLevel(logging.ERROR)
     original.attacks_to_run = list(attacks)
@@ -195,7 +200,7 @@ class Theirs:
       self._images, self._labels
     )
     predicted = torch_logits(self._net, points).argmax(axis=1)
-    return predicted == self._labels.numpy()
+    return predicted == self._labels.cpu().numpy()
 
 
 def import_original() -> Any:
@@ -212,20 +217,25 @@ def import_original() -> Any:
     ) from error
 
 
-def to_torch(images: np.ndarray) -> Any:
-  """[N, H, W, C] -> [N, C, H, W]."""
+def to_torch(images: np.ndarray, device: str = 'cpu') -> Any:
+  """[N, H, W, C] -> [N, C, H, W], on a device."""
   torch = jax_module.import_torch()
-  return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+  images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+  return torch.from_numpy(images).to(device)
 
 
 def torch_logits(torch_net: Any, images: Any) -> np.ndarray:
   """Returns a PyTorch network's logits as a NumPy array."""
   with jax_module.import_torch().no_grad():
-    return torch_net(images).numpy()
+    return torch_net(images).cpu().numpy()
 
 
-def make_torch_twin(problem: Problem) -> Any:
+def make_torch_twin(problem: Problem, device: str = 'cpu') -> Any:
   """Returns the problem's network in PyTorch, in evaluation mode.
+
+  Args:
+    problem: whose network.
+    device: PyTorch's name of where it runs.
 
   Raises:
     ValueError: its logits are not the same.
@@ -238,9 +248,11 @@ def make_torch_twin(problem: Problem) -> Any:
   )
   state_dict = convert.to_torch(problem.variables, problem.net)
   net.load_state_dict({k: torch.from_numpy(v) for k, v in state_dict.items()})
-  net.eval()
-  ours = np.asarray(jax.jit(problem.logits_fn)(problem.images))
-  gap = np.abs(ours - torch_logits(net, to_torch(problem.images))).max()
+  net.to(device).eval()
+  with jax.default_matmul_precision('highest'):
+    ours = np.asarray(jax.jit(problem.logits_fn)(problem.images))
+  theirs = torch_logits(net, to_torch(problem.images, device))
+  gap = np.abs(ours - theirs).max()
   if gap > 1e-3 * max(1, np.abs(ours).max()):
     raise ValueError(
       f'the two networks are not the same: logits differ by {gap:.2g}'

@@ -69,6 +69,44 @@ def attack_start(
   return np.asarray(start)
 
 
+def without_augmentation(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Returns a copy of a config that trains on the images as they are."""
+  config = copy.deepcopy(config)
+  with config.unlocked():
+    config.dataset.augmentations = ()
+  return config
+
+
+def side_maker(
+  config: ml_collections.ConfigDict, trainer: training.Trainer
+) -> Callable[..., Any]:
+  """Returns what makes sides in PyTorch of a trainer's next step.
+
+  Args:
+    config: the run's config; without augmentation.
+    trainer: whose weights, batch and noise the sides are given.
+
+  Returns:
+    (class of `torch_steps`, **options) -> the side, loaded.
+  """
+  name, net = trainer.stage.name, trainer.stage.net
+  numbers = recipe(config, name)
+  variables = devices.to_host(trainer.state).variables()
+  state_dict = convert.to_torch(jax.tree.map(np.asarray, variables), net)
+  images = devices.unshard(trainer.batch['images']).astype(np.float32) / 255
+  labels = devices.unshard(trainer.batch['labels'])
+  start = attack_start(trainer, config[name].attack, images)
+
+  def make(kind: Callable[..., Any], **options: Any) -> Any:
+    side = kind(net, state_dict, numbers, name, **options)
+    side.load(images, labels, start)
+    return side
+
+  return make
+
+
 def compare(
   config: ml_collections.ConfigDict,
   name: str,
@@ -94,27 +132,15 @@ def compare(
   """
   from dhat_jax.benchmark import torch_steps
 
-  config = copy.deepcopy(config)
-  with config.unlocked():
-    config.dataset.augmentations = ()
+  config = without_augmentation(config)
   numbers = recipe(config, name)
   trainer = training.make_trainer(config, name, batch_size)
-  variables = devices.to_host(trainer.state).variables()
-  net = trainer.stage.net
-  state_dict = convert.to_torch(jax.tree.map(np.asarray, variables), net)
-  images = devices.unshard(trainer.batch['images']).astype(np.float32) / 255
-  labels = devices.unshard(trainer.batch['labels'])
-  arguments = net, state_dict, numbers, name
+  make = side_maker(config, trainer)
   peers = {
-    'published': torch_steps.Published(*arguments),
-    'optimised': torch_steps.Optimised(*arguments),
-    'optimised_channels_last': torch_steps.Optimised(
-      *arguments, channels_last=True
-    ),
+    'published': make(torch_steps.Published),
+    'optimised': make(torch_steps.Optimised),
+    'optimised_channels_last': make(torch_steps.Optimised, channels_last=True),
   }
-  start = attack_start(trainer, config[name].attack, images)
-  for peer in peers.values():
-    peer.load(images, labels, start)
   total, count = devices.to_host(trainer())['loss']
   losses = {OURS: float(total / count)}
   losses |= {key: peer() for key, peer in peers.items()}

@@ -240,10 +240,27 @@ class Optimised(_Step):
     *,
     device: str = 'cpu',
     channels_last: bool = False,
+    bfloat16: bool = False,
+    compiled: bool = False,
   ):
-    """Creates the network; arguments as of `Published`."""
+    """Creates the network.
+
+    Args:
+      model: as of `Published`, like the next ones.
+      state_dict: same.
+      recipe: same.
+      stage: same.
+      device: same.
+      channels_last: the images' and kernels' layout in memory.
+      bfloat16: whether the network runs under `torch.autocast`.
+      compiled: whether it is compiled by `torch.compile`.
+    """
     super().__init__(recipe, stage, channels_last)
     self._device = device
+    self._bfloat16 = bfloat16
+    if compiled:
+      self._run_frozen = torch.compile(self._run_frozen)
+      self._run_rest = torch.compile(self._run_rest)
     net = make_torch_network(model, image_channels=_image_channels(state_dict))
     net.load_state_dict(_tensors(state_dict))
     self._net = net.to(device, memory_format=self._format).eval()
@@ -259,10 +276,24 @@ class Optimised(_Step):
   def _named_parameters(self):
     return self._trained.named_parameters()
 
+  def _autocast(self):
+    return torch.autocast(
+      torch.device(self._device).type, torch.bfloat16, enabled=self._bfloat16
+    )
+
   def _frozen(self, images):
     """Runs what the stage does not train."""
     if self._stage == 'main_head':
       return images
+    with self._autocast():
+      return self._run_frozen(images)
+
+  def _rest(self, features):
+    """Runs what it trains: logits in float32."""
+    with self._autocast():
+      return self._run_rest(features).float()
+
+  def _run_frozen(self, images):
     net = self._net
     features = net.WRN1.trunk(images, net.count)
     if self._stage == 'second_head':
@@ -270,8 +301,7 @@ class Optimised(_Step):
     heads = [part.head(features, net.count) for part in (net.WRN1, net.WRN2)]
     return torch.stack(heads, dim=1)
 
-  def _rest(self, features):
-    """Runs what it trains."""
+  def _run_rest(self, features):
     if self._stage == 'second_head':
       return self._trained.head(features, self._net.count)
     return self._trained(features)

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from dhat_jax import from_config
 from dhat_jax.benchmark import timing
 from dhat_jax.datasets.base import Split
-from dhat_jax.runtime import devices, documents
+from dhat_jax.runtime import devices, documents, streams
 from dhat_jax.training import cost
 from dhat_jax.training.stages import Stage, initial_state
 from dhat_jax.training.state import TrainState
@@ -119,10 +118,13 @@ def make_trainer(
 
 
 @functools.cache
-def _matrix_product(dtype: str) -> tuple[Callable[[], Any], float]:
-  """Returns (a large matrix product, its floating point operations)."""
+def matrix_product(dtype: str) -> tuple[Callable[[], Any], float]:
+  """Returns (a large matrix product, its floating point operations).
+
+  Of random numbers: a GPU multiplies ones faster than what a network holds.
+  """
   size = _PEAK_SIZES[jax.default_backend()]
-  matrix = jnp.ones((size, size), dtype)
+  matrix = jax.random.normal(streams.key(0), (size, size), dtype)
   multiply = jax.jit(lambda x: x @ x)
   return lambda: multiply(matrix), 2 * size**3 * jax.device_count()
 
@@ -172,7 +174,7 @@ def measure(
   """
   trainers = [make_trainer(p.config, p.stage, p.batch_size) for p in problems]
   dtypes = {problem.config.model.dtype for problem in problems}
-  products = {dtype: _matrix_product(dtype) for dtype in dtypes}
+  products = {dtype: matrix_product(dtype) for dtype in dtypes}
   times = timing.alternate(
     dict(enumerate(trainers)) | {d: f for d, (f, _) in products.items()},
     repeats=repeats,
@@ -183,11 +185,11 @@ def measure(
     dtype = problem.config.model.dtype
     peak = products[dtype][1] / min(times[dtype])
     summary = timing.summary(times[index])
-    rows.append(_row(problem, trainers[index], summary, peak))
+    rows.append(make_row(problem, trainers[index], summary, peak))
   return rows
 
 
-def _row(
+def make_row(
   problem: Problem, trainer: Trainer, times: dict[str, Any], peak: float
 ) -> dict[str, Any]:
   """Returns the row of a problem.

@@ -33,6 +33,20 @@ def variables_of(variables: Any, parts: tuple[str, ...]) -> dict[str, dict]:
   }
 
 
+def full_precision(step: Callable) -> Callable:
+  """Returns a step whose products of float32 are computed in float32.
+
+  JAX's default on accelerators is TF32 or bfloat16, which would evaluate a
+  slightly different network than the one that is stored.
+  """
+
+  def run(*args):
+    with jax.default_matmul_precision('highest'):
+      return step(*args)
+
+  return run
+
+
 class Evaluator:
   """The compiled functions of one network.
 
@@ -101,7 +115,8 @@ class Evaluator:
       }
 
     step = self.compiled(
-      'logits', lambda: devices.pmap_eval_step(logits, in_axes=(0, 0))
+      'logits',
+      lambda: devices.pmap_eval_step(full_precision(logits), in_axes=(0, 0)),
     )
     rows = step(variables_of(variables, self.net.parts), images)
     return {name: devices.first_copy(rows[name]) for name in self.outputs}
@@ -192,7 +207,9 @@ class Target:
       axis_name=devices.AXIS,
       returns_images=True,
     )
-    return devices.pmap_eval_step(step, in_axes=(0, 0, None, None, None))
+    return devices.pmap_eval_step(
+      full_precision(step), in_axes=(0, 0, None, None, None)
+    )
 
   def logits_fn(self) -> Callable[[chex.Array], chex.Array]:
     """Returns images [B, H, W, C] -> logits [B, K], in float32.

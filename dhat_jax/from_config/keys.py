@@ -79,6 +79,7 @@ _SECTIONS = {
     'dtype': _text,
     'sync_batch_norm': _flag,
     'freeze_statistics': _flag,
+    'remat': _flag,
   },
   'validation': {'every_epochs': _integer, 'attack': _text},
   'checkpoint': {'every_steps': _integer, 'keep': _integer},

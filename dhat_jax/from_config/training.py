@@ -283,6 +283,7 @@ def make_stage(
       augment=make_augmentation(config),
       ema_decay=spec.ema_decay,
       freeze_statistics=config.model.freeze_statistics,
+      remat=config.model.remat,
       axis_name=devices.AXIS,
       value_and_grad=WEIGHT_PERTURBATIONS.make(
         perturbation.pop('name', None),

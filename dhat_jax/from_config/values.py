@@ -57,7 +57,10 @@ def options_of(
 
 
 # What a config need not say: keys that are newer than the configs of some runs.
-_DEFAULTS = {'dataset': {'augmentations': ('crop_flip',)}}
+_DEFAULTS = {
+  'dataset': {'augmentations': ('crop_flip',)},
+  'model': {'remat': False},
+}
 _STAGE_DEFAULTS = {
   'attack': {'name': 'pgd'},
   'optimizer': {'name': 'sgd'},

@@ -17,6 +17,7 @@ class, named in a config by `model.aggregator='largest'`:
         return logits.max(axis=1)
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -40,6 +41,35 @@ POOL = 2  # its pooling window over those channels
 def class_pairs(num_classes: int) -> np.ndarray:
   """Returns the pairs i < j in order (0, 1), (0, 2), ...: int [P, 2]."""
   return np.stack(np.triu_indices(num_classes, k=1), axis=1)
+
+
+def _product_over_heads(
+  inputs: chex.Array, kernel: chex.Array, *unused, **options
+) -> chex.Array:
+  """Multiplies [..., H] by a kernel [H, F], H small: -> [..., F].
+
+  In place of a matrix product, whose shared axis of two elements XLA cannot
+  tile for a GPU unless it may try its kernels out there.
+  """
+  del unused, options
+  columns = [
+    jnp.multiply(
+      inputs[..., head, None],
+      jnp.expand_dims(kernel[head], tuple(range(inputs.ndim - 1))),
+    )
+    for head in range(kernel.shape[0])
+  ]
+  return functools.reduce(jnp.add, columns)
+
+
+def _dense_over_heads(features: int, name: str) -> nn.Dense:
+  """Returns a linear layer [..., H] -> [..., F] over the heads' logits."""
+  return nn.Dense(
+    features,
+    kernel_init=layers.uniform_fan_in,
+    dot_general=_product_over_heads,
+    name=name,
+  )
 
 
 class Aggregator(nn.Module, kw_only=True):
@@ -69,9 +99,7 @@ class _ClassFeatures(nn.Module):
 
   @nn.compact
   def __call__(self, logits: chex.Array, train: bool) -> chex.Array:
-    x = nn.Dense(HIDDEN, kernel_init=layers.uniform_fan_in, name='conv')(
-      logits.swapaxes(1, 2)
-    )
+    x = _dense_over_heads(HIDDEN, name='conv')(logits.swapaxes(1, 2))
     return nn.relu(layers.norm(train, axis_name=self.axis_name, name='norm')(x))
 
 
@@ -114,12 +142,10 @@ class Pairwise(_ReluOfClasses):
     x = _ClassFeatures(self.axis_name, name='features')(logits, train)
     x = x[:, class_pairs(num_classes)]  # [B, P, 2, 8]
     x = x.swapaxes(2, 3).reshape(batch_size, -1, 2)  # [B, 8P, 2]
-    x = nn.Dense(CHANNELS, kernel_init=layers.uniform_fan_in, name='conv')(x)
+    x = _dense_over_heads(CHANNELS, name='conv')(x)
     x = layers.norm(train, axis_name=self.axis_name, name='norm')(x)
     x = x.reshape(batch_size, -1, CHANNELS // POOL, POOL).mean(axis=-1)
-    return nn.Dense(
-      num_classes, kernel_init=layers.uniform_fan_in, name='dense'
-    )(x.reshape(batch_size, -1))
+    return layers.dense(num_classes, name='dense')(x.reshape(batch_size, -1))
 
 
 @register('classwise')
@@ -133,9 +159,7 @@ class Classwise(_ReluOfClasses):
   def __call__(self, logits: chex.Array, train: bool) -> chex.Array:
     num_classes = logits.shape[-1]
     x = _ClassFeatures(self.axis_name, name='features')(logits, train)
-    return nn.Dense(
-      num_classes, kernel_init=layers.uniform_fan_in, name='dense'
-    )(x.reshape(x.shape[0], -1))
+    return layers.dense(num_classes, name='dense')(x.reshape(x.shape[0], -1))
 
 
 @register('mean')

@@ -13,6 +13,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.ad_checkpoint
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -20,6 +21,10 @@ from dhat_jax.models import cpu_conv
 
 # Compute precisions, by their name in a config.
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+# The name of a unit's output, for `jax.checkpoint`: what is stored of a forward
+# pass where memory is scarcer than time.
+UNIT = 'unit'
 
 # PyTorch's default for linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -159,7 +164,22 @@ class Blocks(nn.Module):
           axis_name=self.axis_name,
           name=f'{name}_unit{unit + 1}',
         )(x, train)
+        x = jax.ad_checkpoint.checkpoint_name(x, UNIT)
     return x
+
+
+def dense(features: int, *, name: str | None = None) -> nn.Dense:
+  """Returns a linear layer with PyTorch's default initial values.
+
+  Accelerators compute it in float32 too, where JAX's default is to round what
+  is multiplied to TF32 or bfloat16.
+  """
+  return nn.Dense(
+    features,
+    kernel_init=uniform_fan_in,
+    precision=jax.lax.Precision.HIGHEST,
+    name=name,
+  )
 
 
 class Classifier(nn.Module):
@@ -175,6 +195,4 @@ class Classifier(nn.Module):
   def __call__(self, features: chex.Array) -> chex.Array:
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     pooled = features.astype(dtype).mean(axis=(1, 2))  # [B, C]
-    return nn.Dense(self.num_classes, kernel_init=uniform_fan_in, name='dense')(
-      pooled
-    )
+    return dense(self.num_classes, name='dense')(pooled)

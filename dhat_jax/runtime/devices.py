@@ -94,12 +94,18 @@ def unshard(array: jax.Array) -> np.ndarray:
   return multihost_utils.process_allgather(array, tiled=True)
 
 
-def mapped_train_step(step: Callable) -> Callable:
-  """Maps (state, batch) -> (state, metrics) over all devices.
+def mapped_train_step(
+  step: Callable, devices: Sequence[jax.Device] | None = None
+) -> Callable:
+  """Maps (state, batch) -> (state, metrics) over devices.
 
   The state's buffers are donated.
+
+  Args:
+    step: of one replica.
+    devices: default: all. Others, to compile for devices that are not here.
   """
-  return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+  return jax.pmap(step, axis_name=AXIS, donate_argnums=0, devices=devices)
 
 
 def _one_device_train_step(step: Callable) -> Callable:
@@ -141,12 +147,16 @@ def pmap_train_step(step: Callable) -> Callable:
   return _waiting(mapped_train_step(step))
 
 
-def pmap_eval_step(step: Callable, in_axes: Any) -> Callable:
-  """Maps an evaluation step; arguments with `in_axes` None are replicated.
+def mapped_eval_step(
+  step: Callable, in_axes: Any, devices: Sequence[jax.Device] | None = None
+) -> Callable:
+  """Maps an evaluation step; arguments with `in_axes` None are replicated."""
+  return jax.pmap(step, axis_name=AXIS, in_axes=in_axes, devices=devices)
 
-  A call waits where it must, as in training.
-  """
-  return _waiting(jax.pmap(step, axis_name=AXIS, in_axes=in_axes))
+
+def pmap_eval_step(step: Callable, in_axes: Any) -> Callable:
+  """As `mapped_eval_step`, but a call waits where it must."""
+  return _waiting(mapped_eval_step(step, in_axes))
 
 
 def pmap_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:

@@ -16,6 +16,7 @@ from dhat_jax import arguments
 from dhat_jax.attacks.balls import is_right
 from dhat_jax.datasets.batches import prepare
 from dhat_jax.losses import Loss
+from dhat_jax.models.layers import UNIT
 from dhat_jax.models.outputs import Outputs
 from dhat_jax.runtime import devices, streams
 from dhat_jax.training.state import TrainState, check_parts, split_parts
@@ -113,6 +114,26 @@ def loss_and_statistics(
   )
 
 
+def rematerialised(loss_fn: Callable) -> Callable:
+  """Returns a loss whose gradient computes most of the forward pass twice.
+
+  Stored are the outputs of a network's units (`layers.UNIT`) and what is
+  summed over the replicas; the rest is computed again where the backward pass
+  needs it. Values and gradients are the same, up to rounding.
+
+  Args:
+    loss_fn: of the trained parameters, and more.
+  """
+  units = jax.checkpoint_policies.save_only_these_names(UNIT)
+
+  def is_stored(primitive, *args, **params):
+    return primitive.name.startswith('psum') or units(
+      primitive, *args, **params
+    )
+
+  return jax.checkpoint(loss_fn, policy=is_stored)
+
+
 def update(
   state: TrainState,
   grads: Any,
@@ -159,6 +180,7 @@ def make_train_step(
   attack_scale: Callable | None = None,
   ema_decay: float = 0.0,
   freeze_statistics: bool = True,
+  remat: bool = False,
   axis_name: str | None = None,
   value_and_grad: Callable = jax.value_and_grad,
 ) -> Callable[[TrainState, Mapping[str, chex.Array]], tuple]:
@@ -186,6 +208,9 @@ def make_train_step(
     freeze_statistics: whether the batch statistics of frozen parts are frozen
       too. The published code does the opposite (False): in the loss, frozen
       parts normalise with the batch's statistics, and their running ones drift.
+    remat: whether the gradient stores the outputs of the network's units alone,
+      and computes the rest of the forward pass again (`rematerialised`): less
+      memory, more time.
     axis_name: the mapped axis when the step runs under `pmap`; None under
       plain `jit`.
     value_and_grad: `jax.value_and_grad`, or a replacement that perturbs the
@@ -211,6 +236,7 @@ def make_train_step(
     raise ValueError(f'loss {loss.name!r} needs an attack, got None')
   arguments.number('ema_decay', ema_decay, 0, below=1)
   arguments.flag('freeze_statistics', freeze_statistics)
+  arguments.flag('remat', remat)
   arguments.function('tx.update', getattr(tx, 'update', None))
   arguments.function('value_and_grad', value_and_grad)
   for name, got in (
@@ -257,6 +283,8 @@ def make_train_step(
       )
       return sums['loss'] / count, (sums, stats)
 
+    if remat:
+      loss_fn = rematerialised(loss_fn)
     (_, (sums, stats)), grads = value_and_grad(loss_fn, has_aux=True)(
       trained, state.step
     )

@@ -10,6 +10,7 @@ from absl import flags
 
 from dhat_jax import convert, from_config, main
 from dhat_jax.benchmark import __main__ as benchmark
+from tests.docs.conftest import RECIPES
 from tests.docs.pages import PAGES, ROOT, commands
 from tests.survival import campaign
 
@@ -43,6 +44,9 @@ def check_command(words):
   elif words[:3] == ['python', '-m', 'dhat_jax.report']:
     assert words[3:]
     assert all(w.startswith(('--workdir=', '--out=')) for w in words[3:])
+  elif words[0] == 'python' and words[1:] != ['-m', 'pytest']:
+    (name,) = words[1:]
+    assert "__name__ == '__main__'" in RECIPES[name]
   else:
     assert words == ['python', '-m', 'pytest']
 
@@ -62,6 +66,7 @@ def test_commands_would_start(page, folder):
     '--config.model.attach=block9',
     'python -m dhat_jax.convert --config=configs/digits.py --workdir=x',
     'python -m dhat_jax.nothing',
+    'python my_loss.py',
     "pip install -e '.[nothing]'",
     'python -m experiments.digits --seed=x',
     'python -m experiments.cifar10_jpeg --scale=huge --data_dir=x',

@@ -1,5 +1,6 @@
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -273,3 +274,21 @@ def test_bypass_of_a_user():
   )
   gradient = jax.grad(lambda x: module.bypass(variables, x).sum())(logits)
   np.testing.assert_array_equal(gradient, np.full(logits.shape, 0.5))
+
+
+@pytest.mark.parametrize('name', ['pairwise', 'classwise'])
+def test_no_matrix_product_over_the_two_heads(name):
+  # XLA for GPUs cannot tile one without autotuning, forward or gradient.
+  module = aggregator.AGGREGATORS.make(name)
+  logits = logits_of(4)
+  variables = random_variables(module, logits, train=False)
+
+  def total(variables, logits):
+    return module.apply(variables, logits, train=False).sum()
+
+  text = jax.jit(jax.grad(total, argnums=(0, 1))).lower(variables, logits)
+  products = re.findall(r'dot_general.*: \((.*)\) ->', text.as_text())
+  assert products  # of the last layer
+  for operands in products:
+    shapes = re.findall(r'tensor<([\dx]*)xf32>', operands)
+    assert all('2' not in shape.split('x') for shape in shapes), operands

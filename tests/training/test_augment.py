@@ -169,3 +169,23 @@ def test_options_and_names():
     augment.make_augmentation(('cut',))
   with pytest.raises(ValueError, match=r"got \('least',\), choices for 'dark"):
     augment.make_augmentation(({'name': 'darker', 'least': 0},))
+
+
+@pytest.mark.parametrize('axis', [1, 2])
+@pytest.mark.parametrize('size', [1, 3, 7, 10])
+def test_window_of_each_image(axis, size):
+  images = np.arange(11 * 10 * 10 * 2).reshape(11, 10, 10, 2)
+  first = np.arange(11) % (11 - size)
+  windows = augment.window(images, jnp.asarray(first), size, axis=axis)
+  for image, start, actual in zip(images, first, windows, strict=True):
+    places = np.arange(start, start + size)
+    np.testing.assert_array_equal(actual, image.take(places, axis=axis - 1))
+
+
+def test_crop_has_no_loop_over_the_images():
+  crop = augment.crop_flip(crop_padding=4, flip=True)
+  rngs = jax.random.split(jax.random.key(0), 4)
+  text = str(jax.make_jaxpr(crop)(rngs, jnp.zeros((4, 8, 8, 3))))
+  assert 'gather' not in text
+  assert 'dynamic_slice' not in text
+  assert 'select_n' in text

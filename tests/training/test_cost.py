@@ -67,8 +67,8 @@ def test_parts(variant, trunk, head):
   assert round(costs['trunk'] / 1e6) == trunk
   assert round(costs['main_head'] / 1e6) == head
   assert costs['second_head'] == costs['main_head']
-  # 1x1 convolution, pairs, linear layer of 2,880 inputs.
-  assert costs['aggregator'] == 10 * 2 * 8 + 45 * 8 * 2 * 16 + 2880 * 10
+  # The linear layer of 2,880 inputs; no products over the two heads.
+  assert costs['aggregator'] == 2880 * 10
 
 
 COSTS = {'trunk': 3, 'main_head': 7, 'second_head': 7, 'aggregator': 1}

@@ -1,0 +1,218 @@
+"""CIFAR-10 in minutes: DH-AT (TRADES), its main head alone, its heads' mean.
+
+One run gives all three. The published schedule is compressed; it ends with the
+learning rate decayed.
+"""
+
+import argparse
+import contextlib
+import copy
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import ml_collections
+import numpy as np
+
+from dhat_jax import from_config
+from dhat_jax import main as command
+from dhat_jax.datasets.base import Dataset, Split
+from dhat_jax.run import train_and_evaluate
+from dhat_jax.runtime import config_file, documents, files
+from experiments import runs
+from experiments.cifar10_jpeg import compress
+from experiments.runs import Entry, Run
+
+PUBLISHED_EPOCHS = 100  # of the main head
+# What saves the last steps and ends the process takes this long.
+SAVING_SECONDS = 20
+# Outputs that AutoAttack is made against: one more each time.
+LEVELS = (
+  (),
+  ('aggregated',),
+  ('main', 'aggregated'),
+  ('main', 'mean', 'aggregated'),
+)
+
+
+def _first(split: Split, count: int) -> Split:
+  """Returns so many images in a fixed random order; 0: all of them."""
+  order = np.random.default_rng(0).permutation(len(split.labels))
+  chosen = np.sort(order[: count or None])
+  return Split(split.images[chosen], split.labels[chosen])
+
+
+def _load(data_dir: str) -> Dataset:
+  """Loads images with the project's own loaders.
+
+  Args:
+    data_dir: a folder with cifar10.npz, or with train/<class>/<image> and
+      test/<class>/<image>.
+  """
+  config = config_file.read('configs/cifar10.py')
+  path = os.path.join(data_dir, 'cifar10.npz')
+  whole = os.path.exists(path)
+  config.dataset.update(
+    loader='npz' if whole else 'image_folder',
+    data_dir=path if whole else data_dir,
+    validation_size=0,
+  )
+  return from_config.load_dataset(config)
+
+
+def write_images(
+  data_dir: str, path: str, *, train_images: int, test_images: int
+) -> int:
+  """Writes the images of this experiment; returns how many train.
+
+  Args:
+    data_dir: of `--data_dir`.
+    path: npz file, as the loader 'npz' reads it; left as it is if it is there.
+    train_images: how many; 0: all.
+    test_images: the same.
+
+  Raises:
+    ValueError: no images there.
+  """
+  if not os.path.exists(path):
+    dataset = _load(data_dir)
+    train = _first(dataset.train, train_images)
+    test = _first(dataset.test, test_images)
+    arrays = {
+      'x_train': train.images,
+      'y_train': train.labels,
+      'x_test': test.images,
+      'y_test': test.labels,
+      'class_names': np.array(dataset.class_names),
+    }
+    files.write_npz(path, arrays)
+  with np.load(path) as arrays:
+    return len(arrays['y_train'])
+
+
+def make_config(
+  options: argparse.Namespace, path: str
+) -> ml_collections.ConfigDict:
+  """Returns the run's config.
+
+  Args:
+    options: of the command.
+    path: of the images.
+  """
+  config = config_file.read(options.config)
+  config.name = 'accelerator_train'
+  config.dataset.update(
+    name='cifar10', loader='npz', data_dir=path, validation_size=0
+  )
+  config.model.dtype = options.dtype
+  for stage in config.stages:
+    with config.ignore_type():
+      compress(config[stage], options.epochs / PUBLISHED_EPOCHS)
+    config[stage].batch_size = options.batch_size
+    config[stage].keep = 'last'
+  config.checkpoint.every_steps = 2000
+  config.compare_with_natural = False
+  config.evaluation.update(
+    attacks=('clean', f'pgd_{options.pgd_steps}'),
+    sweep_epsilons_255=(),
+    loss_steps=(),
+    audit=False,
+    batch_size=min(500, options.test_images or 500),
+    autoattack_images=options.autoattack_images,
+    autoattack_n_iter=options.n_iter,
+    autoattack_queries=options.n_queries,
+  )
+  return config
+
+
+def entries(config: ml_collections.ConfigDict) -> list[Entry]:
+  """Returns the rows of the table: three outputs of one run."""
+  run = Run('dual', config)
+  seed = config.seed
+  return [
+    Entry('trades', 'single head', seed, run, 'main'),
+    Entry('trades', 'DH-AT, pairwise', seed, run, 'aggregated'),
+    Entry('trades', 'DH-AT, mean', seed, run, 'mean'),
+  ]
+
+
+@contextlib.contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+  """Asks this process to save and stop, unless its body ends before."""
+  timer = threading.Timer(
+    max(0.0, seconds), os.kill, (os.getpid(), signal.SIGTERM)
+  )
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+def _attack(
+  config: ml_collections.ConfigDict, outputs: tuple[str, ...], directory: str
+) -> None:
+  """Evaluates again, with AutoAttack on some outputs."""
+  config = copy.deepcopy(config)
+  config.evaluation.attacks += ('autoattack',)
+  config.evaluation.autoattack_outputs = outputs
+  train_and_evaluate(config, directory, mode='evaluate')
+
+
+def _level(directory: str) -> int:
+  """Returns how many of `LEVELS` are in the results."""
+  path = os.path.join(directory, 'results.json')
+  if not os.path.exists(path):
+    return 0
+  accuracy = documents.read(path)['accuracy']
+  attacked = {
+    output
+    for output, by_attack in accuracy.items()
+    if any(name.startswith('autoattack') for name in by_attack)
+  }
+  done = [set(outputs) <= attacked for outputs in LEVELS]
+  return done.index(False) if False in done else len(done)
+
+
+def run(options: argparse.Namespace) -> bool:
+  """Trains and attacks; the table is written again after each attack.
+
+  Args:
+    options: of the command.
+
+  Returns:
+    True; what cannot go on ends the process with a line.
+  """
+  started = time.monotonic()
+  path = os.path.join(options.workdir, 'images.npz')
+  num_train = write_images(
+    options.data_dir,
+    path,
+    train_images=options.train_images,
+    test_images=options.test_images,
+  )
+  config = make_config(options, path)
+  table = argparse.Namespace(
+    seeds=(config.seed,), workdir=options.workdir, json=options.out
+  )
+  left = options.seconds - SAVING_SECONDS - (time.monotonic() - started)
+  with stopped_after(left), command.session():
+    directory = os.path.join(options.workdir, 'dual')
+    for number, outputs in enumerate(LEVELS):
+      if number and number >= _level(directory):
+        _attack(config, outputs, directory)
+      runs.make(
+        entries(config),
+        table,
+        image_shape=from_config.image_shape(config),
+        num_train=num_train,
+        caption={
+          'experiment': 'accelerator',
+          'baseline': 'single head',
+          'data': f'CIFAR-10, {num_train} images',
+        },
+      )
+  return True
