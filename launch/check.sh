@@ -5,9 +5,10 @@
 #   launch/check.sh lint     all but the tests
 #   launch/check.sh quick    tests without whole runs in subprocesses
 #   launch/check.sh docs     builds the docs; warnings are errors
+#   launch/check.sh package  builds sdist and wheel in dist/, and checks them
 #
-# Needs: pip install -e '.[test]', for the docs '.[docs]'; shellcheck where it
-# is installed.
+# Needs: pip install -e '.[test]', for the docs '.[docs]', for the package
+# '.[package]'; shellcheck where it is installed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -35,13 +36,20 @@ docs() {
   python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 }
 
+package() {
+  rm -rf build dist
+  python -m build
+  python -m twine check --strict dist/*
+}
+
 case "${1:-all}" in
   all) lint && python -m pytest ;;
   lint) lint ;;
   quick) python -m pytest -m 'not slow and not oracle' ;;
   docs) docs ;;
+  package) package ;;
   *)
-    echo "unknown argument: got '$1', choices are all, lint, quick, docs" >&2
+    echo "unknown argument: got '$1', choices are all, lint, quick, docs, package" >&2
     exit 2
     ;;
 esac

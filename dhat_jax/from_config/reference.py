@@ -111,6 +111,9 @@ _MODEL_KEYS = {
   'freeze_statistics': Key(
     'whether the batch statistics of a frozen part stay as they are'
   ),
+  'remat': Key(
+    'whether the backward pass computes activations again, to save memory'
+  ),
 }
 _EVALUATION_KEYS = {
   'attacks': Key('attacks on each output', choices=EVALUATION_ATTACKS),

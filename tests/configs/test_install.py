@@ -1,5 +1,6 @@
 """Configs come with the package: from a wheel, in a folder with nothing."""
 
+import email
 import os
 import pathlib
 import shutil
@@ -74,6 +75,19 @@ def test_wheel_holds_the_configs_and_no_top_level_ones(installed):
   }
   assert not configs.is_symlink()
   assert not (installed / 'configs').exists()
+
+
+@pytest.mark.slow
+def test_metadata_that_an_index_shows(installed):
+  (path,) = installed.glob('dhat_jax-*.dist-info/METADATA')
+  metadata = email.message_from_string(path.read_text())
+  assert metadata['License'] == 'Apache-2.0'
+  assert metadata['Author']
+  assert metadata['Description-Content-Type'] == 'text/markdown'
+  readme = (ROOT / 'README.md').read_text().strip()
+  assert metadata.get_payload().strip() == readme
+  extras = set(metadata.get_all('Provides-Extra'))
+  assert {'test', 'gpu', 'tpu'} <= extras
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def commands(page):
   """The commands in a page's shell blocks, as lists of arguments."""
   for block in blocks(page, 'sh'):
     for line in block.replace('\\\n', ' ').strip().split('\n'):
-      words = shlex.split(line)
+      words = shlex.split(line, comments=True)
       while '&&' in words:
         place = words.index('&&')
         yield words[:place]

@@ -40,7 +40,7 @@ def check_command(words):
   elif words[:2] == ['python', '-m'] and words[2].startswith('experiments.'):
     importlib.import_module(words[2]).parse(words[3:])
   elif words[0] == 'launch/check.sh':
-    assert words[1:] in ([], ['docs'], ['lint'], ['quick'])
+    assert words[1:] in ([], ['docs'], ['lint'], ['quick'], ['package'])
   elif words[:3] == ['python', '-m', 'dhat_jax.report']:
     assert words[3:]
     assert all(w.startswith(('--workdir=', '--out=')) for w in words[3:])

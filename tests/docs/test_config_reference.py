@@ -1,10 +1,11 @@
 """The reference of the config's keys is generated from the code."""
 
-import runpy
+import subprocess
+import sys
 
 from tests.docs.pages import DOCS, ROOT
 
-TOOL = runpy.run_path(str(ROOT / 'docs' / 'tools' / 'config_reference.py'))
+TOOL = ROOT / 'docs' / 'tools' / 'config_reference.py'
 PAGE = (DOCS / 'config_reference.md').read_text()
 
 
@@ -17,7 +18,8 @@ def cells(key):
 
 
 def test_page_is_generated():
-  assert TOOL['page']() == PAGE
+  # In a process of its own: other tests register parts.
+  subprocess.run([sys.executable, TOOL, '--check'], check=True)
 
 
 def test_a_number_with_a_unit():

@@ -19,7 +19,7 @@ PHRASES = {
   r'somebody else\'s (?!checkpoint)': 'another',
 }
 # Written page by page with their subject; not by a page's editor.
-OTHERS = ('performance.md', 'scaling.md', 'recipes.md')
+OTHERS = ('performance.md', 'pmap_today.md', 'scaling.md')
 PROSE = [
   page
   for page in PAGES

@@ -10,7 +10,6 @@ import zipfile
 import numpy as np
 import pytest
 
-import dhat_jax
 from dhat_jax import losses, main
 from dhat_jax.datasets import digits
 from dhat_jax.models.backbones import BACKBONES
@@ -61,8 +60,8 @@ def test_loading_a_run_runs_as_it_stands(tmp_path, monkeypatch, capsys):
   (tmp_path / 'runs' / 'finished').rename(tmp_path / 'runs' / 'digits')
   monkeypatch.chdir(tmp_path)
   text = program('load_run')
-  assert len(text.strip().split('\n')) == 3
-  names = {'images': digits.load().test.images[:5], 'dhat_jax': dhat_jax}
+  assert len(text.strip().split('\n')) <= 5
+  names = {'images': digits.load().test.images[:5]}
   exec(text, names)
   assert names['logits'].shape == (5, 10)
   printed = capsys.readouterr().out
