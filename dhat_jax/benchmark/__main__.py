@@ -17,6 +17,8 @@ r"""Measures speed on this machine.
                     training steps, evaluation, passes of AutoAttack. Runs
                     nothing and needs no accelerator, but --target=h100:2 the
                     extra [compile-gpu], --target=v5e:2x2 [compile-tpu].
+--what=largest      The largest batch per device that the memory of --target's
+                    one device holds, for each stage and --backbones.
 
 Two need the PyTorch originals, peer and autoattack: pip install
 'dhat_jax[oracle]'.
@@ -24,7 +26,9 @@ Two need the PyTorch originals, peer and autoattack: pip install
 --stage=NAME        One stage; default: all of the config.
 --batch_size=64     Comma-separated for several (training).
 --dtype=float32     Of the network, comma-separated for several (training).
---target=h100:2     Chip and topology, comma-separated for several (compile).
+--target=h100:2     Chip and topology, comma-separated for several (compile,
+                    largest).
+--backbones=NAME    In place of the config's, comma-separated (largest).
 --programs=training Of compile: training, evaluation, apgd-ce, apgd-dlr, apgd-t,
                     fab, fab-t, square; comma-separated; default: all.
 --images=256        Images that are attacked.
@@ -33,7 +37,8 @@ Two need the PyTorch originals, peer and autoattack: pip install
 --steps=300         Steps of --what=pipeline.
 --repeats=5         Timed calls.
 --cpu_devices=N     Simulated CPU devices.
---out=FILE.json     Keeps what was measured; of compile after each program.
+--out=FILE.json     Keeps what was measured; of compile and largest after each
+                    program.
 --resume            Goes on with --out: what it holds is not compiled again.
 --json              Prints one JSON line last: what was measured; of a single
                     training step its row alone.
@@ -50,9 +55,17 @@ from absl import flags
 
 from dhat_jax.runtime import cli
 
-WHAT = ('training', 'pipeline', 'scaling', 'peer', 'autoattack', 'compile')
+WHAT = (
+  'training',
+  'pipeline',
+  'scaling',
+  'peer',
+  'autoattack',
+  'compile',
+  'largest',
+)
 # What takes long enough to be stored piece by piece.
-RESUMABLE = ('compile',)
+RESUMABLE = ('compile', 'largest')
 INTEGERS = {
   'images': 256,
   'n_iter': 100,
@@ -74,6 +87,7 @@ def _parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_list('batch_size', ['64'], 'Batch sizes.', **define)
   flags.DEFINE_list('dtype', ['float32'], 'Precisions.', **define)
   flags.DEFINE_list('target', [], 'What is compiled for.', **define)
+  flags.DEFINE_list('backbones', [], 'Networks that are compared.', **define)
   flags.DEFINE_list('programs', [], 'What is compiled.', **define)
   for name, default in INTEGERS.items():
     flags.DEFINE_integer(name, default, '', lower_bound=1, **define)
@@ -128,6 +142,9 @@ def _arguments(
   if values.what == 'compile':
     options = {'targets': values.target, 'programs': values.programs}
     return (stages, sizes[0], tuple(values.dtype)), options
+  if values.what == 'largest':
+    options = {'targets': values.target, 'backbones': values.backbones}
+    return (stages, values.dtype[0]), options
   budget = {'n_iter': values.n_iter, 'n_queries': values.n_queries}
   return (values.workdir, values.images, sizes[0]), repeats | budget
 

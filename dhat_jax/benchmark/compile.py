@@ -150,11 +150,12 @@ def bound_seconds(
 ) -> dict[str, float]:
   """Returns the times that a program cannot fall below at published peaks.
 
-  'arithmetic' is the traced operations at the chip's bfloat16 peak, 'memory'
-  the kernels' reads and writes at its bandwidth.
+  'arithmetic' is the operations at the chip's bfloat16 peak: those that a stage
+  needs, of other programs those that were traced. 'memory' is the kernels'
+  reads and writes at its bandwidth.
   """
   return {
-    'arithmetic': row['flops'] / chip.peak,
+    'arithmetic': (row['needed_flops'] or row['flops']) / chip.peak,
     'memory': row['traffic_bytes'] / chip.bandwidth,
   }
 
@@ -214,7 +215,7 @@ def run(
     ValueError: a target or program that does not exist, a batch that does not
       divide; a compiler that is not installed.
   """
-  parsed = [compile_targets.parse(target) for target in targets]
+  parsed = compile_targets.parse_all(targets)
   names = check_programs(programs)
   for target in parsed:
     check_batch_size(target, batch_size)

@@ -11,7 +11,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -116,6 +116,19 @@ class Target:
       yield
 
 
+def parse_all(texts: Sequence[str]) -> list[Target]:
+  """Reads one or more targets.
+
+  Raises:
+    ValueError: none, or see `parse`.
+  """
+  if not texts:
+    raise ValueError(
+      f'--target: got nothing, expected one or more, as {_EXAMPLES}'
+    )
+  return [parse(text) for text in texts]
+
+
 def parse(text: str) -> Target:
   """Reads a target, CHIP:TOPOLOGY.
 
@@ -134,23 +147,26 @@ def parse(text: str) -> Target:
   return Target(text, chip, tuple(map(int, topology.split('x'))))
 
 
-def missing(target: Target) -> str | None:
+def is_installed(module: str) -> bool:
+  """Whether a module could be imported."""
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # of its package
+    return False
+
+
+def missing(
+  target: Target, is_installed: Callable[[str], bool] = is_installed
+) -> str | None:
   """Returns what is not installed for a target, in one line, or None."""
   modules, extra = _WHEELS[target.chip.platform]
-  absent = [name for name in modules if not _is_installed(name)]
+  absent = [name for name in modules if not is_installed(name)]
   if absent:
     return (
       f'--target={target.name}: got no {absent[0]}, expected the extra '
       f"{extra}: pip install 'dhat_jax[{extra}]'"
     )
   return None
-
-
-def _is_installed(name: str) -> bool:
-  try:
-    return importlib.util.find_spec(name) is not None
-  except ModuleNotFoundError:  # of its package
-    return False
 
 
 def prepare() -> None:
