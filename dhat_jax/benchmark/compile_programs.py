@@ -29,8 +29,6 @@ EVALUATION = 'evaluation'
 # What --programs chooses from: the training steps, the step of the evaluation
 # that its attacks along gradients share, and the attacks of AutoAttack.
 NAMES = (TRAINING, EVALUATION, *checks.NAMES)
-# AutoAttack multiplies in float32, whatever a device does by default.
-_PRECISION = 'highest'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,31 +74,22 @@ def _batch(images: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
   }
 
 
-def _mapped(
-  function: Callable,
+def _lowered(
+  mapped: Callable,
   arguments: Sequence[Any],
   axes: Sequence[int | None],
-  targets: Sequence[Any],
-  donated: tuple[int, ...] = (),
+  count: int,
 ) -> Callable[[], Any]:
-  """Returns () -> the function lowered for all devices.
+  """Returns () -> a mapped function, lowered.
 
   Args:
-    function: of one replica.
+    mapped: over devices.
     arguments: shapes of one replica's.
     axes: 0 for arguments that every device has its own of, else None.
-    targets: the devices.
-    donated: places of arguments whose memory the results take over.
+    count: number of devices.
   """
-  mapped = jax.pmap(
-    function,
-    axis_name=devices.AXIS,
-    in_axes=tuple(axes),
-    devices=targets,
-    donate_argnums=donated,
-  )
   stacked = [
-    shaped(argument, len(targets)) if axis == 0 else shaped(argument)
+    shaped(argument, count) if axis == 0 else shaped(argument)
     for argument, axis in zip(arguments, axes, strict=True)
   ]
   return lambda: mapped.lower(*stacked)
@@ -143,7 +132,12 @@ def training_step(
     kind=TRAINING,
     dtype=config.model.dtype,
     images=images,
-    trace=_mapped(stage.step, arguments, (0, 0), targets, donated=(0,)),
+    trace=_lowered(
+      devices.mapped_train_step(stage.step, targets),
+      arguments,
+      (0, 0),
+      len(targets),
+    ),
     flops=_count(stage.step, arguments, len(targets)),
     gradients=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained)),
     state_leaves=len(jax.tree.leaves(state)),
@@ -193,12 +187,16 @@ def evaluation_step(
     jax.ShapeDtypeStruct((), jnp.int32),
     settings,
   )
+  axes = 0, 0, None, None, None
+  mapped = devices.mapped_eval_step(
+    evaluator.full_precision(step), axes, targets
+  )
   return Program(
     name=EVALUATION,
     kind=EVALUATION,
     dtype=config.evaluation.dtype,
     images=images,
-    trace=_mapped(step, arguments, (0, 0, None, None, None), targets),
+    trace=_lowered(mapped, arguments, axes, len(targets)),
     flops=_count(step, arguments, len(targets)),
   )
 
@@ -229,15 +227,14 @@ def attack_pass(
   )
   images = batch_size, *from_config.image_shape(config)
 
+  @evaluator.full_precision
   def run(variables, *batch):
-    attack = passes.make_attack(
+    return passes.make_attack(
       name,
       lambda inputs: net.apply(variables, inputs).select(output),
       norm=config.evaluation.norm,
       budget=Budget(),
-    )
-    with jax.default_matmul_precision(_PRECISION):
-      return attack(*batch)
+    )(*batch)
 
   pixels = jax.ShapeDtypeStruct(images, jnp.float32)
   whole = jax.ShapeDtypeStruct(images[:1], jnp.int32)
@@ -249,11 +246,17 @@ def attack_pass(
     jax.ShapeDtypeStruct((), jnp.int32),
     jax.ShapeDtypeStruct((), jnp.float32),
   )
+  axes = 0, *passes.ATTACK_AXES
   return Program(
     name=name,
     kind='attack',
     dtype='float32',
     images=images,
-    trace=_mapped(run, arguments, (0, *passes.ATTACK_AXES), targets),
+    trace=_lowered(
+      devices.mapped_eval_step(run, axes, targets),
+      arguments,
+      axes,
+      len(targets),
+    ),
     flops=_count(run, arguments, len(targets)),
   )
