@@ -191,7 +191,9 @@ def _measure(
 
   def as_document(measured: dict[str, Any]) -> dict[str, Any]:
     body = {'what': values.what, 'config': config.name, **options, **measured}
-    command = shlex.join(['python', '-m', 'dhat_jax.benchmark', *argv[1:]])
+    # What begins anew gets the same as what went on.
+    words = [word for word in argv[1:] if word != '--resume']
+    command = shlex.join(['python', '-m', 'dhat_jax.benchmark', *words])
     return documents.document('benchmark', body, command=command)
 
   progress = {}

@@ -58,8 +58,9 @@ class Chip:
     platform: 'gpu' or 'tpu'.
     dimensions: of its topology.
     memory_bytes: main memory per device.
-    peak: operations per second in bfloat16, dense.
-    bandwidth: bytes per second of the main memory.
+    peak: operations per second and device in bfloat16, dense.
+    bandwidth: bytes per second and device of the main memory.
+    devices: of a chip, as its compiler divides it.
   """
 
   platform: str
@@ -67,6 +68,7 @@ class Chip:
   memory_bytes: int
   peak: float
   bandwidth: float
+  devices: int = 1
 
   @property
   def usable_bytes(self) -> int:
@@ -77,7 +79,7 @@ class Chip:
 
 CHIPS = {
   'h100': Chip('gpu', 1, 84_929_347_584, 989e12, 3.35e12),
-  'v4': Chip('tpu', 3, 32 * 2**30, 275e12, 1.2e12),
+  'v4': Chip('tpu', 3, 16 * 2**30, 137.5e12, 0.6e12, devices=2),
   'v5e': Chip('tpu', 2, 16 * 2**30, 197e12, 0.82e12),
   'v5p': Chip('tpu', 3, 95 * 2**30, 459e12, 2.77e12),
   'v6e': Chip('tpu', 2, 32 * 2**30, 918e12, 1.64e12),
@@ -86,6 +88,12 @@ CHIPS = {
 _WHEELS = {
   'gpu': (('jax_plugins.xla_cuda12', 'nvidia.cuda_nvcc'), 'compile-gpu'),
   'tpu': (('libtpu',), 'compile-tpu'),
+}
+# Other processes may compile too; nothing asks who the TPU's hosts are.
+_LIBTPU = {
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
 }
 _EXAMPLES = 'h100:1, h100:2, v5e:2x2, v6e:2x2, v4:2x2x1, v5p:2x2x1'
 
@@ -107,7 +115,7 @@ class Target:
   @property
   def num_devices(self) -> int:
     """Number of devices."""
-    return math.prod(self.sides)
+    return math.prod(self.sides) * self.chip.devices
 
   @contextlib.contextmanager
   def tracing(self) -> Iterator[None]:
@@ -172,8 +180,8 @@ def missing(
 def prepare() -> None:
   """Keeps JAX on the CPU; call it before JAX starts."""
   jax.config.update('jax_platforms', 'cpu')
-  # Other processes may compile too.
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  for name, value in _LIBTPU.items():
+    os.environ.setdefault(name, value)
 
 
 def devices(target: Target) -> list[Any]:
@@ -209,7 +217,7 @@ def _topology(target: Target) -> Any:
   return topologies.get_topology_desc(
     platform='tpu',
     topology_name=target.name,
-    **(alone if target.num_devices == 1 else {}),
+    **(alone if math.prod(target.sides) == 1 else {}),
   )
 
 
