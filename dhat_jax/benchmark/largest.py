@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -215,14 +215,38 @@ def run(
   devices = {n: compile_targets.devices(each) for n, each in parsed.items()}
   compilers = compile_targets.versions(list(parsed.values()))
   rows = list(done)
-  for problem in listed:
-    usable = problem.target.chip.usable_bytes
-    while size := next_size(list(filter(problem.is_of, rows)), usable):
-      row = probe(config, problem, size, devices[problem.target.name])
+  for name, target in parsed.items():
+    ours = [problem for problem in listed if problem.target == target]
+    for problem, size in _turns(ours, rows):
+      row = probe(config, problem, size, devices[name])
       rows.append(row)
       save({'compilers': compilers, 'rows': rows})
       report(_line(row))
   return {'compilers': compilers, 'rows': rows}
+
+
+def _turns(
+  problems: Sequence[Problem], rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Problem, int]]:
+  """Yields what is compiled next: for the problem with the fewest sizes.
+
+  So that a search which is stopped early has a size for all of them.
+
+  Args:
+    problems: of one target.
+    rows: those of `probe`; the caller appends each new one.
+  """
+  while True:
+    waiting = []
+    for problem in problems:
+      known = [row for row in rows if problem.is_of(row)]
+      size = next_size(known, problem.target.chip.usable_bytes)
+      if size is not None:
+        waiting.append((len(known), problem, size))
+    if not waiting:
+      return
+    _, problem, size = min(waiting, key=lambda entry: entry[0])
+    yield problem, size
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -243,9 +267,9 @@ def table(measured: Mapping[str, Any]) -> str:
     'dtype',
     'at 128, GiB',
     'per image more, MiB',
-    'largest batch that compiled',
+    'largest that was compiled',
     'its memory, GiB',
-    'next size',
+    'larger ones',
   )
   names = 'backbone', 'stage', 'target', 'dtype'
   groups: dict[tuple, list[Mapping[str, Any]]] = {}
@@ -273,8 +297,12 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _next(by_size: Mapping[int, Mapping[str, Any]], largest: int) -> str:
-  """Says what is known of larger sizes than the largest that compiled."""
+  """Says what is known of larger sizes than the largest that fits."""
+  rows = list(by_size.values())
   larger = sorted(size for size in by_size if size > largest)
+  if not larger and len([row for row in rows if row['bytes']]) > 1:
+    chip = compile_targets.parse(rows[0]['target']).chip
+    return f'{predict(rows, chip.usable_bytes)} predicted, not compiled'
   if not larger:
     return 'not compiled'
   size = larger[0]

@@ -96,6 +96,36 @@ def test_table():
   assert cells[4:] == ['20.00', '', 'less than 128', '', '128 needs 20.0 GiB']
 
 
+def test_a_size_that_was_only_predicted_is_named():
+  *_, line = largest.table({'rows': [row(128, 2), row(256, 3)]}).splitlines()
+  # 2 + 57.32 GiB of the 59.32 GiB that count, 128 images for each.
+  assert line.endswith('| 7424 predicted, not compiled |')
+  *_, line = largest.table({'rows': [row(128, 2)]}).splitlines()
+  assert line.endswith(' not compiled |')
+
+
+def test_problems_take_turns():
+  config = cifar10.get_config()
+  listed = largest.problems(
+    config,
+    ('main_head', 'aggregator'),
+    'bfloat16',
+    targets=('h100:1',),
+    backbones=('wrn16_4',),
+  )
+  rows, order = [row(128, 2)], []
+  for problem, size in largest._turns(listed, rows):
+    order.append((problem.stage, size))
+    rows.append({**row(size, size / 2), **problem.key})
+    if len(order) == 3:
+      break
+  assert order == [
+    ('aggregator', 128),
+    ('main_head', 256),
+    ('aggregator', 256),
+  ]
+
+
 def test_one_device_is_asked_for():
   with pytest.raises(ValueError, match=r"got 'h100:2', expected one device"):
     largest.run(
