@@ -13,19 +13,33 @@ r"""Measures speed on this machine.
 --what=autoattack   AutoAttack's attacks against pyautoattack's, taking turns.
                     With --workdir on a trained run and its test images;
                     without it on random ones, on which nothing breaks.
+--what=compile      What the compilers for TPUs and GPUs make of the programs:
+                    training steps, evaluation, passes of AutoAttack. Runs
+                    nothing and needs no accelerator, but --target=h100:2 the
+                    extra [compile-gpu], --target=v5e:2x2 [compile-tpu].
+--what=largest      The largest batch per device that the memory of --target's
+                    one device holds, for each stage and --backbones.
 
-The last two need the PyTorch originals: pip install 'dhat_jax[oracle]'.
+Two need the PyTorch originals, peer and autoattack: pip install
+'dhat_jax[oracle]'.
 
 --stage=NAME        One stage; default: all of the config.
 --batch_size=64     Comma-separated for several (training).
 --dtype=float32     Of the network, comma-separated for several (training).
+--target=h100:2     Chip and topology, comma-separated for several (compile,
+                    largest).
+--backbones=NAME    In place of the config's, comma-separated (largest).
+--programs=training Of compile: training, evaluation, apgd-ce, apgd-dlr, apgd-t,
+                    fab, fab-t, square; comma-separated; default: all.
 --images=256        Images that are attacked.
 --n_iter=100        Iterations of APGD and FAB.
 --n_queries=5000    Queries of Square.
 --steps=300         Steps of --what=pipeline.
 --repeats=5         Timed calls.
 --cpu_devices=N     Simulated CPU devices.
---out=FILE.json     Keeps what was measured.
+--out=FILE.json     Keeps what was measured; of compile and largest after each
+                    program.
+--resume            Goes on with --out: what it holds is not compiled again.
 --json              Prints one JSON line last: what was measured; of a single
                     training step its row alone.
 """
@@ -41,7 +55,17 @@ from absl import flags
 
 from dhat_jax.runtime import cli
 
-WHAT = ('training', 'pipeline', 'scaling', 'peer', 'autoattack')
+WHAT = (
+  'training',
+  'pipeline',
+  'scaling',
+  'peer',
+  'autoattack',
+  'compile',
+  'largest',
+)
+# What takes long enough to be stored piece by piece.
+RESUMABLE = ('compile', 'largest')
 INTEGERS = {
   'images': 256,
   'n_iter': 100,
@@ -58,9 +82,13 @@ def _parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_string('stage', None, 'Stage.', **define)
   cli.define_path(values, 'workdir', 'Trained run.')
   cli.define_path(values, 'out', 'JSON file to write.')
+  flags.DEFINE_bool('resume', False, 'Goes on with --out.', **define)
   flags.DEFINE_bool('json', False, 'JSON as the last line.', **define)
   flags.DEFINE_list('batch_size', ['64'], 'Batch sizes.', **define)
   flags.DEFINE_list('dtype', ['float32'], 'Precisions.', **define)
+  flags.DEFINE_list('target', [], 'What is compiled for.', **define)
+  flags.DEFINE_list('backbones', [], 'Networks that are compared.', **define)
+  flags.DEFINE_list('programs', [], 'What is compiled.', **define)
   for name, default in INTEGERS.items():
     flags.DEFINE_integer(name, default, '', lower_bound=1, **define)
   flags.DEFINE_integer('cpu_devices', None, '', lower_bound=1, **define)
@@ -95,6 +123,54 @@ def _check_config(values: flags.FlagValues) -> None:
     arguments.one_of('--dtype', dtype, DTYPES)
 
 
+def _arguments(
+  values: flags.FlagValues, argv: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+  """Returns what a measurement's `run` takes: (positions, options)."""
+  config = values.config
+  stages = (values.stage,) if values.stage else tuple(config.stages)
+  sizes = tuple(int(size) for size in values.batch_size)
+  repeats = {'repeats': values.repeats}
+  if values.what == 'training':
+    return (stages, sizes, tuple(values.dtype)), repeats
+  if values.what == 'pipeline':
+    return (stages, sizes[0]), {'num_steps': values.steps}
+  if values.what == 'scaling':
+    return (stages[0], sizes[0], argv[1:]), repeats
+  if values.what == 'peer':
+    return (stages, sizes[0]), repeats
+  if values.what == 'compile':
+    options = {'targets': values.target, 'programs': values.programs}
+    return (stages, sizes[0], tuple(values.dtype)), options
+  if values.what == 'largest':
+    options = {'targets': values.target, 'backbones': values.backbones}
+    return (stages, values.dtype[0]), options
+  budget = {'n_iter': values.n_iter, 'n_queries': values.n_queries}
+  return (values.workdir, values.images, sizes[0]), repeats | budget
+
+
+def _previous(values: flags.FlagValues) -> list[dict[str, Any]]:
+  """Returns the rows that --resume goes on with."""
+  from dhat_jax.runtime import documents
+
+  if not values.resume:
+    return []
+  if values.what not in RESUMABLE or not values.out:
+    raise ValueError(
+      f'--resume: got --what={values.what} and --out={values.out}, expected '
+      f'one of {RESUMABLE} and a file'
+    )
+  if not os.path.exists(values.out):
+    return []
+  document = documents.read(values.out)
+  if document.get('what') != values.what:
+    raise ValueError(
+      f'--resume: got {values.out} of {document.get("what")!r}, expected '
+      f'{values.what!r}'
+    )
+  return document['rows']
+
+
 def _measure(
   values: flags.FlagValues, argv: list[str]
 ) -> tuple[dict[str, Any], str]:
@@ -102,33 +178,37 @@ def _measure(
   # JAX reads its flags when it starts.
   from dhat_jax.runtime import documents, processes
 
+  if values.what in RESUMABLE:
+    from dhat_jax.benchmark import compile_targets
+
+    compile_targets.prepare()
   processes.initialize(cpu_devices=values.cpu_devices)
   from dhat_jax.benchmark import timing
 
   config = values.config
   _check_config(values)
-  stages = (values.stage,) if values.stage else tuple(config.stages)
-  sizes = tuple(int(size) for size in values.batch_size)
-  options = {'repeats': values.repeats}
-  if values.what == 'training':
-    arguments = stages, sizes, tuple(values.dtype)
-  elif values.what == 'pipeline':
-    arguments, options = (stages, sizes[0]), {'num_steps': values.steps}
-  elif values.what == 'scaling':
-    arguments = stages[0], sizes[0], argv[1:]
-  elif values.what == 'peer':
-    arguments = stages, sizes[0]
-  else:
-    arguments = values.workdir, values.images, sizes[0]
-    options |= {'n_iter': values.n_iter, 'n_queries': values.n_queries}
+  positions, options = _arguments(values, argv)
+
+  def as_document(measured: dict[str, Any]) -> dict[str, Any]:
+    body = {'what': values.what, 'config': config.name, **options, **measured}
+    # What begins anew gets the same as what went on.
+    words = [word for word in argv[1:] if word != '--resume']
+    command = shlex.join(['python', '-m', 'dhat_jax.benchmark', *words])
+    return documents.document('benchmark', body, command=command)
+
+  progress = {}
+  if values.what in RESUMABLE:
+    progress['done'] = _previous(values)
+    if values.out:
+      progress['save'] = lambda measured: documents.write(
+        values.out, as_document(measured)
+      )
   module = importlib.import_module(f'dhat_jax.benchmark.{values.what}')
   with timing.no_compilation_cache():
-    measured = module.run(config, *arguments, **options, report=_say)
-  document = documents.document(
-    'benchmark',
-    {'what': values.what, 'config': config.name, **options, **measured},
-    command=shlex.join(['python', '-m', 'dhat_jax.benchmark', *argv[1:]]),
-  )
+    measured = module.run(
+      config, *positions, **options, **progress, report=_say
+    )
+  document = as_document(measured)
   return document, module.table(document)
 
 

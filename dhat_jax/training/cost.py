@@ -59,10 +59,16 @@ def count(function: Any, *args: Any) -> int:
     function: to be traced, not run.
     *args: arrays, or `jax.ShapeDtypeStruct`.
   """
-  closed = jax.make_jaxpr(function)(*args)
+  return count_traced(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def count_traced(jaxpr: Any) -> int:
+  """Returns the multiply-adds of a traced function, as `count` does.
+
+  A loop counts as often as it runs; one whose end is traced counts once.
+  """
   return sum(
-    times * _multiplications(equation)
-    for equation, times in _equations(closed.jaxpr)
+    times * _multiplications(equation) for equation, times in _equations(jaxpr)
   )
 
 

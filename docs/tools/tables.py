@@ -79,6 +79,9 @@ def benchmark_table(document: Mapping[str, Any], view: str) -> list[str]:
     document['machine'], packages=('jax', 'torch', 'pyautoattack')
   )
   caption = f'Measured on {machine}'
+  if 'compilers' in document:  # nothing ran on what it is about
+    versions = [f'{n} {v}' for n, v in document['compilers'].items()]
+    caption = ', '.join([f'Compiled on {machine}', *versions])
   if 'repeats' in document:
     caption += f'; medians of {document["repeats"]}'
   return [module.table(document), '', f'{caption}.']

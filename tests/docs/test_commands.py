@@ -27,7 +27,7 @@ def check_command(words):
     setup = configparser.ConfigParser()
     setup.read(ROOT / 'setup.cfg')
     assert words[1:3] == ['install', '-e']
-    (extras,) = re.fullmatch(r'\.(?:\[([\w,]+)\])?', words[3]).groups()
+    (extras,) = re.fullmatch(r'\.(?:\[([\w,-]+)\])?', words[3]).groups()
     assert not extras or set(extras.split(',')) <= set(
       setup['options.extras_require']
     )

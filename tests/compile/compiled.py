@@ -1,0 +1,38 @@
+"""Programs compiled for accelerators that are not there, in another process.
+
+The command is the user's; a process of its own because JAX must not have
+started with the flags of the other tests.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dhat_jax.benchmark import compile_targets
+from dhat_jax.runtime import documents
+
+
+def skip_without(target):
+  """Skips the tests of a file where the target's compiler is missing."""
+  problem = compile_targets.missing(compile_targets.parse(target))
+  if problem:
+    pytest.skip(problem, allow_module_level=True)
+
+
+@functools.cache
+def rows(folder, *arguments):
+  """Compiles; returns {program: row}."""
+  path = folder / 'compiled.json'
+  env = {key: v for key, v in os.environ.items() if key != 'XLA_FLAGS'}
+  command = [sys.executable, '-m', 'dhat_jax.benchmark', '--what=compile']
+  process = subprocess.run(
+    [*command, *arguments, f'--out={path}'],
+    capture_output=True,
+    env=env,
+    text=True,
+  )
+  assert process.returncode == 0, process.stderr[-2000:]
+  return {row['program']: row for row in documents.read(str(path))['rows']}

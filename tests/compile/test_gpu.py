@@ -1,0 +1,98 @@
+"""Two H100: every training step and every attack of AutoAttack compiles."""
+
+import pytest
+
+from dhat_jax.attacks.autoattack import checks
+from dhat_jax.training.stages import roles
+from tests.compile import compiled
+
+pytestmark = pytest.mark.compile
+compiled.skip_without('h100:2')
+
+STAGES = list(roles())
+BATCH = 128  # per device
+# Temporaries, MiB: a quarter more than they were, 555, 272, 218.
+MOST_TEMPORARIES = {'main_head': 690, 'second_head': 340, 'aggregator': 275}
+# Batch norms of WRN-16-4 in the trained parts, each in two forward passes; the
+# compiler sums the gradients of both passes at once.
+BATCH_NORMS = {'main_head': 13, 'second_head': 9, 'aggregator': 2}
+
+
+@pytest.fixture(scope='module')
+def rows(tmp_path_factory):
+  return compiled.rows(
+    tmp_path_factory.mktemp('gpu'),
+    '--config=configs/cifar10.py:trades_wrn16_4',
+    '--target=h100:2',
+    f'--batch_size={2 * BATCH}',
+    '--dtype=bfloat16',
+  )
+
+
+def test_every_program_compiles(rows):
+  assert list(rows) == [*STAGES, 'evaluation', *checks.NAMES]
+  for name, row in rows.items():
+    assert 'error' not in row, (name, row)
+    assert row['compile_seconds'] > 0
+
+
+def test_nothing_moves_between_device_and_host(rows):
+  for name, row in rows.items():
+    assert row['transfers'] == [], name
+
+
+def test_every_convolution_has_its_channels_last(rows):
+  for name, row in rows.items():
+    found = row['convolutions']
+    assert found['number'] > 50, name
+    assert found['by_fastest'] == {'channels': found['number']}, name
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_memory(rows, stage):
+  memory = rows[stage]['memory']
+  assert 0 < memory['temporaries'] < MOST_TEMPORARIES[stage] * 2**20
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_the_state_is_donated_whole(rows, stage):
+  row = rows[stage]
+  assert row['aliases'] == row['state_leaves'] > 100
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_training_is_in_half_precision(rows, stage):
+  row = rows[stage]
+  found = row['convolutions']
+  assert found['by_dtype'] == {'bf16': found['number']}
+  assert found['float32_outside'] == []
+  # Less than one map of features: what augmentation and aggregator need.
+  assert row['float32_features']['bytes'] < 4 * BATCH * 32 * 32 * 64
+  assert row['layout_changes']['number'] == 0
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_gradients_are_summed_in_one_all_reduce(rows, stage):
+  kinds = rows[stage]['all_reduces']
+  assert kinds['gradients']['number'] == 1
+  assert kinds['batch norm']['number'] <= 3 * BATCH_NORMS[stage]
+  assert set(kinds) <= {'gradients', 'batch norm', 'other'}
+  # The number of examples.
+  assert kinds.get('other', {'bytes': 0})['bytes'] <= 8
+
+
+@pytest.mark.parametrize('attack', checks.NAMES)
+def test_attacks_sum_nothing_over_devices_and_are_in_float32(rows, attack):
+  row = rows[attack]
+  assert row['all_reduces'] == {}
+  found = row['convolutions']
+  assert found['by_dtype'] == {'f32': found['number']}
+  assert row['loops'] >= 1
+
+
+def test_sorts_and_gathers_of_the_attacks(rows):
+  # The target classes: those with the largest logits.
+  assert rows['apgd-t']['sorts'] >= 1
+  assert rows['fab-t']['sorts'] >= 1
+  for attack in checks.NAMES:
+    assert rows[attack]['gathers'] >= 1, attack
