@@ -16,9 +16,9 @@ from dhat_jax import arguments
 from dhat_jax.attacks.balls import is_right
 from dhat_jax.datasets.batches import prepare
 from dhat_jax.losses import Loss
-from dhat_jax.models.layers import UNIT
 from dhat_jax.models.outputs import Outputs
 from dhat_jax.runtime import devices, streams
+from dhat_jax.training.remat import rematerialised
 from dhat_jax.training.state import TrainState, check_parts, split_parts
 
 Metrics = dict[str, tuple[chex.Array, chex.Array]]
@@ -112,26 +112,6 @@ def loss_and_statistics(
     {name: jnp.sum(value * mask) for name, value in diagnostics.items()},
     batch_stats,
   )
-
-
-def rematerialised(loss_fn: Callable) -> Callable:
-  """Returns a loss whose gradient computes most of the forward pass twice.
-
-  Stored are the outputs of a network's units (`layers.UNIT`) and what is
-  summed over the replicas; the rest is computed again where the backward pass
-  needs it. Values and gradients are the same, up to rounding.
-
-  Args:
-    loss_fn: of the trained parameters, and more.
-  """
-  units = jax.checkpoint_policies.save_only_these_names(UNIT)
-
-  def is_stored(primitive, *args, **params):
-    return primitive.name.startswith('psum') or units(
-      primitive, *args, **params
-    )
-
-  return jax.checkpoint(loss_fn, policy=is_stored)
 
 
 def update(
