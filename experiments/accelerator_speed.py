@@ -1,6 +1,7 @@
 """How fast training steps and AutoAttack are, beside PyTorch where it is."""
 
 import copy
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,6 +138,7 @@ def measure_autoattack(
   tf32: bool,
   images: int,
   repeats: int,
+  budget: Budget = BUDGET,
 ) -> dict[str, Any]:
   """Times one of AutoAttack's attacks, in turns with pyautoattack.
 
@@ -146,6 +148,7 @@ def measure_autoattack(
     tf32: whether both sides may round float32 to TF32; else they do not.
     images: how many are attacked.
     repeats: timed runs of each side.
+    budget: of both sides.
 
   Returns:
     The row of `autoattack.compare`.
@@ -161,7 +164,7 @@ def measure_autoattack(
       (name,),
       problem,
       torch_net,
-      BUDGET,
+      budget,
       min(images, IMAGES),
       repeats,
       device=device,
@@ -171,7 +174,13 @@ def measure_autoattack(
     f'here {row["ours"]["median"]:.2f} s, pyautoattack {row["ratio"]:.2f} x, '
     f'compiled in {row["compile_seconds"]:.0f} s'
   )
-  return {**row, 'images': images, 'tf32': tf32, 'line': line}
+  return {
+    **row,
+    'images': images,
+    'tf32': tf32,
+    'budget': dataclasses.asdict(budget),
+    'line': line,
+  }
 
 
 def _estimate(

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.runtime import config_file, documents
 from experiments import (
   accelerator,
@@ -272,7 +273,12 @@ def test_autoattack_beside_the_original():
   pytest.importorskip('pyautoattack')
   config = config_file.read('configs/digits.py')
   row = accelerator_speed.measure_autoattack(
-    config, 'square', tf32=True, images=3, repeats=1
+    config,
+    'square',
+    tf32=True,
+    images=3,
+    repeats=1,
+    budget=Budget(n_iter=2, n_queries=5, n_targets=2),
   )
   assert row['robust'] == {'ours': 3, 'theirs': 3}
   assert row['tf32']
