@@ -256,7 +256,6 @@ def table(measured: Mapping[str, Any]) -> str:
     'all-reduced, MB',
     'convolutions',
     'channels last',
-    'TFLOP',
     'arithmetic at least, ms',
     'memory traffic at least, ms',
   )
@@ -269,7 +268,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
   """Formats a row of `measure`; all numbers are per device."""
   if 'error' in row:
     size = row['batch_size'] // row['devices']
-    reason = 'does not compile', *[''] * 10
+    reason = 'does not compile', *[''] * 9
     return row['target'], row['program'], size, row['dtype'], *reason
   memory, found = row['memory'], row['convolutions']
   reduces = row['all_reduces'].values()
@@ -288,7 +287,6 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     f'{sum(each["bytes"] for each in reduces) / 1e6:.1f}',
     str(found['number']),
     f'{100 * last:.0f} %',
-    f'{row["flops"] / 1e12:.2f}',
     f'{1e3 * row["bound_seconds"]["arithmetic"]:.2f}',
     f'{1e3 * row["bound_seconds"]["memory"]:.2f}',
   )

@@ -28,8 +28,8 @@ STEP = 128
 SAMPLES = (STEP, 2 * STEP)
 # Compiled sizes around the predicted one, before the search gives up.
 MOST_PROBES = 4
-# The TPU's compiler takes minutes; with less effort it takes a third, and its
-# programs need more memory.
+# The TPU's compiler takes minutes; with less effort it takes half of them, and
+# its programs need more memory.
 _OPTIONS = {'gpu': None, 'tpu': {'exec_time_optimization_effort': -1.0}}
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -261,9 +261,9 @@ def _line(row: Mapping[str, Any]) -> str:
 def table(measured: Mapping[str, Any]) -> str:
   """Returns the Markdown table of what `run` returns."""
   headers = (
+    'target',
     'network',
     'stage',
-    'target',
     'dtype',
     'at 128, GiB',
     'per image more, MiB',
@@ -271,11 +271,16 @@ def table(measured: Mapping[str, Any]) -> str:
     'its memory, GiB',
     'larger ones',
   )
-  names = 'backbone', 'stage', 'target', 'dtype'
+  names = 'target', 'backbone', 'stage', 'dtype'
   groups: dict[tuple, list[Mapping[str, Any]]] = {}
   for row in measured['rows']:
     groups.setdefault(tuple(row[name] for name in names), []).append(row)
-  lines = [(*key, *_cells(rows)) for key, rows in groups.items()]
+  seen = [[key[n] for key in groups] for n in range(len(names))]
+  keys = sorted(
+    groups,
+    key=lambda key: [seen[n].index(value) for n, value in enumerate(key)],
+  )
+  lines = [(*key, *_cells(groups[key])) for key in keys]
   return documents.markdown_table(headers, lines, left=4)
 
 

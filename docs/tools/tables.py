@@ -75,13 +75,14 @@ def benchmark_table(document: Mapping[str, Any], view: str) -> list[str]:
   """Returns the table of what `dhat_jax.benchmark` measured, with caption."""
   del view
   module = importlib.import_module(f'dhat_jax.benchmark.{document["what"]}')
+  compilers = document.get('compilers', {})
   machine = provenance.describe(
-    document['machine'], packages=('jax', 'torch', 'pyautoattack')
+    document['machine'],
+    packages=('jax',) if compilers else ('jax', 'torch', 'pyautoattack'),
   )
-  caption = f'Measured on {machine}'
-  if 'compilers' in document:  # nothing ran on what it is about
-    versions = [f'{n} {v}' for n, v in document['compilers'].items()]
-    caption = ', '.join([f'Compiled on {machine}', *versions])
+  versions = [f'{name} {version}' for name, version in compilers.items()]
+  verb = 'Compiled' if compilers else 'Measured'
+  caption = ', '.join([f'{verb} on {machine}', *versions])
   if 'repeats' in document:
     caption += f'; medians of {document["repeats"]}'
   return [module.table(document), '', f'{caption}.']

@@ -89,11 +89,32 @@ def test_table():
   first, second = largest.table({'rows': rows}).splitlines()[2:]
   cells = [cell.strip() for cell in first.strip('|').split('|')]
   assert cells == [
-    *('wrn16_4', 'main_head', 'h100:1', 'bfloat16'),
+    *('h100:1', 'wrn16_4', 'main_head', 'bfloat16'),
     *('2.00', '8.0', '1408', '12.0', '1536 needs 13.0 GiB'),
   ]
   cells = [cell.strip() for cell in second.strip('|').split('|')]
+  assert cells[2] == 'aggregator'
   assert cells[4:] == ['20.00', '', 'less than 128', '', '128 needs 20.0 GiB']
+
+
+def test_rows_of_one_network_stand_together():
+  rows = [
+    {**row(128, 2), 'target': target, 'backbone': backbone}
+    for backbone, target in (
+      ('wrn16_4', 'h100:1'),
+      ('wrn16_4', 'v5e:1x1'),
+      ('resnet18', 'h100:1'),
+      ('resnet18', 'v5e:1x1'),
+    )
+  ]
+  lines = largest.table({'rows': rows}).splitlines()[2:]
+  cells = [line.split('|') for line in lines]
+  assert [(cell[1].strip(), cell[2].strip()) for cell in cells] == [
+    ('h100:1', 'wrn16_4'),
+    ('h100:1', 'resnet18'),
+    ('v5e:1x1', 'wrn16_4'),
+    ('v5e:1x1', 'resnet18'),
+  ]
 
 
 def test_a_size_that_was_only_predicted_is_named():
