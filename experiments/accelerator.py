@@ -74,13 +74,13 @@ def _define_train(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--config', default='configs/cifar10.py:trades_resnet18')
   parser.add_argument('--dtype', default='bfloat16', help='of the network')
   parser.add_argument(
-    '--epochs', type=float, default=6, help="the main head's; 100 as published"
+    '--epochs', type=float, default=3, help="the main head's; 100 as published"
   )
   for name, default, text in (
     ('batch_size', 128, 'of all stages'),
     ('train_images', 0, 'that train'),
-    ('test_images', 2000, 'that PGD attacks'),
-    ('autoattack_images', 500, 'that AutoAttack attacks'),
+    ('test_images', 1000, 'that PGD attacks'),
+    ('autoattack_images', 250, 'that AutoAttack attacks'),
     ('pgd_steps', 40, 'of PGD'),
     ('n_iter', 100, "of AutoAttack's APGD and FAB"),
     ('n_queries', 5000, "of AutoAttack's Square"),

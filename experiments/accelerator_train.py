@@ -28,6 +28,8 @@ from experiments.runs import Entry, Run
 PUBLISHED_EPOCHS = 100  # of the main head
 # What saves the last steps and ends the process takes this long.
 SAVING_SECONDS = 20
+# Of the evaluation: AutoAttack fills up the last batch of what still resists.
+BATCH_SIZE = 128
 # Outputs that AutoAttack is made against: one more each time.
 LEVELS = (
   (),
@@ -119,7 +121,7 @@ def make_config(
     sweep_epsilons_255=(),
     loss_steps=(),
     audit=False,
-    batch_size=min(250, options.test_images or 250),
+    batch_size=BATCH_SIZE,
     autoattack_images=options.autoattack_images,
     autoattack_n_iter=options.n_iter,
     autoattack_queries=options.n_queries,

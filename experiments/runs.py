@@ -270,7 +270,9 @@ def _shown(arguments: list[str]) -> list[str]:
     if argument.startswith('--data_dir=')
     else argument
     for argument in arguments
-    if not argument.startswith(('--workdir=', '--json=', '--out='))
+    if not argument.startswith(
+      ('--workdir=', '--json=', '--out=', '--seconds=')
+    )
   ]
 
 
