@@ -327,7 +327,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         'of peak',
         'compiling, s',
         'temporaries, GiB',
-        *(f'PyTorch {side} / here' for side in SIDES),
+        *(f'speed, here / {side}' for side in SIDES),
       ),
       steps,
       left=3,
