@@ -18,13 +18,7 @@ PHRASES = {
   r'\b(is|are|was|were) missed\b': 'what was measured',
   r'somebody else\'s (?!checkpoint)': 'another',
 }
-# Written page by page with their subject; not by a page's editor.
-OTHERS = ('performance.md', 'pmap_today.md', 'scaling.md')
-PROSE = [
-  page
-  for page in PAGES
-  if page.parent in (ROOT, DOCS) and page.name not in OTHERS
-]
+PROSE = [page for page in PAGES if page.parent in (ROOT, DOCS)]
 
 
 def prose(text):
