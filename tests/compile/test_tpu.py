@@ -36,8 +36,9 @@ def test_the_state_is_donated_whole(rows):
 
 def test_training_is_in_half_precision(rows):
   found = rows['aggregator']['convolutions']
-  assert found['number'] > 10
-  assert found['by_dtype'] == {'bf16': found['number']}
+  assert found['by_dtype']['bf16'] > 10
+  # Some products of classifier and aggregator are written as convolutions.
+  assert found['float32_outside'] == []
 
 
 def test_gradients_are_summed_in_one_all_reduce(rows):
