@@ -96,3 +96,23 @@ def test_sorts_and_gathers_of_the_attacks(rows):
   assert rows['fab-t']['sorts'] >= 1
   for attack in checks.NAMES:
     assert rows[attack]['gathers'] >= 1, attack
+
+
+def test_rematerialisation_takes_less_memory(rows, tmp_path):
+  row = compiled.rows(
+    tmp_path,
+    '--config=configs/cifar10.py:trades_wrn16_4',
+    '--config.model.remat=True',
+    '--target=h100:2',
+    '--stage=main_head',
+    '--programs=training',
+    f'--batch_size={2 * BATCH}',
+    '--dtype=bfloat16',
+  )['main_head']
+  before = rows['main_head']
+  temporaries = [r['memory']['temporaries'] for r in (row, before)]
+  assert temporaries[0] < 0.75 * temporaries[1]
+  # The convolutions are computed again, sums over the devices are not.
+  assert row['convolutions']['number'] > before['convolutions']['number']
+  sums = [r['all_reduces']['batch norm']['number'] for r in (row, before)]
+  assert sums[0] == sums[1]
