@@ -189,7 +189,13 @@ def test_local_processes_run_and_stop(tmp_path):
     *('--config=tests/helpers/tiny_run.py', f'--workdir={tmp_path}', STAGES),
     *('--config.main_head.epochs=3', SHORT[1]),
   ]
-  environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+  # The script runs `python`: this one, also where no environment is activated.
+  folders = [os.path.dirname(sys.executable), os.environ['PATH']]
+  environment = {
+    **os.environ,
+    'PATH': os.pathsep.join(folders),
+    'PYTHONUNBUFFERED': '1',
+  }
   process = subprocess.Popen(
     command,
     cwd=ROOT,
