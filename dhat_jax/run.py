@@ -145,17 +145,18 @@ def _run(
     'splits': ('test',) if evaluates else None,
   }
   may_differ = ('evaluation.',)
+  # Before the workdir is written: a mistake in the config leaves it free.
+  experiment = make_experiment(config, dataset)
   prepare_workdir(
     config, directory, may_differ=may_differ if evaluates else (), **data
   )
-  experiment = make_experiment(config, dataset)
   results = _train_and_score(config, experiment, directory, mode)
   if config.compare_with_natural:
     natural = make_natural(config)
     folder = os.path.join(directory, 'natural')
-    prepare_workdir(natural, folder, may_differ=may_differ, **data)
     # The same network: the twin is attacked by what is compiled already.
     twin = make_experiment(natural, dataset, evaluator=experiment.evaluator)
+    prepare_workdir(natural, folder, may_differ=may_differ, **data)
     scored = _train_and_score(natural, twin, folder, mode)
     results['natural'] = {key: scored[key] for key in ('accuracy', 'seconds')}
   return results

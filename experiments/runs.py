@@ -122,9 +122,9 @@ def perform(run: Run, root: str) -> dict[str, Any]:
     perform(run.source, root)
   directory = os.path.join(root, run.name)
   from_config.check(run.config)
-  with lock.held(directory):
-    prepare_workdir(run.config, directory)
-    if run.source is not None:
+  if run.source is not None:
+    with lock.held(directory):
+      prepare_workdir(run.config, directory)
       _take_over(run, root)
   return train_and_evaluate(run.config, directory)
 

@@ -175,6 +175,27 @@ def test_evaluate_mode_trains_nothing(tmp_path):
     train_and_evaluate(config, str(tmp_path), mode='evaluate')
 
 
+@pytest.mark.parametrize(
+  ('key', 'wrong', 'right', 'message'),
+  [
+    ('dataset.validation_size', 1437, 64, 'expected from 0 to 1436'),
+    ('main_head.batch_size', 2000, 64, 'expected at most the 1309 training'),
+  ],
+)
+def test_a_mistake_that_the_data_shows_leaves_the_workdir_free(
+  tmp_path, key, wrong, right, message
+):
+  workdir = tmp_path / 'run'
+  config = tiny_run.get_config(stages=('main_head',), **{key: wrong})
+  with pytest.raises(
+    ValueError, match=rf'config\.{key}: got {wrong}, {message}'
+  ):
+    train_and_evaluate(config, str(workdir))
+  assert not workdir.exists()
+  config = tiny_run.get_config(stages=('main_head',), **{key: right})
+  assert train_and_evaluate(config, str(workdir))['n_test'] == 360
+
+
 def test_single_head_is_the_plain_network(tmp_path):
   config = tiny_run.get_config(stages=('main_head',))
   results = train_and_evaluate(config, str(tmp_path))

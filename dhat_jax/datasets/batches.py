@@ -53,8 +53,8 @@ def hold_out(
   total = len(split.labels)
   if not 0 <= size < total:
     raise ValueError(
-      f'validation_size: got {size}, expected from 0 to {total - 1}, less than '
-      'the training images'
+      f'config.dataset.validation_size: got {size}, expected from 0 to '
+      f'{total - 1}, less than the training images'
     )
   if not size:
     return split, None

@@ -72,9 +72,8 @@ def test_hold_out_nothing():
 
 @pytest.mark.parametrize('size', [-1, 6, 7])
 def test_hold_out_too_much(size):
-  with pytest.raises(
-    ValueError, match=f'validation_size: got {size}, expected from 0 to 5'
-  ):
+  message = f'config.dataset.validation_size: got {size}, expected from 0 to 5'
+  with pytest.raises(ValueError, match=message):
     batches.hold_out(make_split(6), size, seed=0)
 
 
