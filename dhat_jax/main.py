@@ -18,7 +18,8 @@ Flags, in any order:
 --num_processes=N   Number of processes of the run.
 --process_id=I      Number of this process, from 0.
 --cpu_devices=N     Run on N simulated CPU devices.
---only_check_args   Check the flags and exit.
+--only_check_args   Check the flags and the config, without data and devices,
+                    and exit.
 
 Any key of the config can be overridden by a flag:
 
@@ -222,13 +223,35 @@ def workdir_of(values: flags.FlagValues) -> str:
   return os.path.join('runs', name)
 
 
+def check(config: Any, cpu_devices: int | None) -> None:
+  """Checks a config on the CPU alone, without the other processes of a run.
+
+  Args:
+    config: the run's config.
+    cpu_devices: number of simulated devices; None: that of JAX.
+
+  Raises:
+    ValueError: any mistake in the config.
+  """
+  import jax
+
+  from dhat_jax import from_config
+  from dhat_jax.runtime import backend
+
+  jax.config.update('jax_platforms', 'cpu')
+  if cpu_devices is not None:
+    backend.use_cpu(cpu_devices)
+  from_config.check(config)
+
+
 def main(argv: Sequence[str]) -> None:
   """Runs the config that the flags name; argv[0] is the program."""
   with cli.mistakes_in_one_line():
     values = parse(argv)
     directory = workdir_of(values)
-  if values.only_check_args:
-    return
+    if values.only_check_args:
+      check(values.config, values.cpu_devices)
+      return
   run(
     values.config,
     directory,

@@ -60,6 +60,18 @@ def values_of(*arguments):
       'config.main_head.lr: no such key; nearest are '
       'config.main_head.schedule.learning_rate, ',
     ),
+    (
+      [DIGITS, '--config.main_head.loss.name=tradez'],
+      "config.main_head.loss.name: got 'tradez', choices are ",
+    ),
+    (
+      [DIGITS, '--config.evaluation.attacks=("pgd40",)'],
+      "config.evaluation.attacks: got 'pgd40', choices are ",
+    ),
+    (
+      [DIGITS, '--config.model.backbone=wrn34x10'],
+      "config.model.backbone: got 'wrn34x10', choices are ",
+    ),
   ],
 )
 def test_mistakes_in_flags(arguments, message, capsys, monkeypatch):
@@ -147,9 +159,15 @@ def test_what_is_run(monkeypatch, tmp_path):
   assert (others['cpu_devices'], others['distributed']) == (3, True)
 
 
-def test_only_check_args_starts_nothing(monkeypatch):
+def test_only_check_args_starts_nothing(monkeypatch, tmp_path):
+  """Neither data nor other processes are there, and nothing is written."""
   monkeypatch.setattr(main, 'run', None)
-  run()
+  monkeypatch.chdir(tmp_path)
+  run(
+    *('--config=configs/cifar10.py', '--distributed', '--workdir=run'),
+    '--config.dataset.manual_dir=missing',
+  )
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('module', [main, convert, benchmark, report])
