@@ -43,7 +43,7 @@ def values_of(*arguments):
     (['--config=configs/cifar10.py:trades_vgg'], "variant: got 'trades_vgg'"),
     (
       [DIGITS, '--config.sed=1'],
-      'config.sed: no such key; nearest are config.',
+      'config.sed: no such key; nearest is config.seed',
     ),
     ([DIGITS, '--config.seed=x'], "config.seed: got 'x', expected an integer"),
     (['--config.seed=x'], "config.seed: got 'x', expected an integer"),

@@ -40,7 +40,15 @@ def tfds(
   cache_dir: str | None = None,
   download: bool = True,
 ) -> Source:
-  """Data sets of TFDS; the arguments are those of `tfds.load.load`."""
+  """A data set of TensorFlow Datasets.
+
+  Args:
+    name: as in TFDS.
+    data_dir: folder of a prepared data set.
+    manual_dir: folder of archives that were downloaded by hand.
+    cache_dir: folder of decoded images.
+    download: whether missing data may be downloaded.
+  """
   from dhat_jax.datasets.tfds import load
 
   return Source(
@@ -60,7 +68,7 @@ def tfds(
 def image_folder(
   *, data_dir: str | None = None, cache_dir: str | None = None
 ) -> Source:
-  """Images in folders; the arguments are those of `image_folder.load`."""
+  """Images in `<data_dir>/train/<class>/` and `test/<class>/`."""
   from dhat_jax.datasets import image_folder
 
   data_dir = image_folder.check_folder(data_dir)
@@ -76,7 +84,7 @@ def image_folder(
 def npz(
   *, data_dir: str | None = None, num_classes: int | None = None
 ) -> Source:
-  """One npz file, `data_dir`, with Keras' arrays; see `npz`."""
+  """An npz file with Keras' arrays `x_train`, `y_train`, `x_test`, `y_test`."""
   from dhat_jax.datasets import npz
 
   path = npz.check_path(data_dir)

@@ -258,6 +258,11 @@ def whole_autoattack(
 
 def _register_alone(name: str) -> None:
   """Registers one attack of AutoAttack, with one restart."""
+  runs = ', with one restart'
+  if name == 'square':
+    runs = ''
+  elif name.endswith('-t'):
+    runs = ', with one run for each target class'
 
   @register(name)
   @functools.wraps(whole_autoattack)
@@ -265,6 +270,8 @@ def _register_alone(name: str) -> None:
     options.pop('autoattack_version', None)
     whole = whole_autoattack(**options)
     return dataclasses.replace(whole, version='custom', attacks=(name,))
+
+  alone.__doc__ = f'{name} of AutoAttack alone{runs}.'
 
 
 for _name in checks.NAMES:

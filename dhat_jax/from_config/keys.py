@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dhat_jax import arguments
 from dhat_jax.from_config.values import completed
+from dhat_jax.runtime import cli
 from dhat_jax.training.stages import all_roles
 
 Check = Callable[[str, Any], Any]
@@ -217,8 +218,8 @@ def _refuse_like(
   )
   group = name.removesuffix(f'.{key}')
   if close:
-    names = ', '.join(f'{group}.{match}' for match in close)
-    raise ValueError(f'{name}: no such key; nearest are {names}')
+    names = cli.nearest_are([f'{group}.{match}' for match in close])
+    raise ValueError(f'{name}: no such key; {names}')
   if not cutoff:
     raise ValueError(f'{name}: no such key; {group} has {_listed(known)}')
 

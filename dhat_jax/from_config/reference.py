@@ -28,6 +28,26 @@ from dhat_jax.training.perturbation import WEIGHT_PERTURBATIONS
 from dhat_jax.training.stages import all_roles
 
 STAGE = '<stage>'  # stands for the name of every stage
+# Keys that a config may lack, in the order of `KEYS`.
+OPTIONAL = (
+  *(f'dataset.{key}' for key in ('data_dir', 'manual_dir', 'cache_dir')),
+  'dataset.augmentations',
+  *(f'model.{part}_options' for part in ('backbone', 'aggregator')),
+  'model.remat',
+  *(
+    f'{STAGE}.{key}'
+    for key in (
+      *('attack.name', 'attack.epsilon_255', 'attack.step_size_255'),
+      *('schedule.drop_epochs', 'schedule.drop_factor'),
+      *('schedule.warmup_epochs', 'optimizer.name', 'optimizer.nesterov'),
+      *('optimizer.decay_norm', 'optimizer.clip_norm'),
+      'weight_perturbation.name',
+    )
+  ),
+  *('evaluation.epsilon_255', 'evaluation.step_size_255'),
+)
+# Attacks of an evaluation that take seconds, and so may validate.
+_FAST_ATTACKS = ('clean', 'fgsm', 'pgd_<steps>', 'cw_<steps>')
 
 
 class Key(NamedTuple):
@@ -60,7 +80,9 @@ _ATTACK_KEYS = {
 _SCHEDULE_KEYS = {
   'name': Key('the schedule of the learning rate', choices=SCHEDULES),
   'learning_rate': Key('rate before the first drop'),
-  'drop_epochs': Key('epochs from which the rate drops, from 1', 'epochs'),
+  'drop_epochs': Key(
+    'epochs, counted from 1, at whose start the rate drops', 'epochs'
+  ),
   'drop_factor': Key('factor of each drop'),
   'warmup_epochs': Key('the rate rises from 0 over these epochs', 'epochs'),
 }
@@ -74,7 +96,7 @@ _OPTIMIZER_KEYS = {
 }
 _STAGE_KEYS = {
   'loss.name': Key('the loss', choices=LOSSES),
-  'loss.beta': Key('weight of the robustness term (TRADES, MART)'),
+  'loss.beta': Key('weight of the robustness term; TRADES and MART only'),
   **{f'attack.{key}': value for key, value in _ATTACK_KEYS.items()},
   'epochs': Key('length of the stage', 'epochs'),
   'batch_size': Key('images in a batch, over all devices', 'images'),
@@ -84,7 +106,9 @@ _STAGE_KEYS = {
     'weights at which the gradient is taken', choices=WEIGHT_PERTURBATIONS
   ),
   'ema_decay': Key('decay of the moving average of the weights; 0: none'),
-  'keep': Key('checkpoint that the stage hands on', choices=('best', 'last')),
+  'keep': Key(
+    'checkpoint that the next stage starts from', choices=('best', 'last')
+  ),
 }
 _DATASET_KEYS = {
   'name': Key('name of the data set, also in TFDS'),
@@ -100,7 +124,10 @@ _DATASET_KEYS = {
 }
 _MODEL_KEYS = {
   'backbone': Key('the network', choices=BACKBONES),
-  'attach': Key('block after which the trunk ends'),
+  'attach': Key(
+    'block after which the trunk ends',
+    choices=('block1', 'block2', 'block3'),
+  ),
   'aggregator': Key('how the heads are merged', choices=AGGREGATORS),
   'backbone_options': Key('options of a backbone of your own, a dict'),
   'aggregator_options': Key('options of an aggregator of your own, a dict'),
@@ -146,15 +173,21 @@ _EVALUATION_KEYS = {
 KEYS = {
   'name': Key('name of the run, and of its default workdir'),
   'seed': Key('seed of all random numbers'),
-  'stages': Key('stages to train, in order', choices=tuple(all_roles())),
+  'stages': Key(
+    'stages to train: the first one, two or all three, in order; or `joint` '
+    'alone',
+    choices=tuple(all_roles()),
+  ),
   **{f'dataset.{key}': value for key, value in _DATASET_KEYS.items()},
   **{f'model.{key}': value for key, value in _MODEL_KEYS.items()},
   **{f'{STAGE}.{key}': value for key, value in _STAGE_KEYS.items()},
-  'validation.every_epochs': Key('distance of two validations', 'epochs'),
-  'validation.attack': Key('attack that selects the best checkpoint'),
-  'checkpoint.every_steps': Key('distance of two checkpoints', 'steps'),
-  'checkpoint.keep': Key('newest checkpoints that are kept', 'checkpoints'),
-  'log_every_steps': Key('distance of two records of metrics', 'steps'),
+  'validation.every_epochs': Key('epochs between two validations', 'epochs'),
+  'validation.attack': Key(
+    'attack that selects the best checkpoint', choices=_FAST_ATTACKS
+  ),
+  'checkpoint.every_steps': Key('steps between two checkpoints', 'steps'),
+  'checkpoint.keep': Key('number of latest checkpoints to keep', 'checkpoints'),
+  'log_every_steps': Key('steps between two records of metrics', 'steps'),
   'debug_nans': Key('whether to stop at the first NaN and name it; slow'),
   'compare_with_natural': Key(
     'whether the network is trained without adversarial images too'

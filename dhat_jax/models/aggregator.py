@@ -1,13 +1,13 @@
 """Aggregators: the two heads' logits [B, 2, K] -> aggregated logits [B, K].
 
 `pairwise` is the light CNN of DH-AT's published code, with its pooling
-repaired (kernel 16 does not fit the linear layer behind it; kernel 2 does).
-Everything behind its only ReLU is affine, so that at inference it equals
+repaired (kernel 16 does not fit the linear layer after it; kernel 2 does).
+Everything after its only ReLU is affine, so that at inference it equals
 `classwise` with the weights that `collapse` computes. `mean` is the control
 that any learned aggregator must beat; it has no parameters.
 
-All of them compute in float32: their cost is negligible. A user's own is one
-class, named in a config by `model.aggregator='largest'`:
+All of them compute in float32: their cost is negligible. To add one,
+register a class and name it in a config, `model.aggregator='largest'`:
 
     @aggregator.register('largest')
     class Largest(aggregator.Aggregator):
@@ -48,8 +48,8 @@ def _product_over_heads(
 ) -> chex.Array:
   """Multiplies [..., H] by a kernel [H, F], H small: -> [..., F].
 
-  In place of a matrix product, whose shared axis of two elements XLA cannot
-  tile for a GPU unless it may try its kernels out there.
+  Replaces a matrix product: XLA cannot tile its shared axis of two elements for
+  a GPU without trying kernels there.
   """
   del unused, options
   columns = [
@@ -80,10 +80,10 @@ class Aggregator(nn.Module, kw_only=True):
   Attributes:
     axis_name: mapped axis over which batch norm shares its statistics.
     trains: whether there is anything to train.
-    bypass: (variables, logits [B, H, K]) -> logits [B, K] in evaluation mode,
-      the same values, whose gradient goes around the module's non-linearity:
-      the audit looks for adversarial images that it may hide (BPDA, Athalye et
-      al. 2018). None: nothing to go around.
+    bypass: (variables, logits [B, H, K]) -> logits [B, K] in evaluation mode.
+      The values are the same. The gradient goes around the module's
+      non-linearity, which may hide adversarial images from an attack; the audit
+      looks for them (BPDA, Athalye et al. 2018). None: nothing to go around.
   """
 
   axis_name: str | None = None
@@ -104,7 +104,7 @@ class _ClassFeatures(nn.Module):
 
 
 class _ReluOfClasses(Aggregator):
-  """What begins with `features`, a `_ClassFeatures`, and is affine behind."""
+  """An aggregator that is affine after its `_ClassFeatures`, `features`."""
 
   @nn.nowrap
   def bypass(
@@ -112,7 +112,7 @@ class _ReluOfClasses(Aggregator):
   ) -> chex.Array:
     """Computes the logits [B, K]; in the gradient the ReLU is the identity.
 
-    Everything behind the one ReLU is affine, and relu(x) - relu(-x) = x: the
+    Everything after the one ReLU is affine, and relu(x) - relu(-x) = x: the
     difference of the aggregator and of its twin with negated pre-activations
     has the gradient of the aggregator without ReLU.
     """
@@ -131,7 +131,7 @@ class _ReluOfClasses(Aggregator):
 
 @register('pairwise')
 class Pairwise(_ReluOfClasses):
-  """The published aggregator, repaired; see the module's docstring.
+  """The published aggregator, with its pooling repaired.
 
   Parameters: 28,930 at K = 10; 31.7 M at K = 100.
   """

@@ -154,12 +154,20 @@ def _refuse(arguments: Iterable[str], values: flags.FlagValues) -> None:
   for argument in arguments:
     name = argument.lstrip('-').partition('=')[0]
     if argument.startswith('-') and name:
-      names = _closest(name, list(values))
-      hint = f'; nearest is --{names[0]}' if names else ''
-      raise ValueError(f'--{name}: no such flag{hint}')
+      raise ValueError(f'--{name}: no such flag{_nearest_flag(name, values)}')
     positional.append(argument)
   if positional:
     raise ValueError(f'arguments: got {positional}, expected flags only')
+
+
+def _nearest_flag(name: str, values: flags.FlagValues) -> str:
+  """Returns '; nearest is --flag' for a wrong flag, or ''."""
+  flag, dot, key = name.partition('.')
+  names = _closest(flag, list(values))
+  if not names:
+    return ''
+  rest = f'{dot}{key}' if names[0] == 'config' else ''
+  return f'; {nearest_are([f"--{names[0]}{rest}"])}'
 
 
 def _split_overrides(
@@ -238,7 +246,7 @@ def _no_such_key(config: ConfigDict, path: str) -> ValueError:
   """Returns an error that names the nearest keys."""
   names = _closest(path, list(_paths(config)))
   if names:
-    hint = 'nearest are ' + ', '.join(f'config.{name}' for name in names)
+    hint = nearest_are([f'config.{name}' for name in names])
   else:
     group, node = 'config', config
     for key in path.split('.'):
@@ -277,6 +285,11 @@ def _closest(wanted: str, names: list[str], count: int = 3) -> list[str]:
   scores = {name: likeness(name) for name in names}
   ranked = sorted(scores, key=scores.get, reverse=True)
   return [name for name in ranked[:count] if scores[name] > 0]
+
+
+def nearest_are(names: Sequence[str]) -> str:
+  """Formats the nearest names: 'nearest is a', 'nearest are a, b'."""
+  return f'nearest {"is" if len(names) == 1 else "are"} {", ".join(names)}'
 
 
 def _one_line(error: Exception) -> str:

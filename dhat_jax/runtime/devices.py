@@ -26,9 +26,10 @@ def check_batch_size(name: str, batch_size: int) -> None:
   if batch_size < 1 or batch_size % devices:
     lower = max(batch_size, 0) // devices * devices
     nearest = [size for size in (lower, lower + devices) if size > 0]
+    verb = 'is' if len(nearest) == 1 else 'are'
     raise ValueError(
       f'{name}: got {batch_size}, expected a multiple of the {devices} '
-      f'devices; the nearest are {nearest}'
+      f'devices; the nearest {verb} {", ".join(map(str, nearest))}'
     )
 
 

@@ -83,7 +83,7 @@ def step_schedule(
   drop_epochs: Sequence[float] = (),
   drop_factor: float = 0.1,
 ) -> optax.Schedule:
-  """Multiplies the rate by a factor from each of some epochs on.
+  """Multiplies the rate by a factor at the start of given epochs.
 
   Args:
     learning_rate: the rate before the first drop.

@@ -6,6 +6,7 @@ python docs/tools/config_reference.py --check    exit with 1 if out of date
 
 import pathlib
 import sys
+import textwrap
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -27,7 +28,7 @@ HEADER = """# Every key of a config
 A config is a Python file with a function `get_config()` that returns a
 `ConfigDict` of plain data, like those in `configs/`. The part after a colon, as
 in `--config=configs/cifar10.py:mart_resnet18`, is the function's argument. A
-flag overrides any key:
+flag overrides any key that the config file has:
 
 ```sh
 python -m dhat_jax.main --config=configs/digits.py --config.seed=3 \\
@@ -40,10 +41,17 @@ alone: `--config.evaluation.audit`, `--noconfig.evaluation.audit`. An unknown
 key is refused, and the error names the nearest one. `python -m dhat_jax.main
 --config=FILE --help` lists the keys of a config with their values.
 
-The tables show the values of `configs/cifar10.py` as defaults. Where the three
-stages differ, slashes separate their values. `none` means that a value is not
-set. The unit *[0, 1]* is the whole range of a pixel, and *1/255* is one of its
-255 steps.
+Keys that the file lacks, such as `label_smoothing`, go into a config file of
+your own; so does a loss with other options.
+
+A config must have these keys; the column *default* shows the values of
+`configs/cifar10.py`. Where the three stages differ, slashes separate their
+values. `none` means that a value is not set. The unit *[0, 1]* is the whole
+range of a pixel, and *1/255* is one of its 255 steps.
+
+Only these keys may be missing:
+
+{optional}
 """
 GROUPS = {
   'The run': '',
@@ -65,7 +73,8 @@ NOTES = {
   ),
   reference.STAGE: (
     f'`{reference.STAGE}` stands for `main_head`, `second_head`, '
-    '`aggregator`, or `joint`. Every stage has all of these keys.'
+    '`aggregator`, or `joint`. Every\nstage has all of these keys; `loss.beta` '
+    'belongs to TRADES and MART.'
   ),
 }
 PART_NOTE = """## Options of registered parts
@@ -110,6 +119,8 @@ def key_table(config: ConfigDict, group: str) -> str:
       continue
     kind, default = _values(config, key)
     choices = ', '.join(f'`{choice}`' for choice in known.choices)
+    if key == 'model.attach':
+      choices += ' (ResNets alone)'
     rows.append(
       (f'`{key}`', kind, f'`{default}`', known.unit, known.meaning, choices)
     )
@@ -145,7 +156,9 @@ def part_table(registry: Registry) -> str:
 def page() -> str:
   """Returns the whole page."""
   config = cifar10.get_config()
-  parts = [HEADER]
+  optional = [f'`{key}`' for key in reference.OPTIONAL]
+  listed = textwrap.fill(', '.join(optional) + '.', 80, break_on_hyphens=False)
+  parts = [HEADER.format(optional=listed)]
   for title, group in GROUPS.items():
     note = f'{NOTES[group]}\n\n' if group in NOTES else ''
     parts.append(f'## {title}\n\n{note}{key_table(config, group)}\n')

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dhat_jax import from_config, main
+from dhat_jax.attacks.autoattack import checks
 from dhat_jax.configs import cifar10, digits
 from dhat_jax.from_config import keys, reference
 from dhat_jax.registry import Registry
@@ -45,6 +46,45 @@ def test_every_key_that_is_checked_is_described():
     for key in names
   }
   assert set(reference.KEYS) == expected | options | shared
+
+
+def refused(config):
+  try:
+    from_config.check(config)
+  except ValueError:
+    return True
+  return False
+
+
+def test_keys_that_may_be_missing():
+  may_be_missing = set()
+  for key in reference.KEYS:
+    config = cifar10.get_config()
+    *groups, name = key.replace(reference.STAGE, 'second_head').split('.')
+    node = config
+    for group in groups:
+      node = node[group]
+    if name in node:
+      del node[name]
+    if not refused(config):
+      may_be_missing.add(key)
+  assert may_be_missing == set(reference.OPTIONAL)
+
+
+@pytest.mark.parametrize(
+  ('key', 'others'),
+  [
+    ('validation.attack', ['autoattack', *checks.NAMES]),
+    ('model.attach', ['stem', 'block4', 'tail']),
+  ],
+)
+def test_choices_are_all_that_work(key, others):
+  group, name = key.split('.')
+  choices = reference.KEYS[key].choices
+  for value in {*choices, *others}:
+    config = cifar10.get_config('trades_resnet18')
+    config[group][name] = value.replace('<steps>', '3')
+    assert refused(config) == (value not in choices), value
 
 
 @pytest.mark.parametrize('module', [cifar10, digits])

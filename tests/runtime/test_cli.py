@@ -157,7 +157,15 @@ def test_other_commands_flags_stay_as_they_are(folder):
     (['--config'], 'Missing value for flag --config'),
     (['--config=c.py', '--conut=3'], '--conut: no such flag; nearest is --cou'),
     (['--config=c.py', '--xyzzy'], '--xyzzy: no such flag'),
-    (['--config=c.py', '--configs.seed=3'], '--configs.seed: no such flag'),
+    (
+      ['--config=c.py', '--configs.seed=3'],
+      '--configs.seed: no such flag; nearest is --config.seed\n',
+    ),
+    (
+      ['--config=c.py', '--conut.seed=3'],
+      '--conut.seed: no such flag; nearest is --count\n',
+    ),
+    (['--config=c.py', '--xyzzy.seed=3'], '--xyzzy.seed: no such flag\n'),
     (['--config=c.py', '--count=0'], '--count=0: 0 is not a positive integer'),
     (
       ['--config=c.py', 'a', '--fast', 'b'],
@@ -201,10 +209,13 @@ def test_mistakes(arguments, message, folder, capsys):
     ('--config.colour=green', "config.colour: got 'green': "),
     (
       '--config.main.lr=1',
-      'config.main.lr: no such key; nearest are '
+      'config.main.lr: no such key; nearest is '
       'config.main.schedule.learning_rate\n',
     ),
-    ('--config.sed=1', 'config.sed: no such key; nearest are config.seed'),
+    (
+      '--config.sed=1',
+      'config.sed: no such key; nearest are config.seed, config.',
+    ),
     (
       '--config.main.atack.steps=1',
       'no such key; nearest are config.main.attack.steps, config.',

@@ -19,14 +19,15 @@ def test_two_devices():
 
 
 @pytest.mark.parametrize(
-  ('size', 'nearest'), [(7, [6, 8]), (1, [2]), (0, [2]), (129, [128, 130])]
+  ('size', 'nearest'),
+  [(7, 'are 6, 8'), (1, 'is 2'), (0, 'is 2'), (129, 'are 128, 130')],
 )
 def test_batch_size_that_does_not_divide(size, nearest):
   with pytest.raises(ValueError, match='batch_size') as error:
     devices.check_batch_size('main_head.batch_size', size)
   assert str(error.value) == (
     f'main_head.batch_size: got {size}, expected a multiple of the 2 devices; '
-    f'the nearest are {nearest}'
+    f'the nearest {nearest}'
   )
 
 
