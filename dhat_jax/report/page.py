@@ -23,8 +23,11 @@ _ENVIRONMENT = jinja2.Environment(
 
 
 def _breakable(text: str) -> Markup:
-  """Returns text as HTML; lines may break after , and ( and before capitals."""
-  places = r'(?<=[,(])|(?<=[a-z])(?=[A-Z])'
+  """Returns text as HTML; lines may break after , and ( and before capitals.
+
+  Numbers stay whole, with their brackets.
+  """
+  places = r'(?<=[,(])(?![+\-\u2212\d])|(?<=[a-z])(?=[A-Z])'
   return Markup(re.sub(places, '<wbr>', str(escape(_unbroken(text)))))
 
 

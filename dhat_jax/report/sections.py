@@ -49,7 +49,7 @@ SECTIONS = (
     'start with the worst case: an image counts there only if every attack '
     'on it fails. Then compare the final output with the first.',
     'Clean images are not changed. Each attack changes every pixel a little, '
-    'to make the very output fail that it is scored on. fgsm takes one step '
+    'so that the output it targets fails. fgsm takes one step '
     'along the gradient and pgd_N takes N; cw_N does so on the margin between '
     'the right class and the next. autoattack is a set of strong attacks.',
     contents.accuracy,
@@ -132,7 +132,7 @@ SECTIONS = (
   ),
   Section(
     'What the aggregator learned',
-    'bars far from .5, the weight of each head in their mean. Large values '
+    "compare the bars with .5, each head's weight in their mean. Large values "
     'make predictions surer, not better.',
     "How far the final output's logit (score) of a class moves with that of "
     'each head, on average over clean images.',
@@ -148,7 +148,7 @@ SECTIONS = (
     'the rows in which one head alone is right. There the aggregator has to '
     'choose, and the last column says how often it chose well.',
     'How many images each head gets right, and of those how many the final '
-    'output gets right. The attack is made against the final output.',
+    'output gets right. The attack targets the final output.',
     contents.agreement,
     commands.evaluate,
     needs_aggregator=True,

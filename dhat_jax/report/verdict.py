@@ -1,5 +1,6 @@
 """What a run shows, in a sentence, and what limits that."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from dhat_jax.report import headline, pairs
@@ -185,14 +186,17 @@ def _clean(run: Run) -> Iterator[str]:
   if difference is None:
     return
   word = _CLEAN_WORD.get(difference.sign)
-  relation = (
-    f'is {word} that of {run.first_output.phrase}'
+  sentence = (
+    f'Clean accuracy is {word} that of {run.first_output.phrase}'
     if word
-    else 'does not differ beyond noise'
+    else 'Clean accuracy does not differ beyond noise'
   )
   if not difference.is_known:
-    relation = f'beside that of {run.first_output.phrase}'
-  yield f'Clean accuracy {relation}: {_numbers(run, difference, "clean")}.'
+    sentence = (
+      f'Whether clean accuracy differs from that of {run.first_output.phrase} '
+      'beyond noise is unknown'
+    )
+  yield f'{sentence}: {_numbers(run, difference, "clean")}.'
 
 
 def _limits(run: Run) -> Iterator[str]:
@@ -235,7 +239,17 @@ def _images_limit(run: Run) -> Iterator[str]:
   count = run.results.get('worst_case_images', {}).get(run.final_output.name)
   total = run.results.get('n_test')
   if count is not None and total is not None and count < total:
-    yield (
-      f'The worst case is of the first {count} of {total} images, which all '
-      'attacks saw.'
-    )
+    names = [*_attacks_of_first(run, count), 'the worst case']
+    listed = ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
+    verb = 'is' if len(names) == 1 else 'are'
+    yield (f'{_capital(listed)} {verb} of the first {count} of {total} images.')
+
+
+def _attacks_of_first(run: Run, count: int) -> list[str]:
+  """The attacks on the final output that saw so many images only."""
+  found = []
+  for name in _attacks(run, run.final_output):
+    if re.search(rf'\bimages={count}\b', name):
+      title = name.partition('(')[0]
+      found.append({'autoattack': 'AutoAttack'}.get(title, title))
+  return found

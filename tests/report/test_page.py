@@ -10,7 +10,7 @@ import pytest
 
 import dhat_jax
 from dhat_jax.report import __main__ as command
-from dhat_jax.report import contents, plots, read, theme
+from dhat_jax.report import contents, page, plots, read, theme
 from dhat_jax.report.write import write
 from tests.report import workdirs
 from tests.report.pages import SCRIPT, check, page_of, plain
@@ -53,6 +53,24 @@ def test_folders_of_one_name(tmp_path):
   )
   assert 'main head,75.0,50.0' in first
   assert 'main head,73.0,48.0' in second
+
+
+@pytest.mark.parametrize(
+  ('text', 'lines'),
+  [
+    ('64.0 (+1.0)', ['64.0 (+1.0)']),
+    ('64.0 (-1.0)', ['64.0 (-1.0)']),
+    ('64.0 (\u22121.0)', ['64.0 (\u22121.0)']),
+    ('8 (255)', ['8 (255)']),
+    (
+      'autoattack(n_iter=20,images=100)',
+      ['autoattack(', 'n_iter=20,', 'images=100)'],
+    ),
+    ('AutoAttack', ['Auto', 'Attack']),
+  ],
+)
+def test_where_a_cell_may_break(text, lines):
+  assert str(page._breakable(text)).split('<wbr>') == lines
 
 
 def test_one_record_is_a_point(tmp_path):

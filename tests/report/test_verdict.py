@@ -106,7 +106,7 @@ def test_autoattack_of_another_budget(tmp_path):
   assert f'* Not the standard AutoAttack: {name}.' in notes(run)
   assert 'AutoAttack*' in summary(run)[1].table.header
   assert (
-    'The worst case is of the first 100 of 200 images, which all attacks saw.'
+    'AutoAttack and the worst case are of the first 100 of 200 images.'
   ) in notes(run)
 
 
@@ -117,8 +117,8 @@ def test_no_records(tmp_path):
     'whether that is noise is open without the records of the images.'
   )
   assert notes(run)[0] == (
-    'Clean accuracy beside that of the main head: 95.0 % against 95.0 %, +0.0 '
-    'points.'
+    'Whether clean accuracy differs from that of the main head beyond noise is '
+    'unknown: 95.0 % against 95.0 %, +0.0 points.'
   )
 
 
