@@ -2,10 +2,10 @@
 
     python -m dhat_jax.main --config=configs/digits.py --workdir=runs/digits
 
-The aggregator's learning rate is .01: at .1, the published one, so short a
-stage ends 10 to 19 points lower, with seed 0 hiding the gradient from PGD, but
-not from CW (docs/results/experiment_ablations.json). What each part gains is
-in docs/results/experiment_digits.json, five seeds.
+The aggregator's learning rate is .01. At .1, the published one, so short a
+stage ends 10 to 19 points lower (docs/results/experiment_ablations.json). There
+seed 0 hides the gradient from PGD, but not from CW. What each part gains is in
+docs/results/experiment_digits.json, five seeds.
 """
 
 from ml_collections import ConfigDict

@@ -111,7 +111,7 @@ def stage(
     'weight_perturbation': {'name': 'none'},
     # 0: no moving average of the weights.
     'ema_decay': 0.0,
-    # Which checkpoint is handed on and evaluated: 'best' or 'last'.
+    # Which checkpoint the next stage starts from: 'best' or 'last'.
     'keep': 'best',
   }
 

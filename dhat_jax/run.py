@@ -273,7 +273,7 @@ def load_run(workdir: str, stage: str | None = None) -> Run:
   Args:
     workdir: its folder.
     stage: the stage whose network is loaded; default: the last one. The
-      checkpoint is the one that the stage hands on, the best or the last.
+      checkpoint is the one that the next stage starts from, best or last.
 
   Returns:
     The run.

@@ -6,8 +6,8 @@
 
 `doctor` compares training steps and attacks with the CPU's values, `speed`
 measures training steps and AutoAttack, beside PyTorch where it is installed,
-`train` trains DH-AT on CIFAR-10 and attacks it. Each ends within `--seconds`;
-called again it goes on with what is missing.
+`train` trains DH-AT on CIFAR-10 and attacks it. Each ends within `--seconds`.
+A second call resumes with what is missing.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def _add(slices, name: str, text: str) -> argparse.ArgumentParser:
     '--workdir',
     type=files.user_path,
     default='runs/experiments/accelerator',
-    help='for what is needed to go on',
+    help='for what is needed to continue',
   )
   parser.add_argument(
     '--out',

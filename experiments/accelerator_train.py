@@ -186,7 +186,7 @@ def run(options: argparse.Namespace) -> bool:
     options: of the command.
 
   Returns:
-    True; what cannot go on ends the process with a line.
+    True; an error ends the process with one line.
   """
   started = time.monotonic()
   path = os.path.join(options.workdir, 'images.npz')

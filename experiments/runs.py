@@ -320,7 +320,7 @@ def make(
   for index, run in enumerate(runs, 1):
     print(f'--- run {index} of {len(runs)}: {run.name}', flush=True)
     perform(run, options.workdir)
-    # Else the compiled programs of many runs fill the process's memory maps.
+    # The compiled programs of many runs would fill the process's memory maps.
     jax.clear_caches()
     gc.collect()
   costs, rows = {}, []  # a cost is the same for all seeds

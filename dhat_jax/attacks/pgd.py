@@ -256,12 +256,12 @@ def make_evaluation_attack(
     (logits_fn, images float [B, ...], labels int [B], rng, settings:
     `Settings`) -> (robust bool [B], images_adv [B, ...]). `robust` is True
     where the images of all restarts are classified correctly. `images_adv` is
-    the image of the first restart that succeeds, else that with the highest
-    objective. The restarts run in a loop, so more of them compile nothing.
-    Restart r draws from the example's key folded with r. So more restarts
-    extend fewer ones, and any batches give the same. An entry of a gradient
-    that is not finite makes no step, so images are never NaN. An image whose
-    logits are not finite counts as misclassified.
+    the image of the first restart that succeeds. If none does, it is the one
+    with the highest objective. The restarts run in a loop, so more of them
+    compile nothing. Restart r draws from the example's key folded with r. So
+    more restarts extend fewer ones, and the batches make no difference. A
+    gradient entry that is not finite makes no step, so images are never NaN.
+    An image whose logits are not finite counts as misclassified.
 
   Raises:
     ValueError: unknown objective or norm; in a call, see `check_settings` and

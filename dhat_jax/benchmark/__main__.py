@@ -15,7 +15,7 @@ r"""Measures speed on this machine.
                     without it on random ones, on which nothing breaks.
 --what=compile      What the compilers for TPUs and GPUs make of the programs:
                     training steps, evaluation, passes of AutoAttack. Runs
-                    nothing and needs no accelerator, but --target=h100:2 the
+                    nothing and needs no accelerator. --target=h100:2 needs the
                     extra [compile-gpu], --target=v5e:2x2 [compile-tpu].
 --what=largest      The largest batch per device that the memory of --target's
                     one device holds, for each stage and --backbones.
@@ -37,9 +37,9 @@ Two need the PyTorch originals, peer and autoattack: pip install
 --steps=300         Steps of --what=pipeline.
 --repeats=5         Timed calls.
 --cpu_devices=N     Simulated CPU devices.
---out=FILE.json     Keeps what was measured; of compile and largest after each
-                    program.
---resume            Goes on with --out: what it holds is not compiled again.
+--out=FILE.json     Writes the results there; compile and largest write after
+                    each program.
+--resume            Continues --out: programs in it are not compiled again.
 --json              Prints one JSON line last: what was measured; of a single
                     training step its row alone.
 """
@@ -82,7 +82,7 @@ def _parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_string('stage', None, 'Stage.', **define)
   cli.define_path(values, 'workdir', 'Trained run.')
   cli.define_path(values, 'out', 'JSON file to write.')
-  flags.DEFINE_bool('resume', False, 'Goes on with --out.', **define)
+  flags.DEFINE_bool('resume', False, 'Continues --out.', **define)
   flags.DEFINE_bool('json', False, 'JSON as the last line.', **define)
   flags.DEFINE_list('batch_size', ['64'], 'Batch sizes.', **define)
   flags.DEFINE_list('dtype', ['float32'], 'Precisions.', **define)
@@ -150,7 +150,7 @@ def _arguments(
 
 
 def _previous(values: flags.FlagValues) -> list[dict[str, Any]]:
-  """Returns the rows that --resume goes on with."""
+  """Returns the rows that --resume continues from."""
   from dhat_jax.runtime import documents
 
   if not values.resume:
@@ -191,7 +191,7 @@ def _measure(
 
   def as_document(measured: dict[str, Any]) -> dict[str, Any]:
     body = {'what': values.what, 'config': config.name, **options, **measured}
-    # What begins anew gets the same as what went on.
+    # A resumed command is recorded as one that never stopped.
     words = [word for word in argv[1:] if word != '--resume']
     command = shlex.join(['python', '-m', 'dhat_jax.benchmark', *words])
     return documents.document('benchmark', body, command=command)

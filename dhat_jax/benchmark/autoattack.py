@@ -156,7 +156,7 @@ def run(
     directory: a trained workdir of it, or None: see `make_problem`.
     count: images.
     batch_size: on our side, where it is fixed: images that are left after an
-      attack are packed anew, but a last batch is filled up. The original's
+      attack are packed again, but a last batch is filled up. The original's
       batches are of its default size or of all images, and shrink.
     n_iter: iterations of APGD and FAB.
     n_queries: of Square.

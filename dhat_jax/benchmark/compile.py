@@ -151,7 +151,7 @@ def bound_seconds(
   """Returns the times that a program cannot fall below at published peaks.
 
   'arithmetic' is the operations at the chip's bfloat16 peak: those that a stage
-  needs, of other programs those that were traced. 'memory' is the kernels'
+  needs, or those that were traced of another program. 'memory' is the kernels'
   reads and writes at its bandwidth.
   """
   return {

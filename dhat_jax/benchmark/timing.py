@@ -30,8 +30,8 @@ def alternate(
     functions: {name: function without arguments}.
     repeats: turns of each.
     warmup: calls of each before, not timed.
-    calls: in one turn. Several of short functions: PyTorch's threads go on
-      spinning for some milliseconds after a call, at the next one's cost.
+    calls: in one turn. Several of short functions: PyTorch's threads spin
+      for some milliseconds after a call, at the next one's cost.
 
   Returns:
     {name: seconds of a call, the mean over each turn}.
@@ -59,7 +59,7 @@ def summary(times: list[float]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def no_compilation_cache() -> Iterator[None]:
-  """Compiles everything anew inside, so that compiling can be timed."""
+  """Compiles everything again inside, so that compiling can be timed."""
   before = jax.config.jax_enable_compilation_cache
   try:
     jax.config.update('jax_enable_compilation_cache', False)

@@ -1,15 +1,15 @@
 """Training steps in PyTorch: the published procedure, and an optimised one.
 
-Both train by TRADES. `Published` does the work of the published scripts: the
-clean prediction is computed anew at every step of the attack, a second head
-brings its own trunk, the clean images run through the network twice in the
-loss, and gradients are formed of all parameters. `Optimised` spares all that,
-as `dhat_jax.training.step` does.
+Both train by TRADES. `Published` does the work of the published scripts. They
+compute the clean prediction again at every step of the attack. A second head
+brings its own trunk. In the loss the clean images pass the network twice, and
+gradients are computed for all parameters. `Optimised` saves all that, as
+`dhat_jax.training.step` does.
 
 Differs from the published scripts: parts that a stage does not train run with
-their running statistics, as the method says; in the scripts they run in
-training mode, and drift. It makes the loss comparable, and the step a little
-cheaper than the scripts'.
+their running statistics, as the method says. In the scripts they run in
+training mode, and drift. This makes the losses comparable, and the step a
+little cheaper than the scripts'.
 """
 
 import dataclasses
@@ -229,7 +229,7 @@ class Published(_Step):
 
 
 class Optimised(_Step):
-  """The same step without the work that nobody needs."""
+  """The same step without redundant work."""
 
   def __init__(
     self,

@@ -112,9 +112,9 @@ class _ReluOfClasses(Aggregator):
   ) -> chex.Array:
     """Computes the logits [B, K]; in the gradient the ReLU is the identity.
 
-    Everything after the one ReLU is affine, and relu(x) - relu(-x) = x: the
-    difference of the aggregator and of its twin with negated pre-activations
-    has the gradient of the aggregator without ReLU.
+    Everything after the one ReLU is affine, and relu(x) - relu(-x) = x. The
+    twin is the aggregator with negated pre-activations. So the difference of
+    the two has the gradient of the aggregator without ReLU.
     """
     features = variables['params']['features']
     negated = jax.tree.map(jnp.negative, features['norm'])

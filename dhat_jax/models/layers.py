@@ -1,8 +1,8 @@
 """Layers that all backbones share, with PyTorch's conventions.
 
-PyTorch's conventions are explicit padding (Flax's 'SAME' pads (0, 1) at
-stride 2, PyTorch (1, 1)), He initialisation over the fan out, and batch
-normalisation with epsilon 1e-5 and momentum .9 (PyTorch writes .1).
+Padding is explicit: Flax's 'SAME' pads (0, 1) at stride 2, PyTorch (1, 1).
+Kernels have He initialisation over the fan out. Batch normalisation has epsilon
+1e-5 and momentum .9 (PyTorch writes .1).
 
 Differs from PyTorch: the running variance is the biased estimate (PyTorch
 stores the unbiased one, n / (n - 1) times as large; n is batch x positions).
@@ -37,9 +37,9 @@ def he_normal_fan_out(
 ) -> chex.Array:
   """Draws a kernel [h, w, C, F] from N(0, 2 / (h w F)).
 
-  The values of `variance_scaling(2.0, 'fan_out', 'normal')`, but drawn flat:
-  on the CPU, XLA takes ten times as long to compile random bits that are drawn
-  in four dimensions, seconds for every shape of kernel.
+  The values of `variance_scaling(2.0, 'fan_out', 'normal')`, but drawn flat.
+  Drawn in four dimensions, random bits take XLA ten times as long to compile on
+  the CPU: seconds for every shape of kernel.
   """
   flat = jax.random.normal(rng, (math.prod(shape),), dtype).reshape(shape)
   return flat * math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
@@ -113,7 +113,7 @@ class PreActUnit(nn.Module):
   """Basic pre-activation unit: norm, ReLU, conv, norm, ReLU, conv, add.
 
   [B, H, W, C] -> [B, H/stride, W/stride, F]; a 1x1 shortcut where the shape
-  changes, behind the first norm and ReLU.
+  changes, after the first norm and ReLU.
   """
 
   features: int

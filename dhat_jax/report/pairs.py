@@ -49,9 +49,9 @@ class Difference(NamedTuple):
 def over_images(right: Sequence[bool], baseline: Sequence[bool]) -> Difference:
   """Compares two outputs on the same images.
 
-  The interval of Agresti and Min (2005) for paired proportions: a normal one
-  after half an image is added to each of the four cells (which of the two is
-  right). It covers other test images of the kind, not other seeds.
+  The interval of Agresti and Min (2005) for paired proportions. It is a normal
+  one after half an image is added to each of the four cells (which of the two
+  is right). It covers other test images of the kind, not other seeds.
 
   Args:
     right: which images one output gets right, bool [n].

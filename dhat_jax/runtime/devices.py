@@ -163,7 +163,8 @@ def pmap_eval_step(step: Callable, in_axes: Any) -> Callable:
 def pmap_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
   """Maps fn over all devices, with closed-over arrays as arguments.
 
-  Else a closed-over network's weights would become constants of the program.
+  Otherwise the weights of a closed-over network would become constants of the
+  program.
 
   Args:
     fn: one replica's arrays -> arrays with the batch as first axis; traced

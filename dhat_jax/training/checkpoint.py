@@ -113,7 +113,7 @@ class Checkpoints:
 
     Args:
       directory: its path.
-      keep: how many of the latest are kept, beside the best one.
+      keep: how many of the latest are kept, in addition to the best one.
     """
     self.directory = os.path.abspath(directory)
     self._keep = keep

@@ -25,13 +25,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-  """When a stage records, saves and validates; its end does all three.
+  """When a stage records, saves and validates. Its last step does all three.
 
   Attributes:
     log_steps: steps between records.
     checkpoint_steps: steps between checkpoints.
     validation_epochs: epochs between validations.
-    keep_checkpoints: how many of the latest are kept, beside the best one.
+    keep_checkpoints: how many of the latest are kept, in addition to the best
+      one.
   """
 
   log_steps: int = 20
@@ -94,7 +95,7 @@ class _StageTraining:
       if stage.keep == 'best':
         step, latest, _ = checkpoints.restore_best(state)
       _logger.info(
-        '%s: handing on the %s checkpoint, step %d of %d',
+        '%s: using the %s checkpoint, step %d of %d',
         stage.name,
         stage.keep,
         step,

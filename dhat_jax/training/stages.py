@@ -96,7 +96,7 @@ class Stage:
     attack_steps: gradient steps of the training attack.
     rng: typed key of the initial values of new parts, and of all noise.
     ema: whether a moving average of the weights is kept.
-    keep: 'best' or 'last': the checkpoint that is handed on and evaluated.
+    keep: 'best' or 'last': the checkpoint that the next stage starts from.
     source: of the batches.
     validation: how checkpoints are judged, or None.
   """

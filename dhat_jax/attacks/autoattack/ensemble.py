@@ -190,7 +190,7 @@ def autoattack(
     progress: True prints a line per batch; or a function of `Progress`.
     state_dir: directory in which every finished batch is stored. A call with
       the same problem, network and directory resumes a killed one; any other is
-      refused. In the end it holds `result.npz`.
+      refused. At the end it holds `result.npz`.
     map_fn: (fn, in_axes) -> compiled fn; default `jit_hoisted`. For several
       devices: split the arguments (and results) whose axis is 0 over them,
       copy the others.
