@@ -23,6 +23,8 @@ from dhat_jax.runtime import documents, provenance  # noqa: E402
 DOCS = ROOT / 'docs'
 PAGES = [ROOT / 'README.md', *sorted(DOCS.glob('*.md'))]
 PATTERN = re.compile(r'<!-- table: (\w+) -->\n.*?<!-- end -->', re.DOTALL)
+# What is compared with a training step here.
+SIDES = ('published', 'optimised', 'compiled')
 # Commands of older documents, and how they are given today.
 RENAMED = {'python launch/survival.py': 'python -m tests.survival.campaign'}
 
@@ -88,8 +90,36 @@ def benchmark_table(document: Mapping[str, Any], view: str) -> list[str]:
   return [module.table(document), '', f'{caption}.']
 
 
+def speed_summary(accelerator: Mapping[str, Any]) -> list[str]:
+  """Returns our speed as a multiple of PyTorch's, on a GPU and on a CPU."""
+  cpu = documents.read(str(DOCS / 'results' / 'peer.json'))
+  rows = [
+    (
+      *(accelerator['machine']['device'], row['network'], row['stage']),
+      f'{row["images_per_second"]:,.0f}',
+      *(f'{row["ratios"][side]:.2f}' for side in SIDES),
+    )
+    for row in accelerator['rows']
+    if row.get('ratios')
+  ]
+  for row in cpu['rows']:
+    best = min(v for k, v in row['ratios'].items() if k.startswith('optimised'))
+    rows.append(
+      (
+        f'{cpu["machine"]["cores"]} cores of {cpu["machine"]["processor"]}',
+        *('wrn16_4', row['stage'], f'{row["images_per_second"]["ours"]:.1f}'),
+        *(f'{row["ratios"]["published"]:.2f}', f'{best:.2f}', ''),
+      )
+    )
+  headers = 'machine', 'network', 'stage', 'images/s'
+  headers += tuple(f'here / {side}' for side in SIDES)
+  return [documents.markdown_table(headers, rows, left=3)]
+
+
 def experiment_table(document: Mapping[str, Any], view: str) -> list[str]:
   """Returns a view of an experiment."""
+  if document.get('what') == 'accelerator speed' and view == 'summary':
+    return speed_summary(document)
   if 'table' in document:  # stored with what it was made of
     return document['table']
   return importlib.import_module('experiments.tables').table(document, view)
