@@ -60,7 +60,10 @@ def test_configs_of_one_backbone_are_refused(tmp_path):
     accelerator.main(
       [
         *('speed', f'--workdir={tmp_path}', '--batch_size=4', '--config'),
-        *('configs/cifar10.py:trades_wrn10_2', 'configs/cifar10.py:at_wrn10_2'),
+        *(
+          'configs/cifar10.py:trades_wrn10_2',
+          'configs/cifar10.py:sat_wrn10_2',
+        ),
       ]
     )
 
