@@ -1,7 +1,5 @@
 """Speed beside PyTorch, rehearsed on the CPU with tiny sizes."""
 
-import shutil
-
 import pytest
 
 from dhat_jax.attacks.autoattack.budget import Budget
@@ -72,31 +70,6 @@ def test_step_beside_torch(dtype):
   cells = last_cells(accelerator_speed.table([row]))
   assert cells[1:5] == ['wrn10_1', 'second_head', dtype, '4']
   assert float(cells[9]) == round(row['ratios']['published'], 2)
-
-
-@pytest.mark.slow
-@pytest.mark.oracle
-@pytest.mark.skipif(shutil.which('g++') is None, reason='no C++ compiler')
-def test_torch_compile_takes_part():
-  torch = pytest.importorskip('torch')
-  config = config_file.read('tests/helpers/tiny_run.py')
-  config.model.backbone = 'wrn10_1'  # the smallest that PyTorch has too
-  config.main_head.attack.steps = 1
-  try:
-    row = accelerator_speed.measure_step(
-      config,
-      'main_head',
-      4,
-      'float32',
-      repeats=1,
-      beside_torch=True,
-      compiled=True,
-    )
-  finally:
-    torch.compiler.reset()
-  assert row['errors'] == {}
-  assert row['ratios']['compiled'] > 0
-  assert row['agrees'], row['losses']
 
 
 @pytest.mark.oracle
