@@ -6,11 +6,20 @@
 
 `doctor` compares training steps and attacks with the CPU's values, `speed`
 measures training steps and AutoAttack, beside PyTorch where it is installed,
+<<<<<<< HEAD
 `train` trains DH-AT on CIFAR-10 and attacks it. Each ends within `--seconds`.
 A second call resumes with what is missing.
+=======
+`train` trains DH-AT on CIFAR-10 and attacks it. Each ends within `--seconds`;
+called again it goes on with what is missing. Exit codes: 0 if all is done, 1 if
+something failed or differs, 2 for a mistake in the command, 3 if the time was
+too short for something. A `train` that is stopped in time and saved exits
+with 0.
+>>>>>>> wing-b
 """
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -21,6 +30,12 @@ from dhat_jax.runtime import cli, files
 SECONDS = 480
 # Compiling is most of the doctor's time, and a machine has cores for it.
 WORKERS = 4
+# Of the flags; the others have to be above 0.
+LOWEST = {
+  **dict.fromkeys(('workers', 'repeats', 'batch_size', 'images'), 1),
+  **dict.fromkeys(('pgd_steps', 'n_iter', 'n_queries'), 1),
+  **dict.fromkeys(('train_images', 'test_images', 'autoattack_images'), 0),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,8 +120,9 @@ def _add(slices, name: str, text: str) -> argparse.ArgumentParser:
   parser.add_argument(
     '--out',
     type=files.user_path,
-    default=f'docs/results/accelerator_{name}.json',
-    help='JSON that takes a row after every measurement',
+    default=argparse.SUPPRESS,
+    help='JSON that takes a row after every measurement (default: '
+    f'accelerator_{name}.json in the workdir)',
   )
   parser.add_argument(
     '--seconds', type=float, default=SECONDS, help='that it may take'
@@ -121,38 +137,78 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     ValueError: a number that cannot be.
   """
   options = _parser().parse_args(arguments)
-  for name in ('seconds', 'workers', 'repeats'):
+  if not hasattr(options, 'out'):
+    name = f'accelerator_{options.slice}.json'
+    options.out = os.path.join(options.workdir, name)
+  for name, lowest in LOWEST.items():
+    value = getattr(options, name, lowest)
+    for number in value if isinstance(value, list) else [value]:
+      if number < lowest:
+        raise ValueError(f'--{name}: got {number}, expected at least {lowest}')
+  for name in ('seconds', 'epochs'):
     value = getattr(options, name, 1)
-    if not value > 0:
-      raise ValueError(f'--{name}: got {value}, expected more than 0')
+    if not 0 < value < math.inf:
+      raise ValueError(
+        f'--{name}: got {value}, expected a finite number above 0'
+      )
+  if options.slice == 'speed':  # what is given twice is measured once
+    options.config = list(dict.fromkeys(options.config))
+    options.batch_size = list(dict.fromkeys(options.batch_size))
   return options
 
 
-def _doctor(options: argparse.Namespace, part) -> bool:
-  from dhat_jax.runtime import config_file
-  from experiments import accelerator_doctor
+def _doctor(options: argparse.Namespace, start):
+  """Compares with the CPU; returns the slice."""
+  from dhat_jax.runtime import config_file, devices
+  from experiments import accelerator_cases, accelerator_doctor
+  from experiments.accelerator_identity import identity
 
-  return accelerator_doctor.run(
+  devices.check_batch_size('batch size', accelerator_cases.BATCH_SIZE)
+  config = config_file.read(options.config)
+  part = start(accelerator_doctor.table, identity([options.config], [config]))
+  accelerator_doctor.run(
     part,
-    config_file.read(options.config),
+    config,
     config_path=options.config,
     workdir=options.workdir,
     workers=options.workers,
   )
+  return part
 
 
-def _speed(options: argparse.Namespace, part) -> bool:
-  from dhat_jax.runtime import config_file
+def _speed(options: argparse.Namespace, start):
+  """Measures steps and attacks; returns the slice."""
+  from dhat_jax.runtime import config_file, devices
   from experiments import accelerator_speed
+  from experiments.accelerator_identity import identity
 
-  return accelerator_speed.run(
+  for size in options.batch_size:
+    devices.check_batch_size('--batch_size', size)
+  configs = [config_file.read(path) for path in options.config]
+  networks = [config.model.backbone for config in configs]
+  if len(set(networks)) < len(networks):
+    raise ValueError(f'--config: got the backbones {networks}, expected others')
+  part = start(
+    accelerator_speed.table,
+    identity(
+      options.config,
+      configs,
+      peers=('torch', 'pyautoattack'),
+      flags={
+        'repeats': options.repeats,
+        'torch_compile': options.torch_compile,
+      },
+    ),
+  )
+  accelerator_speed.run(
     part,
-    [config_file.read(path) for path in options.config],
+    configs,
     options.batch_size,
     repeats=options.repeats,
     compiled=options.torch_compile,
     images=options.images,
   )
+  return part
 
 
 SLICES = {'doctor': _doctor, 'speed': _speed}
@@ -167,51 +223,59 @@ def _shown(arguments: Sequence[str]) -> list[str]:
 def _train(options: argparse.Namespace) -> int:
   from experiments import accelerator_train
 
-  accelerator_train.run(options)
-  return 0
+  return 0 if accelerator_train.run(options) else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs a slice; returns its exit code.
 
   Returns:
-    0, or 1 where something failed or differs.
+    As the module says.
   """
   options = parse(arguments)
   # PyTorch and JAX share the GPU.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   if options.slice == 'train':  # whose session starts JAX
     return _train(options)
-  from dhat_jax.runtime import config_file, processes
-  from experiments import (
-    accelerator_budget,
-    accelerator_doctor,
-    accelerator_speed,
-  )
+  from dhat_jax.runtime import processes
 
   processes.initialize()
   if options.slice == 'reference':
-    config = config_file.read(options.config)
-    accelerator_doctor.write_reference(
-      config, options.workdir, workers=options.workers
-    )
-    return 0
+    return _reference(options)
   typed = sys.argv[1:] if arguments is None else arguments
-  part = accelerator_budget.Slice(
-    options.slice,
-    options.out,
-    seconds=options.seconds,
-    command=shlex.join(
-      ['python', '-m', 'experiments.accelerator', *_shown(typed)]
-    ),
-    table={'doctor': accelerator_doctor, 'speed': accelerator_speed}[
-      options.slice
-    ].table,
-    report=lambda line: print(line, flush=True),
+  part = SLICES[options.slice](options, _starter(options, typed))
+  print('', *part.table(), '', part.end(), sep='\n', flush=True)
+  return part.exit_code
+
+
+def _reference(options: argparse.Namespace) -> int:
+  from dhat_jax.runtime import config_file
+  from experiments import accelerator_doctor
+
+  accelerator_doctor.write_reference(
+    config_file.read(options.config), options.workdir, workers=options.workers
   )
-  fine = SLICES[options.slice](options, part)
-  print('', *part.table(), sep='\n', flush=True)
-  return 0 if fine and not part.failed else 1
+  return 0
+
+
+def _starter(options: argparse.Namespace, typed: Sequence[str]):
+  """Returns (table, identity) -> the slice."""
+  from experiments import accelerator_budget
+
+  command = ['python', '-m', 'experiments.accelerator', *_shown(typed)]
+
+  def start(table, identity):
+    return accelerator_budget.Slice(
+      options.slice,
+      options.out,
+      seconds=options.seconds,
+      identity=identity,
+      command=shlex.join(command),
+      table=table,
+      report=lambda line: print(line, flush=True),
+    )
+
+  return start
 
 
 if __name__ == '__main__':

@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -20,11 +21,12 @@ from dhat_jax import from_config
 from dhat_jax import main as command
 from dhat_jax.datasets.base import Dataset, Split
 from dhat_jax.run import train_and_evaluate
-from dhat_jax.runtime import config_file, documents, files
+from dhat_jax.runtime import config_file, devices, documents, files
 from experiments import runs
 from experiments.cifar10_jpeg import compress
 from experiments.runs import Entry, Run
 
+EXPERIMENT = 'accelerator'
 PUBLISHED_EPOCHS = 100  # of the main head
 # What saves the last steps and ends the process takes this long.
 SAVING_SECONDS = 20
@@ -64,6 +66,40 @@ def _load(data_dir: str) -> Dataset:
   return from_config.load_dataset(config)
 
 
+def _source(data_dir: str, counts: Mapping[str, int]) -> dict[str, Any]:
+  """Returns what chosen images depend on, as JSON gives it back."""
+  path = os.path.abspath(os.path.join(data_dir, 'cifar10.npz'))
+  if os.path.exists(path):
+    source, paths = path, [path]
+  else:
+    source = os.path.abspath(data_dir)
+    paths = [
+      os.path.join(folder, name)
+      for folder, _, names in os.walk(source)
+      for name in names
+    ]
+  states = [os.stat(path) for path in paths]
+  return {
+    'source': source,
+    'files': len(states),
+    'bytes': sum(state.st_size for state in states),
+    'newest': max((state.st_mtime_ns for state in states), default=0),
+    **counts,
+  }
+
+
+def _check_source(path: str, wanted: Mapping[str, Any]) -> None:
+  """Raises ValueError if stored images are of another source or number."""
+  stored = files.read_json(path)
+  for name, expected in wanted.items():
+    got = stored.get(name) if isinstance(stored, dict) else None
+    if got != expected:
+      raise ValueError(
+        f'--workdir: its images have {name} {got!r}, this command has '
+        f'{expected!r}; give another --workdir'
+      )
+
+
 def write_images(
   data_dir: str, path: str, *, train_images: int, test_images: int
 ) -> int:
@@ -72,13 +108,18 @@ def write_images(
   Args:
     data_dir: of `--data_dir`.
     path: npz file, as the loader 'npz' reads it; left as it is if it is there.
+      Beside it is a JSON of where the images are from.
     train_images: how many; 0: all.
     test_images: the same.
 
   Raises:
-    ValueError: no images there.
+    ValueError: no images there; the file has others.
   """
-  if not os.path.exists(path):
+  counts = {'train_images': train_images, 'test_images': test_images}
+  source, described = _source(data_dir, counts), f'{path}.json'
+  if os.path.exists(path) and os.path.exists(described):
+    _check_source(described, source)
+  else:
     dataset = _load(data_dir)
     train = _first(dataset.train, train_images)
     test = _first(dataset.test, test_images)
@@ -90,6 +131,7 @@ def write_images(
       'class_names': np.array(dataset.class_names),
     }
     files.write_npz(path, arrays)
+    files.write_json(described, source)
   with np.load(path) as arrays:
     return len(arrays['y_train'])
 
@@ -179,6 +221,19 @@ def _level(directory: str) -> int:
   return done.index(False) if False in done else len(done)
 
 
+def check_out(path: str) -> None:
+  """Raises ValueError if the JSON is there, and another experiment's."""
+  if not os.path.exists(path):
+    return
+  document = documents.read(path)
+  got = document.get('experiment', document.get('what'))
+  if document['kind'] != 'experiment' or got != EXPERIMENT:
+    raise ValueError(
+      f'--out: {path} holds {got!r} of kind {document["kind"]!r}, expected '
+      f"{EXPERIMENT!r} of kind 'experiment'; give another --out"
+    )
+
+
 def run(options: argparse.Namespace) -> bool:
   """Trains and attacks; the table is written again after each attack.
 
@@ -186,35 +241,56 @@ def run(options: argparse.Namespace) -> bool:
     options: of the command.
 
   Returns:
+<<<<<<< HEAD
     True; an error ends the process with one line.
+=======
+    Whether it was started; what cannot go on ends the process with a line.
+>>>>>>> wing-b
   """
-  started = time.monotonic()
-  path = os.path.join(options.workdir, 'images.npz')
-  num_train = write_images(
-    options.data_dir,
-    path,
-    train_images=options.train_images,
-    test_images=options.test_images,
-  )
+  ends = time.monotonic() + options.seconds - SAVING_SECONDS
+  check_out(options.out)
+  with command.session():
+    devices.check_batch_size('--batch_size', options.batch_size)
+    path = os.path.join(options.workdir, 'images.npz')
+    num_train = None
+    if ends > time.monotonic():
+      num_train = write_images(
+        options.data_dir,
+        path,
+        train_images=options.train_images,
+        test_images=options.test_images,
+      )
+    left = ends - time.monotonic()
+    if left <= 0:
+      print(
+        f'not started: --seconds={options.seconds:g} leave no time, of which '
+        f'{SAVING_SECONDS} s are for saving',
+        flush=True,
+      )
+      return False
+    with stopped_after(left):
+      _train(options, path, num_train)
+  return True
+
+
+def _train(options: argparse.Namespace, path: str, num_train: int) -> None:
+  """Trains and attacks with the images of a file."""
   config = make_config(options, path)
   table = argparse.Namespace(
     seeds=(config.seed,), workdir=options.workdir, json=options.out
   )
-  left = options.seconds - SAVING_SECONDS - (time.monotonic() - started)
-  with stopped_after(left), command.session():
-    directory = os.path.join(options.workdir, 'dual')
-    for number, outputs in enumerate(LEVELS):
-      if number and number >= _level(directory):
-        _attack(config, outputs, directory)
-      runs.make(
-        entries(config),
-        table,
-        image_shape=from_config.image_shape(config),
-        num_train=num_train,
-        caption={
-          'experiment': 'accelerator',
-          'baseline': 'single head',
-          'data': f'CIFAR-10, {num_train} images',
-        },
-      )
-  return True
+  directory = os.path.join(options.workdir, 'dual')
+  for number, outputs in enumerate(LEVELS):
+    if number and number >= _level(directory):
+      _attack(config, outputs, directory)
+    runs.make(
+      entries(config),
+      table,
+      image_shape=from_config.image_shape(config),
+      num_train=num_train,
+      caption={
+        'experiment': EXPERIMENT,
+        'baseline': 'single head',
+        'data': f'CIFAR-10, {num_train} images',
+      },
+    )
