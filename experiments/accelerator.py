@@ -6,16 +6,11 @@
 
 `doctor` compares training steps and attacks with the CPU's values, `speed`
 measures training steps and AutoAttack, beside PyTorch where it is installed,
-<<<<<<< HEAD
 `train` trains DH-AT on CIFAR-10 and attacks it. Each ends within `--seconds`.
-A second call resumes with what is missing.
-=======
-`train` trains DH-AT on CIFAR-10 and attacks it. Each ends within `--seconds`;
-called again it goes on with what is missing. Exit codes: 0 if all is done, 1 if
+A second call resumes with what is missing. Exit codes: 0 if all is done, 1 if
 something failed or differs, 2 for a mistake in the command, 3 if the time was
 too short for something. A `train` that is stopped in time and saved exits
 with 0.
->>>>>>> wing-b
 """
 
 import argparse

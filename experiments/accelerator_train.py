@@ -241,11 +241,7 @@ def run(options: argparse.Namespace) -> bool:
     options: of the command.
 
   Returns:
-<<<<<<< HEAD
-    True; an error ends the process with one line.
-=======
-    Whether it was started; what cannot go on ends the process with a line.
->>>>>>> wing-b
+    Whether it was started; an error ends the process with one line.
   """
   ends = time.monotonic() + options.seconds - SAVING_SECONDS
   check_out(options.out)
