@@ -243,7 +243,11 @@ def memory(analysis: Any) -> dict[str, int]:
 
 
 def facts(
-  text: str, *, images: tuple[int, ...], gradients: int | None
+  text: str,
+  *,
+  images: tuple[int, ...],
+  gradients: int | None,
+  half_precision: bool,
 ) -> dict[str, Any]:
   """Returns what a program's text says, as JSON can hold it.
 
@@ -251,13 +255,16 @@ def facts(
     text: `compiled.as_text()`.
     images: the shape [B, H, W, C] of a device's images.
     gradients: elements of all gradients, or None.
+    half_precision: whether it should be bfloat16: then 'float32_outside' lists
+      the convolutions in float32 outside of `FLOAT32_PARTS`.
   """
   program = hlo.Program(text)
   found = convolutions(program)
   outside = [
     short(each.op_name)
     for each in found
-    if each.dtype == 'f32'
+    if half_precision
+    and each.dtype == 'f32'
     and not any(part in each.op_name for part in FLOAT32_PARTS)
   ]
   return {

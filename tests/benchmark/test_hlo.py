@@ -157,13 +157,22 @@ def test_memory_counts_donated_buffers_once():
 
 
 def test_facts():
-  facts = compile_facts.facts(TPU, images=(4, 4, 4, 3), gradients=None)
-  assert facts['convolutions'] == {
+  def found(text, half_precision=True):
+    return compile_facts.facts(
+      text,
+      images=(4, 4, 4, 3),
+      gradients=None,
+      half_precision=half_precision,
+    )['convolutions']
+
+  counts = {
     'number': 1,
     'by_dtype': {'f32': 1},
     'by_fastest': {'batch': 1},
-    'float32_outside': ['jit(f)/transpose(jvp(net))/trunk/conv'],
   }
+  outside = ['jit(f)/transpose(jvp(net))/trunk/conv']
+  assert found(TPU) == {**counts, 'float32_outside': outside}
   inside = TPU.replace('trunk/conv', 'aggregator/conv')
-  facts = compile_facts.facts(inside, images=(4, 4, 4, 3), gradients=None)
-  assert facts['convolutions']['float32_outside'] == []
+  assert found(inside) == {**counts, 'float32_outside': []}
+  # In a float32 program there is nothing to look for.
+  assert found(TPU, half_precision=False) == {**counts, 'float32_outside': []}

@@ -16,8 +16,13 @@ from dhat_jax.runtime import documents
 
 
 def skip_without(target):
-  """Skips the tests of a file where the target's compiler is missing."""
+  """Skips the tests of a file where the target's compiler is missing.
+
+  With DHAT_REQUIRE_COMPILERS=1 in the environment they fail.
+  """
   problem = compile_targets.missing(compile_targets.parse(target))
+  if problem and os.environ.get('DHAT_REQUIRE_COMPILERS') == '1':
+    pytest.fail(problem, pytrace=False)
   if problem:
     pytest.skip(problem, allow_module_level=True)
 
