@@ -115,13 +115,15 @@ def measure(job: Job, devices: Sequence[Any]) -> dict[str, Any]:
     started = time.perf_counter()
     lowered = program.trace()
     traced = time.perf_counter()
+    row['traced'] = compile_facts.traced_operations(lowered.as_text())
+    begun = time.perf_counter()
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
       return row | {'error': str(error).strip().splitlines()[0]}
   return row | {
     'trace_seconds': traced - started,
-    'compile_seconds': time.perf_counter() - traced,
+    'compile_seconds': time.perf_counter() - begun,
     **_describe(program, compiled),
   }
 

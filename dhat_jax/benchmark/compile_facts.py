@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -131,6 +132,25 @@ def operations(program: hlo.Program) -> dict[str, int]:
     elif 'topk' in each.target.lower():
       counts['top_k'] += 1
   return counts
+
+
+def traced_operations(text: str) -> dict[str, int]:
+  """Returns how many of them a program has before it is optimised.
+
+  Args:
+    text: `lowered.as_text()`, in StableHLO; a function that is called several
+      times counts once.
+  """
+  # Behind # are attributes.
+  kinds = {
+    'sorts': r'(?<!#)stablehlo\.sort\b',
+    'gathers': r'(?<!#)stablehlo\.(?:dynamic_)?gather\b',
+    'top_k': r'\bchlo\.top_k\b',
+    'loops': r'\bstablehlo\.while\b',
+  }
+  return {
+    kind: len(re.findall(pattern, text)) for kind, pattern in kinds.items()
+  }
 
 
 def float32_features(

@@ -2,6 +2,8 @@
 
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from dhat_jax.benchmark import compile_facts, hlo
@@ -176,3 +178,14 @@ def test_facts():
   assert found(inside) == {**counts, 'float32_outside': []}
   # In a float32 program there is nothing to look for.
   assert found(TPU, half_precision=False) == {**counts, 'float32_outside': []}
+
+
+def test_operations_before_the_program_is_optimised():
+  def select(x):
+    ranked = jnp.argsort(x, axis=1)
+    best = jax.lax.top_k(x, 2)[0]
+    return jnp.take_along_axis(x, ranked[:, 1:], axis=1) + best.sum()
+
+  text = jax.jit(select).lower(jnp.zeros((3, 4))).as_text()
+  found = compile_facts.traced_operations(text)
+  assert found == {'sorts': 1, 'gathers': 1, 'top_k': 1, 'loops': 0}

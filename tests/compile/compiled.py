@@ -27,17 +27,22 @@ def skip_without(target):
     pytest.skip(problem, allow_module_level=True)
 
 
-@functools.cache
-def rows(folder, *arguments):
-  """Compiles; returns {program: row}."""
-  path = folder / 'compiled.json'
+def run(path, *arguments):
+  """Runs the command; returns the finished process, its output as text."""
   env = {key: v for key, v in os.environ.items() if key != 'XLA_FLAGS'}
   command = [sys.executable, '-m', 'dhat_jax.benchmark', '--what=compile']
-  process = subprocess.run(
+  return subprocess.run(
     [*command, *arguments, f'--out={path}'],
     capture_output=True,
     env=env,
     text=True,
   )
+
+
+@functools.cache
+def rows(folder, *arguments):
+  """Compiles; returns {program: row}."""
+  path = folder / 'compiled.json'
+  process = run(path, *arguments)
   assert process.returncode == 0, process.stderr[-2000:]
   return {row['program']: row for row in documents.read(str(path))['rows']}
