@@ -39,9 +39,12 @@ Two need the PyTorch originals, peer and autoattack: pip install
 --cpu_devices=N     Simulated CPU devices.
 --out=FILE.json     Writes the results there; compile and largest write after
                     each program.
---resume            Continues --out: programs in it are not compiled again.
+--resume            Continues --out: programs in it are not compiled again, but
+                    for errors. Config, JAX and compilers must be the same.
 --json              Prints one JSON line last: what was measured; of a single
                     training step its row alone.
+
+The exit code is 1 if a program of --what=compile does not compile.
 """
 
 import importlib
@@ -49,6 +52,7 @@ import json
 import os
 import shlex
 import sys
+from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -66,6 +70,16 @@ WHAT = (
 )
 # What takes long enough to be stored piece by piece.
 RESUMABLE = ('compile', 'largest')
+# Flags that only some measurements read.
+READ_BY = {
+  'batch_size': tuple(what for what in WHAT if what != 'largest'),
+  'dtype': ('training', 'compile', 'largest'),
+  'target': RESUMABLE,
+  'programs': ('compile',),
+  'backbones': ('largest',),
+}
+# Those of which a measurement takes several.
+SEVERAL = {'batch_size': ('training',), 'dtype': ('training', 'compile')}
 INTEGERS = {
   'images': 256,
   'n_iter': 100,
@@ -93,18 +107,34 @@ def _parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer(name, default, '', lower_bound=1, **define)
   flags.DEFINE_integer('cpu_devices', None, '', lower_bound=1, **define)
   cli.parse(values, argv)
+  _check(values)
+  return values
+
+
+def _check(values: flags.FlagValues) -> None:
+  """Raises ValueError for flags that do not fit together."""
+  what = values.what
+  for name, readers in READ_BY.items():
+    if values[name].present and what not in readers:
+      raise ValueError(
+        f'--{name}: got --what={what}, on which it has no effect, choices '
+        f'are {readers}'
+      )
   for size in values.batch_size:
     if not (size.isascii() and size.isdigit()) or int(size) < 1:
       raise ValueError(f'--batch_size: got {size!r}, expected integers >= 1')
-  if values.what != 'training' and len(values.batch_size) > 1:
-    raise ValueError(
-      f'--batch_size: got {values.batch_size}, expected one for '
-      f'--what={values.what}'
-    )
+  for name, readers in SEVERAL.items():
+    if not values[name].value:
+      raise ValueError(f'--{name}: got nothing, expected one or more')
+    if what not in readers and len(values[name].value) != 1:
+      raise ValueError(
+        f'--{name}: got {values[name].value}, expected one for --what={what}'
+      )
   folder = os.path.dirname(values.out or '')
   if folder and not os.path.isdir(folder):
     raise ValueError(f'--out: got {values.out!r}, but {folder!r} is no folder')
-  return values
+  if values.out and os.path.isdir(values.out):
+    raise ValueError(f'--out: got {values.out!r}, a folder, expected a file')
 
 
 def _say(line: str) -> None:
@@ -149,26 +179,32 @@ def _arguments(
   return (values.workdir, values.images, sizes[0]), repeats | budget
 
 
-def _previous(values: flags.FlagValues) -> list[dict[str, Any]]:
-  """Returns the rows that --resume continues from."""
+def _previous(
+  values: flags.FlagValues, module: ModuleType
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+  """Returns what --resume continues from: (rows, their compilers' versions)."""
+  from dhat_jax.benchmark import compile_resume
   from dhat_jax.runtime import documents
 
   if not values.resume:
-    return []
+    return [], {}
   if values.what not in RESUMABLE or not values.out:
     raise ValueError(
       f'--resume: got --what={values.what} and --out={values.out}, expected '
       f'one of {RESUMABLE} and a file'
     )
   if not os.path.exists(values.out):
-    return []
+    return [], {}
   document = documents.read(values.out)
-  if document.get('what') != values.what:
-    raise ValueError(
-      f'--resume: got {values.out} of {document.get("what")!r}, expected '
-      f'{values.what!r}'
-    )
-  return document['rows']
+  rows = compile_resume.rows(
+    document,
+    values.out,
+    what=values.what,
+    identity=compile_resume.identity(values.config, values.what),
+    keys=module.KEYS,
+    table=module.table,
+  )
+  return rows, document['compilers']
 
 
 def _measure(
@@ -183,27 +219,31 @@ def _measure(
 
     compile_targets.prepare()
   processes.initialize(cpu_devices=values.cpu_devices)
-  from dhat_jax.benchmark import timing
+  from dhat_jax.benchmark import compile_resume, timing
 
   config = values.config
   _check_config(values)
   positions, options = _arguments(values, argv)
+  module = importlib.import_module(f'dhat_jax.benchmark.{values.what}')
+  done, compilers = _previous(values, module)
+  # A resumed command is recorded as one that never stopped.
+  words = [word for word in argv[1:] if word != '--resume']
+  command = shlex.join(['python', '-m', 'dhat_jax.benchmark', *words])
+  body = {'what': values.what, 'config': config.name, **options}
+  if values.what in RESUMABLE:
+    body |= compile_resume.identity(config, values.what)
 
   def as_document(measured: dict[str, Any]) -> dict[str, Any]:
-    body = {'what': values.what, 'config': config.name, **options, **measured}
-    # A resumed command is recorded as one that never stopped.
-    words = [word for word in argv[1:] if word != '--resume']
-    command = shlex.join(['python', '-m', 'dhat_jax.benchmark', *words])
-    return documents.document('benchmark', body, command=command)
+    # Some of the earlier rows may be of other compilers.
+    if values.what in RESUMABLE:
+      measured['compilers'] = compilers | measured['compilers']
+    return documents.document('benchmark', body | measured, command=command)
 
-  progress = {}
-  if values.what in RESUMABLE:
-    progress['done'] = _previous(values)
-    if values.out:
-      progress['save'] = lambda measured: documents.write(
-        values.out, as_document(measured)
-      )
-  module = importlib.import_module(f'dhat_jax.benchmark.{values.what}')
+  progress = {'done': done} if values.what in RESUMABLE else {}
+  if progress and values.out:
+    progress['save'] = lambda measured: documents.write(
+      values.out, as_document(measured)
+    )
   with timing.no_compilation_cache():
     measured = module.run(
       config, *positions, **options, **progress, report=_say
@@ -227,6 +267,11 @@ def main(argv: list[str]) -> None:
     rows = document['rows']
     alone = values.what == 'training' and len(rows) == 1
     print(json.dumps(rows[0] if alone else document))
+  failed = sum('error' in row for row in document['rows'])
+  if failed:
+    total = len(document['rows'])
+    print(f'error: {failed} of {total} do not compile', file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == '__main__':

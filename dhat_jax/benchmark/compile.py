@@ -7,7 +7,7 @@ autotuned for a GPU then, so that convolutions come without their workspaces.
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ def check_programs(names: Sequence[str]) -> tuple[str, ...]:
   """
   for name in names:
     arguments.one_of('--programs', name, compile_programs.NAMES)
-  return tuple(names) or compile_programs.NAMES
+  return tuple(dict.fromkeys(names)) or compile_programs.NAMES
 
 
 def check_batch_size(target: Target, batch_size: int) -> int:
@@ -71,8 +71,12 @@ class Job:
     return compile_programs.attack_pass(self.config, self.kind, size, devices)
 
 
+# What every row has, one of a program that does not compile too.
+KEYS = 'target', 'program', 'kind', 'batch_size', 'devices', 'dtype', 'flops'
+
+
 def is_of(row: Mapping[str, Any], job: Job) -> bool:
-  """Whether a row is a job's."""
+  """Whether a row is a job's; the config is that of the row's document."""
   kind = (
     compile_programs.TRAINING if row['kind'] == 'training' else row['program']
   )
@@ -104,22 +108,24 @@ def measure(job: Job, devices: Sequence[Any]) -> dict[str, Any]:
       'batch_size': job.batch_size,
       'devices': len(devices),
       'dtype': program.dtype,
+      'remat': job.config.model.remat,
       'flops': program.flops(),
       'needed_flops': program.needed_flops,
     }
     started = time.perf_counter()
     lowered = program.trace()
     traced = time.perf_counter()
+    row['traced'] = compile_facts.traced_operations(lowered.as_text())
+    begun = time.perf_counter()
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
       return row | {'error': str(error).strip().splitlines()[0]}
-  row |= {
+  return row | {
     'trace_seconds': traced - started,
-    'compile_seconds': time.perf_counter() - traced,
+    'compile_seconds': time.perf_counter() - begun,
     **_describe(program, compiled),
   }
-  return row | {'bound_seconds': bound_seconds(row, job.target.chip)}
 
 
 def _describe(program: Program, compiled: Any) -> dict[str, Any]:
@@ -128,7 +134,10 @@ def _describe(program: Program, compiled: Any) -> dict[str, Any]:
     'memory': compile_facts.memory(compiled.memory_analysis()),
     'state_leaves': program.state_leaves,
     **compile_facts.facts(
-      compiled.as_text(), images=program.images, gradients=program.gradients
+      compiled.as_text(),
+      images=program.images,
+      gradients=program.gradients,
+      half_precision=program.dtype == 'bfloat16',
     ),
     'cost_analysis': _cost_analysis(compiled),
   }
@@ -150,12 +159,16 @@ def bound_seconds(
 ) -> dict[str, float]:
   """Returns the times that a program cannot fall below at published peaks.
 
-  'arithmetic' is the operations at the chip's bfloat16 peak: those that a stage
-  needs, or those that were traced of another program. 'memory' is the kernels'
-  reads and writes at its bandwidth.
+  'arithmetic' is the operations at the chip's peak: those that a stage needs,
+  or those that were traced of another program. Evaluation and attacks in float32
+  multiply in full float32. A training step multiplies as fast as the chip can, in
+  TensorFloat-32 or bfloat16. 'memory' is the kernels' reads and writes at the
+  chip's bandwidth.
   """
+  is_full = row['dtype'] == 'float32' and row['kind'] != 'training'
+  peak = chip.float32_peak if is_full else chip.peak
   return {
-    'arithmetic': (row['needed_flops'] or row['flops']) / chip.peak,
+    'arithmetic': (row['needed_flops'] or row['flops']) / peak,
     'memory': row['traffic_bytes'] / chip.bandwidth,
   }
 
@@ -176,7 +189,7 @@ def jobs(
   for target in targets:
     for kind in programs:
       trains = kind == compile_programs.TRAINING
-      for dtype in dtypes if trains else dtypes[:1]:
+      for dtype in dict.fromkeys(dtypes if trains else dtypes[:1]):
         typed = copy.deepcopy(config)
         typed.model.dtype = dtype
         for stage in stages if trains else ('',):
@@ -204,7 +217,7 @@ def run(
     dtypes: of the network in training.
     targets: as `compile_targets.parse` reads them.
     programs: of `compile_programs.NAMES`; () for all.
-    done: rows of an earlier call, which are not compiled again.
+    done: rows of an earlier call, which are not compiled again, but for errors.
     save: called with what is measured so far.
     report: called with a line for each program.
 
@@ -221,17 +234,42 @@ def run(
     check_batch_size(target, batch_size)
   devices = {target.name: compile_targets.devices(target) for target in parsed}
   compilers = compile_targets.versions(parsed)
-  rows = list(done)
-  for job in jobs(
-    config, stages, batch_size, dtypes, targets=parsed, programs=names
-  ):
-    if any(is_of(row, job) for row in done):
-      continue
-    row = measure(job, devices[job.target.name])
-    rows.append(row)
+
+  def saved(rows: list[dict[str, Any]]) -> None:
     save({'compilers': compilers, 'rows': rows})
-    report(_line(row))
+    report(_line(rows[-1]))
+
+  listed = jobs(
+    config, stages, batch_size, dtypes, targets=parsed, programs=names
+  )
+  rows = rows_of(
+    listed, done, lambda job: measure(job, devices[job.target.name]), saved
+  )
   return {'compilers': compilers, 'rows': rows}
+
+
+def rows_of(
+  listed: Iterable[Job],
+  done: Sequence[dict[str, Any]],
+  measure: Callable[[Job], dict[str, Any]],
+  save: Callable[[list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:
+  """Returns the rows of jobs, after those of other jobs.
+
+  Args:
+    listed: what is compiled, but for what is done.
+    done: earlier rows; what did not compile then is compiled again.
+    measure: job -> its row.
+    save: called with all rows after each new one.
+  """
+  rows = list(done)
+  for job in listed:
+    earlier = [row for row in rows if is_of(row, job)]
+    if any('error' not in row for row in earlier):
+      continue
+    rows = [row for row in rows if row not in earlier] + [measure(job)]
+    save(rows)
+  return rows
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -274,6 +312,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
   reduces = row['all_reduces'].values()
   last = found['by_fastest'].get('channels', 0) / max(found['number'], 1)
   leaves = row['state_leaves']
+  bounds = bound_seconds(row, compile_targets.parse(row['target']).chip)
   return (
     row['target'],
     row['program'],
@@ -287,6 +326,6 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     f'{sum(each["bytes"] for each in reduces) / 1e6:.1f}',
     str(found['number']),
     f'{100 * last:.0f} %',
-    f'{1e3 * row["bound_seconds"]["arithmetic"]:.2f}',
-    f'{1e3 * row["bound_seconds"]["memory"]:.2f}',
+    f'{1e3 * bounds["arithmetic"]:.2f}',
+    f'{1e3 * bounds["memory"]:.2f}',
   )

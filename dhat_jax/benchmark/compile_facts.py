@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -133,6 +134,25 @@ def operations(program: hlo.Program) -> dict[str, int]:
   return counts
 
 
+def traced_operations(text: str) -> dict[str, int]:
+  """Returns how many of them a program has before it is optimised.
+
+  Args:
+    text: `lowered.as_text()`, in StableHLO; a function that is called several
+      times counts once.
+  """
+  # Behind # are attributes.
+  kinds = {
+    'sorts': r'(?<!#)stablehlo\.sort\b',
+    'gathers': r'(?<!#)stablehlo\.(?:dynamic_)?gather\b',
+    'top_k': r'\bchlo\.top_k\b',
+    'loops': r'\bstablehlo\.while\b',
+  }
+  return {
+    kind: len(re.findall(pattern, text)) for kind, pattern in kinds.items()
+  }
+
+
 def float32_features(
   program: hlo.Program, images: tuple[int, ...]
 ) -> dict[str, Any]:
@@ -243,7 +263,11 @@ def memory(analysis: Any) -> dict[str, int]:
 
 
 def facts(
-  text: str, *, images: tuple[int, ...], gradients: int | None
+  text: str,
+  *,
+  images: tuple[int, ...],
+  gradients: int | None,
+  half_precision: bool,
 ) -> dict[str, Any]:
   """Returns what a program's text says, as JSON can hold it.
 
@@ -251,13 +275,16 @@ def facts(
     text: `compiled.as_text()`.
     images: the shape [B, H, W, C] of a device's images.
     gradients: elements of all gradients, or None.
+    half_precision: whether it should be bfloat16: then 'float32_outside' lists
+      the convolutions in float32 outside of `FLOAT32_PARTS`.
   """
   program = hlo.Program(text)
   found = convolutions(program)
   outside = [
     short(each.op_name)
     for each in found
-    if each.dtype == 'f32'
+    if half_precision
+    and each.dtype == 'f32'
     and not any(part in each.op_name for part in FLOAT32_PARTS)
   ]
   return {

@@ -57,16 +57,20 @@ class Chip:
   Attributes:
     platform: 'gpu' or 'tpu'.
     dimensions: of its topology.
+    most: chips of the largest topology; a TPU's pod.
     memory_bytes: main memory per device.
     peak: operations per second and device in bfloat16, dense.
+    float32_peak: likewise in full float32, without TensorFloat-32.
     bandwidth: bytes per second and device of the main memory.
     devices: of a chip, as its compiler divides it.
   """
 
   platform: str
   dimensions: int
+  most: int
   memory_bytes: int
   peak: float
+  float32_peak: float
   bandwidth: float
   devices: int = 1
 
@@ -77,12 +81,25 @@ class Chip:
     return int(part * self.memory_bytes)
 
 
+def _tpu(
+  dimensions: int, most: int, memory_bytes: int, peak: float, bandwidth: float
+) -> Chip:
+  # A TPU multiplies in bfloat16 alone; a product at precision 'highest' takes
+  # six passes, which jax.lax.DotAlgorithmPreset names BF16_BF16_F32_X6.
+  rates = {'peak': peak, 'float32_peak': peak / 6, 'bandwidth': bandwidth}
+  return Chip('tpu', dimensions, most, memory_bytes, **rates)
+
+
 CHIPS = {
-  'h100': Chip('gpu', 1, 84_929_347_584, 989e12, 3.35e12),
-  'v4': Chip('tpu', 3, 16 * 2**30, 137.5e12, 0.6e12, devices=2),
-  'v5e': Chip('tpu', 2, 16 * 2**30, 197e12, 0.82e12),
-  'v5p': Chip('tpu', 3, 95 * 2**30, 459e12, 2.77e12),
-  'v6e': Chip('tpu', 2, 32 * 2**30, 918e12, 1.64e12),
+  # NVIDIA's data sheet of the H100 SXM: 67 TFLOPS in FP32. Many more GPUs than
+  # a run has, so that a slip of the finger takes no minutes.
+  'h100': Chip('gpu', 1, 4096, 84_929_347_584, 989e12, 67e12, 3.35e12),
+  'v4': dataclasses.replace(
+    _tpu(3, 4096, 16 * 2**30, 137.5e12, 0.6e12), devices=2
+  ),
+  'v5e': _tpu(2, 256, 16 * 2**30, 197e12, 0.82e12),
+  'v5p': _tpu(3, 8960, 95 * 2**30, 459e12, 2.77e12),
+  'v6e': _tpu(2, 256, 32 * 2**30, 918e12, 1.64e12),
 }
 # What a platform's compiler comes in: the modules, the extra.
 _WHEELS = {
@@ -134,7 +151,7 @@ def parse_all(texts: Sequence[str]) -> list[Target]:
     raise ValueError(
       f'--target: got nothing, expected one or more, as {_EXAMPLES}'
     )
-  return [parse(text) for text in texts]
+  return [parse(text) for text in dict.fromkeys(texts)]
 
 
 def parse(text: str) -> Target:
@@ -152,7 +169,25 @@ def parse(text: str) -> Target:
     raise ValueError(
       f'--target: got {text!r}, expected {name}:{shape}, as in {_EXAMPLES}'
     )
-  return Target(text, chip, tuple(map(int, topology.split('x'))))
+  sides = tuple(map(int, topology.split('x')))
+  _check_sides(text, chip, sides)
+  return Target(text, chip, sides)
+
+
+def _check_sides(text: str, chip: Chip, sides: tuple[int, ...]) -> None:
+  """Raises ValueError for a topology that the chip does not come in."""
+  if math.prod(sides) > chip.most or (chip.dimensions == 2 and max(sides) > 16):
+    most = '16x16 chips' if chip.dimensions == 2 else f'{chip.most} chips'
+    raise ValueError(
+      f'--target: got {arguments.shown(text)}, expected at most {most}'
+    )
+  # A TPU's host has 2x2 chips.
+  hosts = chip.platform == 'tpu' and math.prod(sides) > 1
+  if hosts and any(side % 2 for side in sides[:2]):
+    raise ValueError(
+      f'--target: got {text!r}, expected one chip, or multiples of 2 as the '
+      f'first two sides, as in {_EXAMPLES}'
+    )
 
 
 def is_installed(module: str) -> bool:
@@ -199,8 +234,9 @@ def devices(target: Target) -> list[Any]:
   except (RuntimeError, ValueError, NotImplementedError) as error:
     (line, *_) = str(error).splitlines() or [type(error).__name__]
     raise ValueError(
-      f'--target={target.name}: {line}; installed are '
-      f'jax {jax.__version__} and {versions([target])}'
+      f'--target: got {target.name!r}, which the compiler of '
+      f'jax {jax.__version__} and {versions([target])} refuses ({line}); '
+      f'expected one that it knows, as {_EXAMPLES}'
     ) from error
 
 

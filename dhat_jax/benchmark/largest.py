@@ -34,6 +34,10 @@ _OPTIONS = {'gpu': None, 'tpu': {'exec_time_optimization_effort': -1.0}}
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
+# What every row has.
+KEYS = 'target', 'backbone', 'stage', 'dtype', 'batch_size', 'fits'
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
   """A training step whose largest batch is looked for.
@@ -51,7 +55,7 @@ class Problem:
   dtype: str
 
   def is_of(self, row: Mapping[str, Any]) -> bool:
-    """Whether a row belongs to it."""
+    """Whether a row belongs to it; the config is that of its document."""
     return self.key.items() <= row.items()
 
   @property
@@ -169,7 +173,7 @@ def problems(
       raise ValueError(
         f'--target: got {target.name!r}, expected one device, as h100:1'
       )
-  names = tuple(backbones) or (config.model.backbone,)
+  names = tuple(dict.fromkeys(backbones)) or (config.model.backbone,)
   return [
     Problem(target, backbone, stage, dtype)
     for target, backbone, stage in itertools.product(parsed, names, stages)

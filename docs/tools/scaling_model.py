@@ -193,8 +193,8 @@ def speed_rows():
 @functools.cache
 def compiled_rows():
   """Rows of what was compiled for accelerators."""
-  compiled = sources.read_rows('compile*.json')
-  return compiled + sources.read_rows('largest*.json')
+  compiled = sources.read_rows('compile.json')
+  return compiled + sources.read_rows('largest.json')
 
 
 def compute_seconds(cost, accelerator, images):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dhat_jax.benchmark import compile_targets
 from dhat_jax.runtime import documents
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'results'
@@ -117,6 +118,7 @@ def _compiled_steps(rows: Sequence[Row], step: Step, chip: str) -> list[Row]:
     row
     for row in rows
     if row.get('kind') == 'training'
+    and not row.get('remat')
     and row['program'] == step.stage
     and row['dtype'] == 'bfloat16'
     and row['target'].partition(':')[0] == chip
@@ -143,13 +145,14 @@ def traffic_seconds(
     images: per device.
   """
   found = {
-    row['batch_size'] // row['devices']: row['bound_seconds']['memory']
+    row['batch_size'] // row['devices']: row['traffic_bytes']
     for row in _compiled_steps(rows, step, chip)
   }
   if not found:
     return None
   size = min(found, key=lambda size: abs(size - images))
-  return Figure(found[size] * images / size, COMPILED)
+  seconds = found[size] / compile_targets.CHIPS[chip].bandwidth
+  return Figure(seconds * images / size, COMPILED)
 
 
 def all_reduces(

@@ -12,7 +12,6 @@ import pytest
 from dhat_jax.benchmark import __main__ as command
 from dhat_jax.benchmark import compile as compiling
 from dhat_jax.benchmark import compile_programs, compile_targets
-from dhat_jax.runtime import documents
 from dhat_jax.training import cost
 from tests.helpers import tiny_run
 
@@ -49,6 +48,14 @@ def test_a_gpu_may_be_filled_to_three_quarters():
     (['--target=v5e'], r"got 'v5e', expected v5e:NxN, as in"),
     (['--target=v5p:2x2'], r"got 'v5p:2x2', expected v5p:NxNxN"),
     (['--target=v5e:0x2'], r"got 'v5e:0x2', expected v5e:NxN"),
+    (['--target=v5e:1x2'], r"got 'v5e:1x2', expected one chip, or multiples"),
+    (['--target=v5p:2x3x2'], r"got 'v5p:2x3x2', expected one chip, or mult"),
+    (['--target=v5e:16x32'], r"got 'v5e:16x32', expected at most 16x16 chips"),
+    (['--target=h100:99999'], r"got 'h100:99999', expected at most 4096 chips"),
+    (
+      ['--target=h100:1', '--backbones=wrn10_1'],
+      r'--backbones: got --what=com',
+    ),
     (['--target=v5e:2x2', '--batch_size=6'], 'a multiple of the 4 devices of'),
     (['--target=h100:1', '--programs=pgd'], r"--programs: got 'pgd', choices"),
     ([], r'--target: got nothing, expected one or more, as h100:1, h100:2'),
@@ -66,17 +73,6 @@ def test_mistakes_are_one_line(arguments, message, capsys):
   assert error.startswith('error: ')
   assert error.count('\n') == 1
   assert re.search(message, error), error
-
-
-def test_going_on_with_another_benchmark_is_refused(tmp_path, capsys):
-  path = tmp_path / 'out.json'
-  documents.write(
-    str(path), documents.document('benchmark', {'what': 'peer', 'rows': []})
-  )
-  arguments = '--what=compile', '--target=h100:1', '--resume', f'--out={path}'
-  with pytest.raises(SystemExit):
-    command.main(['benchmark', CONFIG, *arguments])
-  assert "out.json of 'peer', expected 'compile'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -156,7 +152,8 @@ def row(**values):
     'batch_size': 8,
     'devices': 2,
     'dtype': 'bfloat16',
-    'flops': 2e12,
+    'flops': 3e12,
+    'needed_flops': None,
     **values,
   }
 
@@ -171,7 +168,8 @@ COMPILED = row(
     'other': {'number': 1, 'bytes': 4},
   },
   convolutions={'number': 4, 'by_fastest': {'channels': 3, 'batch': 1}},
-  bound_seconds={'arithmetic': 0.002, 'memory': 0.0301},
+  needed_flops=1.978e12,
+  traffic_bytes=100_835_000_000,
 )
 
 
@@ -191,12 +189,38 @@ def test_table():
 
 
 def test_bounds():
-  chip = compile_targets.Chip('gpu', 1, 10**9, peak=1e12, bandwidth=1e9)
-  counts = {'flops': 3e12, 'needed_flops': 2e12, 'traffic_bytes': 5 * 10**8}
+  chip = compile_targets.Chip('gpu', 1, 8, 10**9, 1e12, 1e11, bandwidth=1e9)
+  counts = row(needed_flops=2e12, traffic_bytes=5 * 10**8)
   bounds = compiling.bound_seconds(counts, chip)
   assert bounds == {'arithmetic': 2.0, 'memory': 0.5}
-  counts['needed_flops'] = None
-  assert compiling.bound_seconds(counts, chip)['arithmetic'] == 3.0
+
+  def arithmetic(**values):
+    values = counts | {'needed_flops': None} | values
+    return compiling.bound_seconds(values, chip)['arithmetic']
+
+  assert arithmetic() == 3.0
+  # Evaluation and attacks multiply in full float32.
+  assert arithmetic(kind='attack', dtype='float32') == 30.0
+  assert arithmetic(kind='evaluation', dtype='bfloat16') == 3.0
+  # A training step multiplies float32 in TensorFloat-32, a TPU in bfloat16.
+  assert arithmetic(dtype='float32') == 3.0
+
+
+def test_peaks_in_float32():
+  chips = compile_targets.CHIPS
+  assert chips['h100'].float32_peak == 67e12
+  assert chips['v5e'].float32_peak == pytest.approx(197e12 / 6)
+
+
+def test_what_is_asked_for_twice_is_compiled_once():
+  (target,) = compile_targets.parse_all(['h100:1', 'h100:1'])
+  assert compiling.check_programs(['fab', 'square', 'fab']) == ('fab', 'square')
+  jobs = compiling.jobs(
+    *(tiny_run.get_config(), ('aggregator',), 8, ('float32', 'float32')),
+    targets=[target],
+    programs=('training',),
+  )
+  assert len(list(jobs)) == 1
 
 
 def test_rows_that_are_there_are_not_compiled_again():
@@ -228,3 +252,39 @@ def test_rows_that_are_there_are_not_compiled_again():
   ]
   assert not any(compiling.is_of(row(batch_size=4), job) for job in jobs)
   assert not any(compiling.is_of(row(target='h100:1'), job) for job in jobs)
+
+
+def test_errors_are_compiled_again():
+  config = tiny_run.get_config()
+  listed = list(
+    compiling.jobs(
+      *(config, ('main_head', 'second_head', 'aggregator'), 8, ('bfloat16',)),
+      targets=[compile_targets.parse('h100:2')],
+      programs=('training',),
+    )
+  )
+  other = row(program='fab', error='no')
+  done = [
+    row(),
+    row(program='second_head', error='no'),
+    row(program='aggregator', error='no'),
+    other,
+  ]
+  asked, seen = [], []
+
+  def measure(job):
+    asked.append(job.stage)
+    error = {'error': 'still'} if job.stage == 'aggregator' else {}
+    return row(program=job.stage, **error)
+
+  rows = compiling.rows_of(
+    listed, done, measure, lambda rows: seen.append(len(rows))
+  )
+  assert asked == ['second_head', 'aggregator']
+  assert rows == [
+    row(),
+    other,
+    row(program='second_head'),
+    row(program='aggregator', error='still'),
+  ]
+  assert seen == [4, 4]

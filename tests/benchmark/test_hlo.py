@@ -2,6 +2,8 @@
 
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from dhat_jax.benchmark import compile_facts, hlo
@@ -157,13 +159,33 @@ def test_memory_counts_donated_buffers_once():
 
 
 def test_facts():
-  facts = compile_facts.facts(TPU, images=(4, 4, 4, 3), gradients=None)
-  assert facts['convolutions'] == {
+  def found(text, half_precision=True):
+    return compile_facts.facts(
+      text,
+      images=(4, 4, 4, 3),
+      gradients=None,
+      half_precision=half_precision,
+    )['convolutions']
+
+  counts = {
     'number': 1,
     'by_dtype': {'f32': 1},
     'by_fastest': {'batch': 1},
-    'float32_outside': ['jit(f)/transpose(jvp(net))/trunk/conv'],
   }
+  outside = ['jit(f)/transpose(jvp(net))/trunk/conv']
+  assert found(TPU) == {**counts, 'float32_outside': outside}
   inside = TPU.replace('trunk/conv', 'aggregator/conv')
-  facts = compile_facts.facts(inside, images=(4, 4, 4, 3), gradients=None)
-  assert facts['convolutions']['float32_outside'] == []
+  assert found(inside) == {**counts, 'float32_outside': []}
+  # In a float32 program there is nothing to look for.
+  assert found(TPU, half_precision=False) == {**counts, 'float32_outside': []}
+
+
+def test_operations_before_the_program_is_optimised():
+  def select(x):
+    ranked = jnp.argsort(x, axis=1)
+    best = jax.lax.top_k(x, 2)[0]
+    return jnp.take_along_axis(x, ranked[:, 1:], axis=1) + best.sum()
+
+  text = jax.jit(select).lower(jnp.zeros((3, 4))).as_text()
+  found = compile_facts.traced_operations(text)
+  assert found == {'sorts': 1, 'gathers': 1, 'top_k': 1, 'loops': 0}

@@ -154,6 +154,15 @@ def test_one_device_is_asked_for():
     )
 
 
+def test_what_is_asked_for_twice_is_looked_for_once():
+  listed = largest.problems(
+    *(cifar10.get_config(), ('main_head',), 'bfloat16'),
+    targets=('h100:1', 'h100:1'),
+    backbones=('wrn16_4', 'wrn16_4'),
+  )
+  assert len(listed) == 1
+
+
 def test_unknown_network():
   with pytest.raises(ValueError, match=r"got 'wrn', choices are"):
     largest.run(

@@ -16,23 +16,33 @@ from dhat_jax.runtime import documents
 
 
 def skip_without(target):
-  """Skips the tests of a file where the target's compiler is missing."""
+  """Skips the tests of a file where the target's compiler is missing.
+
+  With DHAT_REQUIRE_COMPILERS=1 in the environment they fail.
+  """
   problem = compile_targets.missing(compile_targets.parse(target))
+  if problem and os.environ.get('DHAT_REQUIRE_COMPILERS') == '1':
+    pytest.fail(problem, pytrace=False)
   if problem:
     pytest.skip(problem, allow_module_level=True)
+
+
+def run(path, *arguments):
+  """Runs the command; returns the finished process, its output as text."""
+  env = {key: v for key, v in os.environ.items() if key != 'XLA_FLAGS'}
+  command = [sys.executable, '-m', 'dhat_jax.benchmark', '--what=compile']
+  return subprocess.run(
+    [*command, *arguments, f'--out={path}'],
+    capture_output=True,
+    env=env,
+    text=True,
+  )
 
 
 @functools.cache
 def rows(folder, *arguments):
   """Compiles; returns {program: row}."""
   path = folder / 'compiled.json'
-  env = {key: v for key, v in os.environ.items() if key != 'XLA_FLAGS'}
-  command = [sys.executable, '-m', 'dhat_jax.benchmark', '--what=compile']
-  process = subprocess.run(
-    [*command, *arguments, f'--out={path}'],
-    capture_output=True,
-    env=env,
-    text=True,
-  )
+  process = run(path, *arguments)
   assert process.returncode == 0, process.stderr[-2000:]
   return {row['program']: row for row in documents.read(str(path))['rows']}

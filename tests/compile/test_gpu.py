@@ -3,6 +3,7 @@
 import pytest
 
 from dhat_jax.attacks.autoattack import checks
+from dhat_jax.runtime import documents
 from dhat_jax.training.stages import roles
 from tests.compile import compiled
 
@@ -90,12 +91,48 @@ def test_attacks_sum_nothing_over_devices_and_are_in_float32(rows, attack):
   assert row['loops'] >= 1
 
 
-def test_sorts_and_gathers_of_the_attacks(rows):
-  # The target classes: those with the largest logits.
-  assert rows['apgd-t']['sorts'] >= 1
-  assert rows['fab-t']['sorts'] >= 1
-  for attack in checks.NAMES:
-    assert rows[attack]['gathers'] >= 1, attack
+# Of the traced programs: sorts, top_k. Targeted attacks rank the classes; the
+# DLR loss takes the largest logits in the first pass and in the loop. FAB's
+# projections and Square do neither.
+SELECTIONS = {
+  'apgd-ce': (0, 0),
+  'apgd-dlr': (0, 2),
+  'apgd-t': (1, 2),
+  'fab': (0, 0),
+  'fab-t': (1, 0),
+  'square': (0, 0),
+}
+
+
+@pytest.mark.parametrize('attack', checks.NAMES)
+def test_sorts_top_k_and_gathers_of_the_attacks(rows, attack):
+  row, traced = rows[attack], rows[attack]['traced']
+  assert (traced['sorts'], traced['top_k']) == SELECTIONS[attack]
+  # The compiler makes sorts of top_k, and merges or drops none.
+  assert (row['sorts'], row['top_k']) == (sum(SELECTIONS[attack]), 0)
+  assert traced['gathers'] >= 1
+  assert row['gathers'] >= 1
+  assert traced['loops'] >= 1
+
+
+def test_what_did_not_compile_is_the_exit_code(tmp_path):
+  """All that is asked for is there already: nothing is compiled."""
+  path = tmp_path / 'compiled.json'
+  arguments = [
+    '--config=tests/helpers/tiny_run.py',
+    '--target=h100:2',
+    '--programs=square',
+    '--batch_size=8',
+  ]
+  done = compiled.rows(tmp_path, *arguments)['square']
+  document = documents.read(str(path))
+  document['rows'] = [done, {**done, 'batch_size': 16, 'error': 'too large'}]
+  documents.write(str(path), document)
+  process = compiled.run(path, *arguments, '--resume')
+  assert process.returncode == 1, process.stderr[-2000:]
+  assert process.stderr.endswith('error: 1 of 2 do not compile\n')
+  assert 'does not compile' in process.stdout
+  assert documents.read(str(path))['rows'] == document['rows']
 
 
 def test_rematerialisation_takes_less_memory(rows, tmp_path):

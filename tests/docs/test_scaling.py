@@ -30,7 +30,7 @@ def compiled_row(images, devices, **changes):
       'gradients': {'number': 1, 'bytes': 100},
       'batch norm': {'number': 39, 'bytes': 20},
     },
-    'bound_seconds': {'arithmetic': 0.05, 'memory': 0.001 * images},
+    'traffic_bytes': 3.35e9 * images,  # a millisecond an image
     **changes,
   }
 
@@ -117,6 +117,21 @@ def test_traffic_is_in_proportion_to_the_images():
   assert figure.source == 'c'
   assert figure.value == pytest.approx(0.032)
   assert sources.traffic_seconds(rows, STEP, 'v6e', 32) is None
+  assert sources.traffic_seconds(rows, STEP, 'h200', 32) is None
+
+
+def test_steps_that_compute_twice_do_not_count():
+  rows = [compiled_row(128, 1, remat=True)]
+  assert sources.traffic_seconds(rows, STEP, 'h100', 32) is None
+  assert sources.memory_bytes(rows, STEP, 'h100', 128) is None
+  rows.append(compiled_row(128, 1, remat=False))
+  assert sources.memory_bytes(rows, STEP, 'h100', 128).source == 'c'
+  # The step of docs/results/compile_remat.json is not among them.
+  totals = {
+    row['memory']['total'] for row in model.compiled_rows() if 'memory' in row
+  }
+  (remat,) = sources.read_rows('compile_remat.json')
+  assert remat['memory']['total'] not in totals
 
 
 def test_the_weakest_source_counts():
