@@ -160,10 +160,10 @@ def bound_seconds(
   """Returns the times that a program cannot fall below at published peaks.
 
   'arithmetic' is the operations at the chip's peak: those that a stage needs,
-  or those that were traced of another program. Evaluation and attacks in float32
-  multiply in full float32. A training step multiplies as fast as the chip can, in
-  TensorFloat-32 or bfloat16. 'memory' is the kernels' reads and writes at the
-  chip's bandwidth.
+  or those that were traced of another program. Evaluation and attacks in
+  float32 multiply in full float32. A training step multiplies as fast as the
+  chip can, in TensorFloat-32 or bfloat16. 'memory' is the kernels' reads and
+  writes at the chip's bandwidth.
   """
   is_full = row['dtype'] == 'float32' and row['kind'] != 'training'
   peak = chip.float32_peak if is_full else chip.peak

@@ -11,6 +11,9 @@ RESULTS = sorted(
 KINDS = {
   'cifar10_jpeg_published_rate': 'experiment',
   'digits': 'run',
+  'accelerator_doctor': 'experiment',
+  'accelerator_speed': 'experiment',
+  'accelerator_train': 'experiment',
   'digits_evaluation': 'run',
   'experiment_ablations': 'experiment',
   'experiment_cifar10_jpeg_cpu': 'experiment',
