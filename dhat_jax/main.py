@@ -107,7 +107,9 @@ def _hide_late_callbacks(unraisable) -> None:
     sys.__unraisablehook__(unraisable)
 
 
-def _log_to_console(level: int) -> None:
+@contextlib.contextmanager
+def _logged_to_console(level: int) -> Iterator[None]:
+  """Logs to stderr inside the context, and restores the logger after it."""
   # Orbax logs every file that it touches through absl.
   absl_logging.set_verbosity(absl_logging.WARNING)
   # What goes wrong in Orbax's threads comes as an exception as well.
@@ -115,10 +117,17 @@ def _log_to_console(level: int) -> None:
     lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname
   )
   sys.unraisablehook = _hide_late_callbacks
-  logger = logging.getLogger('dhat_jax')
+  logger, handler = logging.getLogger('dhat_jax'), logging.StreamHandler()
+  before = logger.level, logger.propagate
   logger.setLevel(level)
   logger.propagate = False
-  logger.addHandler(logging.StreamHandler())
+  logger.addHandler(handler)
+  try:
+    yield
+  finally:
+    logger.removeHandler(handler)
+    logger.setLevel(before[0])
+    logger.propagate = before[1]
 
 
 @contextlib.contextmanager
@@ -146,8 +155,9 @@ def session(**start_up: Any) -> Iterator[None]:
       if processes.process_count() > 1:
         fail = _fail_at_once
         watch.handle = preemption.forward
-      _log_to_console(logging.INFO if processes.is_first() else logging.WARNING)
-      yield
+      level = logging.INFO if processes.is_first() else logging.WARNING
+      with _logged_to_console(level):
+        yield
     except preemption.Preempted as stop:
       print(f'stopped at {stop}: saved; resume with the same command')
       sys.exit(signals.exit_code(watch.received))

@@ -1,5 +1,6 @@
 """The command line: mistakes end in one line and exit code 2."""
 
+import logging
 import os
 import re
 import subprocess
@@ -269,3 +270,12 @@ def test_second_start_compiles_nothing(tmp_path):
   assert compiled[0] > 20
   assert compiled[1] == 0
   assert (tmp_path / '.cache' / 'dhat_jax' / 'xla').is_dir()
+
+
+def test_a_session_leaves_no_logger_behind(capsys):
+  logger = logging.getLogger('dhat_jax')
+  before = list(logger.handlers), logger.level, logger.propagate
+  with main.session():
+    logger.info('inside')
+  assert capsys.readouterr().err == 'inside\n'
+  assert (list(logger.handlers), logger.level, logger.propagate) == before
