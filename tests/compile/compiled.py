@@ -42,6 +42,7 @@ def run(path, *arguments):
 @functools.cache
 def rows(folder, *arguments):
   """Compiles; returns {program: row}."""
+  folder.mkdir(exist_ok=True)
   path = folder / 'compiled.json'
   process = run(path, *arguments)
   assert process.returncode == 0, process.stderr[-2000:]

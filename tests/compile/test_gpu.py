@@ -135,21 +135,21 @@ def test_what_did_not_compile_is_the_exit_code(tmp_path):
   assert documents.read(str(path))['rows'] == document['rows']
 
 
-def test_rematerialisation_takes_less_memory(rows, tmp_path):
-  row = compiled.rows(
-    tmp_path,
-    '--config=configs/cifar10.py:trades_wrn16_4',
-    '--config.model.remat=True',
-    '--target=h100:2',
-    '--stage=main_head',
-    '--programs=training',
-    f'--batch_size={2 * BATCH}',
-    '--dtype=bfloat16',
-  )['main_head']
-  before = rows['main_head']
-  temporaries = [r['memory']['temporaries'] for r in (row, before)]
+def test_rematerialisation_takes_less_memory(tmp_path):
+  plain, remat = (
+    compiled.rows(
+      tmp_path / str(remat),
+      '--config=configs/cifar10.py:trades_wrn16_4',
+      f'--config.model.remat={remat}',
+      '--target=h100:1',
+      '--stage=main_head',
+      '--programs=training',
+      f'--batch_size={BATCH}',
+      '--dtype=bfloat16',
+    )['main_head']
+    for remat in (False, True)
+  )
+  temporaries = [row['memory']['temporaries'] for row in (remat, plain)]
   assert temporaries[0] < 0.75 * temporaries[1]
-  # The convolutions are computed again, sums over the devices are not.
-  assert row['convolutions']['number'] > before['convolutions']['number']
-  sums = [r['all_reduces']['batch norm']['number'] for r in (row, before)]
-  assert sums[0] == sums[1]
+  # The convolutions are computed again.
+  assert remat['convolutions']['number'] > plain['convolutions']['number']
