@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -41,13 +40,6 @@ def config_digest(config: ml_collections.ConfigDict) -> str:
   return _digest(json.dumps(values, sort_keys=True, default=str).encode())
 
 
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
-
-
 def identity(
   paths: Sequence[str],
   configs: Sequence[ml_collections.ConfigDict],
@@ -70,7 +62,8 @@ def identity(
     'device': provenance.processor() if device == 'cpu' else device,
     'devices': jax.device_count(),
     'versions': {
-      name: _version(name) for name in ('jax', 'jaxlib', 'flax', *peers)
+      name: provenance.version(name)
+      for name in ('jax', 'jaxlib', 'flax', *peers)
     },
     'code': code(),
     'configs': {

@@ -1,16 +1,17 @@
-"""Rows that `--what=compile` and `--what=largest` go on with.
+"""Rows from which `--what=compile` and `--what=largest` continue.
 
-They are taken over only where the same config and the same compilers made them.
+They count only where the same config and the same compilers made them.
 """
 
 import copy
 import hashlib
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+
+from dhat_jax.runtime import provenance
 
 # Keys of config.model that a benchmark varies: its rows name them.
 VARIED = {'compile': ('dtype',), 'largest': ('dtype', 'backbone')}
@@ -46,7 +47,7 @@ def rows(
   keys: Sequence[str],
   table: Callable[[Mapping[str, Any]], str],
 ) -> list[dict[str, Any]]:
-  """Returns a document's rows, to go on with.
+  """Returns a document's rows, to continue from.
 
   Args:
     document: as it was read.
@@ -68,7 +69,8 @@ def rows(
   if not isinstance(compilers, dict):
     raise _damaged(path, 'no compilers')
   for name, version in compilers.items():
-    _same(path, name, version, _installed(name) or version)
+    # What is not installed is reported later.
+    _same(path, name, version, provenance.version(name) or version)
   return _whole(document.get('rows'), path, keys, table)
 
 
@@ -92,14 +94,6 @@ def _stored(tree: Any, *keys: str) -> Any:
   for key in keys:
     tree = tree.get(key) if isinstance(tree, dict) else None
   return tree
-
-
-def _installed(package: str) -> str | None:
-  """Returns a package's version, or None; what is missing is said later."""
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
 
 
 def _whole(

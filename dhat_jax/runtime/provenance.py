@@ -22,14 +22,19 @@ PACKAGES = (
 _PEERS = ('torch', 'pyautoattack')
 
 
+def version(package: str) -> str | None:
+  """Returns an installed package's version, or None."""
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
 def versions() -> dict[str, str]:
   """Returns the versions of Python and of the packages that matter."""
   installed = {'python': platform.python_version()}
   for package in PACKAGES:
-    try:
-      installed[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      installed[package] = 'not installed as a package'
+    installed[package] = version(package) or 'not installed as a package'
   return installed
 
 

@@ -19,6 +19,7 @@ from scaling_sources import Figure  # noqa: E402
 
 from dhat_jax import from_config  # noqa: E402
 from dhat_jax.benchmark import training  # noqa: E402
+from dhat_jax.benchmark.compile_targets import CHIPS  # noqa: E402
 from dhat_jax.configs import cifar10  # noqa: E402
 from dhat_jax.runtime import documents  # noqa: E402
 from dhat_jax.training import cost  # noqa: E402
@@ -43,7 +44,7 @@ class Accelerator:
     name: of the accelerator.
     chip: its name as a target of `--what=compile`.
     device: pattern of the name that JAX gives it.
-    peak: bfloat16 operations per second.
+    peak: bfloat16 operations per second, as `--what=compile` has it.
     memory: bytes.
     bandwidth: bytes per second that one can send in an all-reduce.
     float32_peak: float32 operations per second without tensor cores, as
@@ -64,25 +65,25 @@ ACCELERATORS = (
     name='NVIDIA H100',
     chip='h100',
     device=r'NVIDIA H100.*',
-    peak=989e12,
+    peak=CHIPS['h100'].peak,
     memory=80e9,
     bandwidth=50e9,
-    float32_peak=67e12,
+    float32_peak=CHIPS['h100'].float32_peak,
   ),
   Accelerator(
     name='NVIDIA H200',
     chip='h200',
     device=r'NVIDIA H200.*',
-    peak=989e12,
+    peak=CHIPS['h100'].peak,
     memory=141e9,
     bandwidth=50e9,
-    float32_peak=67e12,
+    float32_peak=CHIPS['h100'].float32_peak,
   ),
   Accelerator(
     name='TPU v5e',
     chip='v5e',
     device=r'TPU v5(e| lite)',
-    peak=197e12,
+    peak=CHIPS['v5e'].peak,
     memory=16e9,
     bandwidth=200e9,
   ),
@@ -90,7 +91,7 @@ ACCELERATORS = (
     name='TPU v5p',
     chip='v5p',
     device=r'TPU v5p?',
-    peak=459e12,
+    peak=CHIPS['v5p'].peak,
     memory=95e9,
     bandwidth=600e9,
   ),
@@ -98,7 +99,7 @@ ACCELERATORS = (
     name='TPU v6e',
     chip='v6e',
     device=r'TPU v6(e| lite)',
-    peak=918e12,
+    peak=CHIPS['v6e'].peak,
     memory=32e9,
     bandwidth=400e9,
   ),
