@@ -66,6 +66,8 @@ def attack(
     'steps': steps,
     'norm': 'linf',
     'start': start,
+    # Batch norm in the attack: 'running' statistics, or the 'batch' one's.
+    'statistics': 'running',
     # Epsilon and step size rise from 0 over these first epochs.
     'warmup_epochs': 0.0,
   }

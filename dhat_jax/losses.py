@@ -27,6 +27,24 @@ register = LOSSES.register
 
 
 @dataclasses.dataclass(frozen=True)
+class Memory:
+  """What a loss remembers from step to step: a part of the training state.
+
+  It is stored in checkpoints, and the same on all devices.
+
+  Attributes:
+    initial: () -> tree of float arrays, at step 0 of a stage.
+    sums: names of diagnostics, each [B, ...], that are no metrics. Their sums
+      over the global batch go to `advance`.
+    advance: (state, {name: sum [...]}, step) -> state of the next step.
+  """
+
+  initial: Callable
+  sums: tuple[str, ...]
+  advance: Callable
+
+
+@dataclasses.dataclass(frozen=True)
 class Loss:
   """A training loss with the objective of its attack.
 
@@ -37,11 +55,13 @@ class Loss:
     make_objective: (clean logits [B, K] in evaluation mode, labels [B]) ->
       (logits [B, K] -> [B]), which the attack maximises.
     per_example: (clean Outputs or None, adversarial Outputs or None, labels
-      [B], output name) -> (loss [B], {name: [B]}).
+      [B], output name) -> (loss [B], {name: [B]}). With a `memory`, its state
+      is a fifth argument.
     objective_uses_clean: whether `make_objective` uses the clean logits; it
       changes the counted cost of a step, not its result.
     only_output: the one output that the loss can train; None for any.
     teachers: outputs that the loss reads beside the trained one.
+    memory: what it remembers from step to step, or None.
   """
 
   name: str
@@ -52,6 +72,7 @@ class Loss:
   objective_uses_clean: bool = False
   only_output: str | None = None
   teachers: tuple[str, ...] = ()
+  memory: Memory | None = None
 
 
 def _cross_entropy_objective(clean_logits, labels):

@@ -168,7 +168,7 @@ def training_gmacs(
     stage = from_config.make_stage(config, name, num_train)
     if used & set(stage.role.trains):
       per_image = flops.needed(
-        costs, stage.role, stage.loss, stage.attack_steps
+        costs, stage.role, stage.loss, stage.attack_steps, stage.gradients
       )
       total += per_image * stage.num_steps * stage.batch_size
   return total / 1e9

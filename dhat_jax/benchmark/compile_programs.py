@@ -148,7 +148,7 @@ def training_step(
 def _needed(stage: Stage, images: tuple[int, int, int, int]) -> int:
   costs = cost.parts(stage.net, images[1:])
   multiplications = cost.needed(
-    costs, stage.role, stage.loss, stage.attack_steps
+    costs, stage.role, stage.loss, stage.attack_steps, stage.gradients
   )
   return 2 * multiplications * images[0]
 

@@ -203,7 +203,7 @@ def make_row(
   stage = trainer.stage
   costs = cost.parts(stage.net, trainer.image_shape)
   operations = 2 * cost.needed(
-    costs, stage.role, stage.loss, stage.attack_steps
+    costs, stage.role, stage.loss, stage.attack_steps, stage.gradients
   )
   rate = problem.batch_size / times['median']
   return {

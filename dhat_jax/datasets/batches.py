@@ -289,18 +289,22 @@ def prepare(batch: Mapping[str, chex.Array]) -> dict[str, chex.Array]:
 
   Args:
     batch: {'images': uint8 [B, H, W, C] or float in [0, 1], 'labels': int32
-      [B], 'mask': bool [B], optional}.
+      [B], 'mask': bool [B], optional, 'own': bool [B], optional}.
 
   Returns:
     The batch with float images in [0, 1] and a float32 mask. Without a mask
-    every example counts.
+    every example counts. `own` is float32 too: 1 where an image is of the data
+    set itself, 0 where it comes from elsewhere.
   """
   images = batch['images']
   if images.dtype == jnp.uint8:
     images = to_float(images)
   mask = batch.get('mask', jnp.ones(images.shape[0]))
-  return {
+  prepared = {
     'images': images,
     'labels': batch['labels'],
     'mask': mask.astype(jnp.float32),
   }
+  if 'own' in batch:
+    prepared['own'] = batch['own'].astype(jnp.float32)
+  return prepared

@@ -120,6 +120,7 @@ _STAGE = {
     'steps': _integer,
     'norm': _text,
     'start': _text,
+    'statistics': _text,
     'warmup_epochs': _number,
   },
   'epochs': _number,

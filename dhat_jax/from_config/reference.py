@@ -73,6 +73,10 @@ _ATTACK_KEYS = {
   'steps': Key('gradient steps of the attack', 'steps'),
   'norm': Key('norm of radius and steps', choices=balls.NORMS),
   'start': Key('noise that the attack starts from', choices=balls.STARTS),
+  'statistics': Key(
+    "batch norm's statistics that the attack sees",
+    choices=('running', 'batch'),
+  ),
   'warmup_epochs': Key(
     'radius and step size rise from 0 over the first epochs', 'epochs'
   ),

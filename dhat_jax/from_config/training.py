@@ -11,12 +11,12 @@ import ml_collections
 import optax
 
 from dhat_jax import arguments, losses
-from dhat_jax.attacks.training import TRAINING_ATTACKS
-from dhat_jax.from_config.values import (
-  completed,
-  in_unit,
-  options_of,
+from dhat_jax.from_config.attack import (
+  attacks_batch_statistics,
+  make_attack_scale,
+  make_training_attack,
 )
+from dhat_jax.from_config.values import completed, options_of
 from dhat_jax.models.backbones import BACKBONES
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.layers import DTYPES
@@ -24,7 +24,10 @@ from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.runtime import devices, streams
 from dhat_jax.training import augment, optim
 from dhat_jax.training.loop import Intervals
-from dhat_jax.training.perturbation import WEIGHT_PERTURBATIONS
+from dhat_jax.training.perturbation import (
+  WEIGHT_PERTURBATIONS,
+  count_gradients,
+)
 from dhat_jax.training.stages import Role, Stage, all_roles
 from dhat_jax.training.step import make_train_step
 
@@ -141,33 +144,6 @@ def make_loss(spec: ConfigDict, where: str, role: Role) -> losses.Loss:
   return loss
 
 
-def make_training_attack(spec: ConfigDict, where: str) -> Any:
-  """Makes the training attack of a stage's `attack`."""
-  shared = ('steps', 'norm', 'start')
-  lengths = ('epsilon', 'epsilon_255', 'step_size', 'step_size_255')
-  options = options_of(spec, without=(*shared, *lengths, 'warmup_epochs'))
-  return TRAINING_ATTACKS.make(
-    options.pop('name', 'pgd'),
-    options,
-    where=where,
-    epsilon=in_unit(spec, 'epsilon', where),
-    step_size=in_unit(spec, 'step_size', where),
-    **{key: spec[key] for key in shared},
-  )
-
-
-def make_attack_scale(
-  spec: ConfigDict, where: str, steps_per_epoch: int
-) -> optax.Schedule:
-  """Returns step -> factor of epsilon and step size: their warm-up."""
-  warmup_steps = optim.whole_steps(
-    f'{where}.warmup_epochs', spec.warmup_epochs, steps_per_epoch
-  )
-  if not warmup_steps:
-    return optax.constant_schedule(1.0)
-  return optax.linear_schedule(0.0, 1.0, warmup_steps)
-
-
 def _make_optimizer(
   spec: ConfigDict, where: str, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
@@ -256,6 +232,13 @@ def make_stage(
     axis_name=devices.AXIS if config.model.sync_batch_norm else None,
   )
   perturbation = options_of(spec.weight_perturbation)
+  value_and_grad = WEIGHT_PERTURBATIONS.make(
+    perturbation.pop('name', None),
+    perturbation,
+    where=f'{where}.weight_perturbation',
+    axis_name=devices.AXIS,
+    steps_per_epoch=steps_per_epoch,
+  )
   return Stage(
     name=name,
     role=role,
@@ -267,6 +250,7 @@ def make_stage(
     steps_per_epoch=steps_per_epoch,
     batch_size=spec.batch_size,
     attack_steps=spec.attack.steps,
+    gradients=count_gradients(value_and_grad),
     rng=streams.fold_in(streams.key(config.seed), f'stage/{name}'),
     ema=spec.ema_decay > 0,
     keep=arguments.one_of(f'{where}.keep', spec.keep, ('best', 'last')),
@@ -283,15 +267,12 @@ def make_stage(
       augment=make_augmentation(config),
       ema_decay=spec.ema_decay,
       freeze_statistics=config.model.freeze_statistics,
+      attack_batch_statistics=attacks_batch_statistics(
+        spec.attack, f'{where}.attack'
+      ),
       remat=config.model.remat,
       axis_name=devices.AXIS,
-      value_and_grad=WEIGHT_PERTURBATIONS.make(
-        perturbation.pop('name', None),
-        perturbation,
-        where=f'{where}.weight_perturbation',
-        axis_name=devices.AXIS,
-        steps_per_epoch=steps_per_epoch,
-      ),
+      value_and_grad=value_and_grad,
     ),
   )
 

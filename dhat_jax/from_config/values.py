@@ -62,7 +62,7 @@ _DEFAULTS = {
   'model': {'remat': False},
 }
 _STAGE_DEFAULTS = {
-  'attack': {'name': 'pgd'},
+  'attack': {'name': 'pgd', 'statistics': 'running'},
   'optimizer': {'name': 'sgd'},
   'weight_perturbation': {'name': 'none'},
 }

@@ -102,7 +102,11 @@ def parts(
 
 
 def needed(
-  costs: Mapping[str, int], role: Role, loss: Loss, attack_steps: int
+  costs: Mapping[str, int],
+  role: Role,
+  loss: Loss,
+  attack_steps: int,
+  gradients: int = 1,
 ) -> int:
   """Returns the multiply-adds per image that one training step cannot avoid.
 
@@ -117,6 +121,9 @@ def needed(
     role: of the stage.
     loss: of the stage; its attributes say what it needs.
     attack_steps: of the training attack.
+    gradients: how often the loss's gradient is taken: more than once with a
+      weight perturbation, at other weights. What frozen parts compute is the
+      same each time.
   """
   forward = sum(costs[part] for part in outputs.OUTPUTS[role.output].parts)
   trained = sum(costs[part] for part in role.trains)
@@ -128,10 +135,10 @@ def needed(
     if loss.objective_uses_clean:
       total += forward
       clean_frozen = frozen
-    total += forward + 2 * trained
-  if loss.uses_clean:
-    total += forward - clean_frozen + 2 * trained
+  # Once: what the trained parts' inputs cost, and the teachers' outputs.
+  passes = loss.uses_clean + loss.uses_adversarial
   read = outputs.parts_of(loss.teachers)
   beside = set(read) - set(outputs.OUTPUTS[role.output].parts)
-  passes = loss.uses_clean + loss.uses_adversarial
-  return total + passes * sum(costs[part] for part in beside)
+  total += passes * (frozen + sum(costs[part] for part in beside))
+  total -= clean_frozen if loss.uses_clean else 0
+  return total + gradients * passes * 3 * trained

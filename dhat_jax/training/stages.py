@@ -94,6 +94,8 @@ class Stage:
       epochs.
     batch_size: global.
     attack_steps: gradient steps of the training attack.
+    gradients: how often a step takes the loss's gradient: once, and more often
+      with a weight perturbation.
     rng: typed key of the initial values of new parts, and of all noise.
     ema: whether a moving average of the weights is kept.
     keep: 'best' or 'last': the checkpoint that the next stage starts from.
@@ -113,6 +115,7 @@ class Stage:
   batch_size: int
   rng: chex.PRNGKey
   attack_steps: int = 0
+  gradients: int = 1
   ema: bool = False
   keep: str = 'last'
   source: BatchSource | None = None
@@ -137,4 +140,5 @@ def initial_state(
     image_shape=image_shape,
     variables=variables,
     ema=stage.ema,
+    loss=stage.loss,
   )

@@ -12,6 +12,7 @@ from flax import struct
 
 from dhat_jax import arguments
 from dhat_jax.attacks import balls
+from dhat_jax.losses import Loss
 
 _COMPILE_FAST = {'xla_backend_optimization_level': 0}
 
@@ -26,6 +27,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: the optimiser's state, of the trained parts only.
     rng: typed key of the stage; never advanced, only folded with `step`.
     ema_params: moving average of the trained parts' parameters, or None.
+    loss_state: what the loss remembers (`losses.Memory`), or None.
   """
 
   step: chex.Array
@@ -34,6 +36,7 @@ class TrainState(struct.PyTreeNode):
   opt_state: optax.OptState
   rng: chex.PRNGKey
   ema_params: dict[str, Any] | None = None
+  loss_state: Any = None
 
   def variables(self) -> dict[str, Any]:
     """Returns what `net.apply` takes, with averaged weights if any."""
@@ -87,6 +90,7 @@ def create_train_state(
   image_shape: tuple[int, int, int],
   variables: Mapping[str, Any] | None = None,
   ema: bool = False,
+  loss: Loss | None = None,
 ) -> TrainState:
   """Creates the state in which a stage starts.
 
@@ -100,6 +104,7 @@ def create_train_state(
     variables: {'params': {part: ...}, 'batch_stats': {part: ...}} of the parts
       that earlier stages trained.
     ema: whether to keep a moving average of the trained parameters.
+    loss: the training loss; needed if it has a `memory`.
 
   Returns:
     The state at step 0.
@@ -152,6 +157,7 @@ def create_train_state(
     opt_state=tx.init(trained),
     rng=state_rng,
     ema_params=jax.tree.map(jnp.array, trained) if ema else None,
+    loss_state=loss.memory.initial() if loss and loss.memory else None,
   )
 
 

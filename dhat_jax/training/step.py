@@ -1,6 +1,7 @@
 """The training step: adversarial images, loss and statistics, update.
 
-`make_train_step` composes the three; each can be used alone.
+`make_train_step` composes the three; each can be used alone. The first two are
+in `training.forward`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -16,102 +17,26 @@ from dhat_jax import arguments
 from dhat_jax.attacks.balls import is_right
 from dhat_jax.datasets.batches import prepare
 from dhat_jax.losses import Loss
-from dhat_jax.models.outputs import Outputs
 from dhat_jax.runtime import devices, streams
+from dhat_jax.training.forward import (
+  OWN,
+  Sums,
+  adversarial_images,
+  evaluator,
+  loss_and_statistics,
+  with_labels,
+)
 from dhat_jax.training.remat import rematerialised
 from dhat_jax.training.state import TrainState, check_parts, split_parts
 
+__all__ = [
+  'adversarial_images',
+  'loss_and_statistics',
+  'make_train_step',
+  'update',
+]
+
 Metrics = dict[str, tuple[chex.Array, chex.Array]]
-Sums = dict[str, chex.Array]
-
-
-def adversarial_images(
-  evaluate: Callable[[chex.Array], Outputs],
-  batch: Mapping[str, chex.Array],
-  rngs: chex.PRNGKey,
-  *,
-  loss: Loss,
-  attack: Callable | None,
-  output: str,
-  scale: chex.Numeric = 1.0,
-) -> tuple[chex.Array | None, Outputs]:
-  """Attacks a batch in evaluation mode.
-
-  Args:
-    evaluate: images [B, H, W, C] -> Outputs, with running statistics.
-    batch: as `batches.prepare` returns it.
-    rngs: typed keys [B], of the attack's noise.
-    loss: whose objective is maximised.
-    attack: as `make_attack` creates it, or None.
-    output: the output that is attacked.
-    scale: factor of the attack's epsilon and step size.
-
-  Returns:
-    (adversarial images [B, H, W, C], or None if the loss uses none; the clean
-    images' Outputs in evaluation mode).
-  """
-  images = batch['images']
-  clean = evaluate(images)
-  if not loss.uses_adversarial:
-    return None, clean
-  objective = loss.make_objective(clean.select(output), batch['labels'])
-  images_adv = attack(
-    lambda inputs: objective(evaluate(inputs).select(output)),
-    rngs,
-    images,
-    scale,
-  )
-  return images_adv, clean
-
-
-def loss_and_statistics(
-  net: nn.Module,
-  params: Mapping[str, Any],
-  batch_stats: Mapping[str, Any],
-  batch: Mapping[str, chex.Array],
-  images_adv: chex.Array | None,
-  *,
-  loss: Loss,
-  output: str,
-  normalises: Collection[str],
-) -> tuple[Sums, dict[str, Any]]:
-  """Computes a batch's losses and the new batch statistics.
-
-  The clean images run first, then the adversarial ones, in the order of the
-  published code.
-
-  Args:
-    net: the network.
-    params: of all its parts.
-    batch_stats: of all its parts.
-    batch: as `batches.prepare` returns it.
-    images_adv: adversarial images, or None.
-    loss: the training loss.
-    output: the output that is trained.
-    normalises: the parts that normalise with the batch's statistics.
-
-  Returns:
-    ({name: sum over the examples that count}, with 'loss'; the new
-    batch_stats).
-  """
-  mask = batch['mask']
-  # What does not count may have any label: 0 times NaN would be NaN.
-  labels = jnp.where(mask > 0, batch['labels'], 0)
-  clean = adversarial = None
-  if loss.uses_clean:
-    clean, batch_stats = _train_forward(
-      net, params, batch_stats, batch['images'], normalises
-    )
-  if images_adv is not None:
-    adversarial, batch_stats = _train_forward(
-      net, params, batch_stats, images_adv, normalises
-    )
-  values, diagnostics = loss.per_example(clean, adversarial, labels, output)
-  diagnostics = {**diagnostics, 'loss': values}  # each [B]
-  return (
-    {name: jnp.sum(value * mask) for name, value in diagnostics.items()},
-    batch_stats,
-  )
 
 
 def update(
@@ -122,6 +47,7 @@ def update(
   tx: optax.GradientTransformation,
   trains: Collection[str],
   ema_decay: float = 0.0,
+  evaluated_at: Any = None,
 ) -> TrainState:
   """Applies the optimiser and moves the average of the weights.
 
@@ -132,12 +58,16 @@ def update(
     tx: the optimiser.
     trains: the trained parts.
     ema_decay: of the moving average, if the state has one.
+    evaluated_at: the trained parts' weights at which the gradient was taken, if
+      they are others than the state's. They decay, as in the published code of
+      adversarial weight perturbation; the update goes to the state's.
 
   Returns:
     The state of the next step.
   """
   trained, _ = split_parts(state.params, trains)
-  updates, opt_state = tx.update(grads, state.opt_state, trained)
+  decaying = trained if evaluated_at is None else evaluated_at
+  updates, opt_state = tx.update(grads, state.opt_state, decaying)
   trained = optax.apply_updates(trained, updates)
   return state.replace(
     step=state.step + 1,
@@ -160,6 +90,7 @@ def make_train_step(
   attack_scale: Callable | None = None,
   ema_decay: float = 0.0,
   freeze_statistics: bool = True,
+  attack_batch_statistics: bool = False,
   remat: bool = False,
   axis_name: str | None = None,
   value_and_grad: Callable = jax.value_and_grad,
@@ -188,6 +119,8 @@ def make_train_step(
     freeze_statistics: whether the batch statistics of frozen parts are frozen
       too. The published code does the opposite (False): in the loss, frozen
       parts normalise with the batch's statistics, and their running ones drift.
+    attack_batch_statistics: whether the attack sees the network with the
+      batch's statistics, as the loss does; no running statistics change.
     remat: whether the gradient stores the outputs of the network's units alone,
       and computes the rest of the forward pass again (`rematerialised`): less
       memory, more time.
@@ -196,7 +129,7 @@ def make_train_step(
     value_and_grad: `jax.value_and_grad`, or a replacement that perturbs the
       weights (`training.perturbation`). It is called as value_and_grad(loss_fn,
       has_aux=True)(trained parameters, step), and may call loss_fn several
-      times.
+      times. Weights decay where loss_fn was called last.
 
   Returns:
     (state, batch) -> (state, metrics), pure, for `jit` or `pmap`. The batch is
@@ -204,7 +137,8 @@ def make_train_step(
     'mask': bool [B], optional}. A label out of [0, K) makes loss and gradients
     NaN. Metrics are {name: (sum, count)} over the global batch. Examples whose
     mask is False have no weight in loss and metrics. Batch norm sees them, so
-    train on full batches.
+    train on full batches. With 'own' bool [B] in the batch, the metrics
+    `own_<name>` are of those images alone.
 
   Raises:
     ValueError: a loss without the attack that it needs, or that cannot train
@@ -216,6 +150,7 @@ def make_train_step(
     raise ValueError(f'loss {loss.name!r} needs an attack, got None')
   arguments.number('ema_decay', ema_decay, 0, below=1)
   arguments.flag('freeze_statistics', freeze_statistics)
+  arguments.flag('attack_batch_statistics', attack_batch_statistics)
   arguments.flag('remat', remat)
   arguments.function('tx.update', getattr(tx, 'update', None))
   arguments.function('value_and_grad', value_and_grad)
@@ -236,8 +171,11 @@ def make_train_step(
       keys = streams.fold_in_each(rngs, 'step/augment')
       batch = {**batch, 'images': augment(keys, batch['images'])}
     images_adv, clean_evaluated = adversarial_images(
-      lambda inputs: net.apply(
-        {'params': state.params, 'batch_stats': state.batch_stats}, inputs
+      evaluator(
+        net,
+        state.params,
+        state.batch_stats,
+        normalises if attack_batch_statistics else (),
       ),
       batch,
       streams.fold_in_each(rngs, 'step/attack'),
@@ -247,7 +185,10 @@ def make_train_step(
       scale=1.0 if attack_scale is None else attack_scale(state.step),
     )
     trained, frozen = split_parts(state.params, trains)
-    count = devices.psum(batch['mask'].sum(), axis_name)
+    counts = {'': devices.psum(batch['mask'].sum(), axis_name)}
+    if 'own' in batch:
+      own = batch['own'] * batch['mask']
+      counts[OWN] = devices.psum(own.sum(), axis_name)
 
     def loss_fn(trained, step):
       del step  # a weight perturbation may look at it
@@ -260,22 +201,34 @@ def make_train_step(
         loss=loss,
         output=output,
         normalises=normalises,
+        loss_state=state.loss_state,
       )
-      return sums['loss'] / count, (sums, stats)
+      return sums['loss'] / counts[''], (sums, stats, trained)
 
     if remat:
       loss_fn = rematerialised(loss_fn)
-    (_, (sums, stats)), grads = value_and_grad(loss_fn, has_aux=True)(
-      trained, state.step
-    )
+    (_, (sums, stats, evaluated_at)), grads = value_and_grad(
+      loss_fn, has_aux=True
+    )(trained, state.step)
     if not loss.uses_clean:
-      right = is_right(clean_evaluated.select(output), batch['labels'])
+      logits = clean_evaluated.select(output)
+      right = with_labels(lambda labels: is_right(logits, labels) * 1.0, batch)
       sums['clean_accuracy'] = jnp.sum(right * batch['mask'])
     grads, sums, stats = _over_replicas(grads, sums, stats, net, axis_name)
-    metrics = {name: (total, count) for name, total in sums.items()}
+    state = _remember(state, loss, sums)
+    metrics = {
+      name: (total, counts[OWN if name[: len(OWN)] in counts else ''])
+      for name, total in sums.items()
+    }
     metrics['grad_norm'] = (optax.tree.norm(grads), jnp.ones(()))
     state = update(
-      state, grads, stats, tx=tx, trains=trains, ema_decay=ema_decay
+      state,
+      grads,
+      stats,
+      tx=tx,
+      trains=trains,
+      ema_decay=ema_decay,
+      evaluated_at=evaluated_at,
     )
     return state, metrics
 
@@ -320,26 +273,13 @@ def _over_replicas(
   return devices.psum((grads, sums, stats), axis_name)
 
 
-def _train_forward(
-  net: nn.Module,
-  params: Mapping[str, Any],
-  batch_stats: Mapping[str, Any],
-  images: chex.Array,
-  normalises: Collection[str],
-) -> tuple[Outputs, dict[str, Any]]:
-  """Runs the network with some parts in training mode.
-
-  Returns:
-    (Outputs, batch_stats); the other parts' statistics are unchanged.
-  """
-  outputs, updated = net.apply(
-    {'params': params, 'batch_stats': batch_stats},
-    images,
-    training_parts=tuple(part for part in normalises if part in net.parts),
-    mutable=['batch_stats'],
-  )
-  trained_stats, _ = split_parts(updated['batch_stats'], normalises)
-  return outputs, {**batch_stats, **trained_stats}
+def _remember(state: TrainState, loss: Loss, sums: Sums) -> TrainState:
+  """Moves the loss's memory on; takes its sums out of the metrics'."""
+  if loss.memory is None:
+    return state
+  taken = {name: sums.pop(name) for name in loss.memory.sums}
+  advanced = loss.memory.advance(state.loss_state, taken, state.step)
+  return state.replace(loss_state=advanced)
 
 
 def _average(average: Any, trained: Any, decay: float) -> Any:

@@ -171,7 +171,7 @@ def stage_cost(config, name):
     step=sources.Step(
       config.model.backbone,
       name,
-      2 * cost.needed(costs, stage.role, stage.loss, steps),
+      2 * cost.needed(costs, stage.role, stage.loss, steps, stage.gradients),
     ),
     epochs=config[name].epochs,
     trained=size(trained),
