@@ -224,6 +224,8 @@ class _StageTraining:
       'epoch': step / stage.steps_per_epoch,
       'learning_rate': float(stage.schedule(step - 1)),
     }
+    if momentum := getattr(stage.schedule, 'momentum', None):
+      values['momentum'] = float(momentum(step - 1))
     # The first step, which compiles, has a time of its own.
     if images := stage.batch_size * (step - recorded[0]):
       values['images_per_second'] = images / (time.monotonic() - recorded[1])

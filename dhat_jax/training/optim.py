@@ -1,15 +1,13 @@
-"""Learning-rate schedules and optimisers, as Optax transforms, by name.
+"""Optimisers, as Optax transforms, by name.
 
-A schedule is (step) -> learning rate. Its factory takes its own options and, if
-it names them, `num_steps`, `steps_per_epoch`, `drop_epochs` and `drop_factor`.
-An optimiser's factory takes `schedule`. A user's config file adds to both:
+An optimiser's factory takes `schedule`, step -> learning rate, which
+`make_schedule` creates. A user's config file adds one:
 
-    @optim.SCHEDULES.register('triangle')
-    def triangle(*, learning_rate, num_steps):
-      ...
+    @optim.OPTIMIZERS.register('lion')
+    def lion(*, schedule, weight_decay):
+      return optax.lion(schedule, weight_decay=weight_decay)
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +17,12 @@ import optax
 from dhat_jax import arguments
 from dhat_jax.registry import Registry
 
-# All configs have drop_epochs and drop_factor, whatever their schedule's name:
-# so that a command line can choose another one.
-SCHEDULES = Registry(
-  'schedule',
-  shared=('num_steps', 'steps_per_epoch', 'drop_epochs', 'drop_factor'),
-)
+# The names under which users' files know them.
+from dhat_jax.training.schedules import SCHEDULES as SCHEDULES
+from dhat_jax.training.schedules import CycledSchedule as CycledSchedule
+from dhat_jax.training.schedules import make_schedule as make_schedule
+from dhat_jax.training.schedules import whole_steps as whole_steps
+
 # All configs have SGD's options; another optimiser takes what it names.
 OPTIMIZERS = Registry(
   'optimizer',
@@ -39,134 +37,30 @@ OPTIMIZERS = Registry(
 )
 
 
-def whole_steps(name: str, epochs: float, steps_per_epoch: int) -> int:
-  """Returns a number of epochs in steps, rounded.
-
-  Args:
-    name: of the argument, for the error: 'config.main_head.epochs'.
-    epochs: >= 0.
-    steps_per_epoch: steps in one pass over the training set.
-
-  Raises:
-    ValueError: not a number in range, or more steps than can be counted.
-  """
-  steps = round(arguments.number(name, epochs, 0) * steps_per_epoch)
-  if steps > arguments.LARGEST_INTEGER:
-    raise ValueError(
-      f'{name}: got {arguments.shown(epochs)}, expected at most '
-      f'{arguments.LARGEST_INTEGER // steps_per_epoch} '
-      f'({arguments.LARGEST_INTEGER} steps)'
-    )
-  return steps
-
-
-def _check_drops(
-  drop_epochs: Sequence[float], drop_factor: float, steps_per_epoch: int
-) -> None:
-  """Raises ValueError for invalid drops of the rate."""
-  arguments.sequence('drop_epochs', drop_epochs)
-  for epoch in drop_epochs:
-    whole_steps('drop_epochs', epoch, steps_per_epoch)
-  rising = all(a < b for a, b in itertools.pairwise((0, *drop_epochs)))
-  if not rising or any(epoch < 1 for epoch in drop_epochs):
-    raise arguments.mistake(
-      'drop_epochs', drop_epochs, 'rising numbers >= 1, the epochs from 1 on'
-    )
-  arguments.number('drop_factor', drop_factor, above=0)
-
-
-@SCHEDULES.register('step')
-def step_schedule(
-  *,
-  learning_rate: float,
-  steps_per_epoch: int,
-  drop_epochs: Sequence[float] = (),
-  drop_factor: float = 0.1,
-) -> optax.Schedule:
-  """Multiplies the rate by a factor at the start of given epochs.
-
-  Args:
-    learning_rate: the rate before the first drop.
-    steps_per_epoch: steps in one pass over the training set.
-    drop_epochs: epochs, counted from 1 as in the published code: 75 means that
-      74 epochs are trained at the rate before.
-    drop_factor: the factor of each drop.
-
-  Raises:
-    ValueError: epochs that do not rise, or a factor that is not positive.
-  """
-  _check_drops(drop_epochs, drop_factor, steps_per_epoch)
-  drops = {(epoch - 1) * steps_per_epoch: drop_factor for epoch in drop_epochs}
-  return optax.piecewise_constant_schedule(learning_rate, drops)
-
-
-@SCHEDULES.register('cosine')
-def cosine_schedule(*, learning_rate: float, num_steps: int) -> optax.Schedule:
-  """Half a cosine, from the rate at step 0 to 0 at the stage's end."""
-  return optax.cosine_decay_schedule(learning_rate, max(num_steps, 1))
-
-
-@SCHEDULES.register('constant')
-def constant_schedule(*, learning_rate: float) -> optax.Schedule:
-  """The same rate at every step."""
-  return optax.constant_schedule(learning_rate)
-
-
-def make_schedule(
-  *,
-  name: str,
-  num_steps: int,
-  steps_per_epoch: int,
-  warmup_epochs: float = 0.0,
-  drop_epochs: Sequence[float] = (),
-  drop_factor: float = 0.1,
-  where: str = 'schedule',
-  **options: Any,
-) -> optax.Schedule:
-  """Creates the learning rate as a function of the step.
-
-  Args:
-    name: key of `SCHEDULES`.
-    num_steps: the stage's length.
-    steps_per_epoch: steps in one pass over the training set.
-    warmup_epochs: the rate rises linearly from 0 over these first epochs.
-    drop_epochs: see `step_schedule`; other schedules do not use it.
-    drop_factor: likewise.
-    where: what gives the options, for errors: 'config.main_head.schedule'.
-    **options: the schedule's own options, as `learning_rate`.
-
-  Returns:
-    step -> learning rate.
-
-  Raises:
-    ValueError: unknown name or option, or a number out of its range.
-  """
-  arguments.integer('num_steps', num_steps, 0)
-  arguments.integer('steps_per_epoch', steps_per_epoch, 1)
-  rate = options.get('learning_rate', 1.0)
-  arguments.number(f'{where}.learning_rate', rate, above=0)
-  warmup_steps = whole_steps(
-    f'{where}.warmup_epochs', warmup_epochs, steps_per_epoch
-  )
-  schedule = SCHEDULES.make(
-    name,
-    options,
-    where=where,
-    num_steps=num_steps,
-    steps_per_epoch=steps_per_epoch,
-    drop_epochs=drop_epochs,
-    drop_factor=drop_factor,
-  )
-  if not warmup_steps:
-    return schedule
-  ramp = optax.linear_schedule(0.0, 1.0, warmup_steps)
-  return lambda step: schedule(step) * ramp(step + 1)
-
-
 def _is_decayed(params: Any) -> Any:
   """True for kernels, False for biases and batch norm's parameters."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == 'kernel', params
+  )
+
+
+def _clip_and_decay(
+  schedule: optax.ScalarOrSchedule,
+  weight_decay: float,
+  decay_norm: bool,
+  clip_norm: float,
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+  """Checks what all optimisers have, and returns (clipping, weight decay)."""
+  if not callable(schedule):
+    arguments.number('schedule', schedule, 0)
+  arguments.number('weight_decay', weight_decay, 0)
+  arguments.number('clip_norm', clip_norm, 0)
+  arguments.flag('decay_norm', decay_norm)
+  return (
+    optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+    optax.add_decayed_weights(
+      weight_decay, mask=None if decay_norm else _is_decayed
+    ),
   )
 
 
@@ -186,7 +80,8 @@ def sgd(
 
   Args:
     schedule: step -> learning rate; or one rate for all steps.
-    momentum: in [0, 1).
+    momentum: in [0, 1). A schedule with a `momentum`, as one_cycle's, takes its
+      place.
     weight_decay: L2 coefficient.
     decay_norm: whether biases and batch norm's parameters decay too, as in
       PyTorch's default; False leaves the decay to kernels.
@@ -199,20 +94,65 @@ def sgd(
   Raises:
     ValueError: a number out of its range.
   """
-  if not callable(schedule):
-    arguments.number('schedule', schedule, 0)
   arguments.number('momentum', momentum, 0, below=1)
-  arguments.number('weight_decay', weight_decay, 0)
-  arguments.number('clip_norm', clip_norm, 0)
   arguments.flag('nesterov', nesterov)
-  arguments.flag('decay_norm', decay_norm)
+  clip, decay = _clip_and_decay(schedule, weight_decay, decay_norm, clip_norm)
+  cycled = getattr(schedule, 'momentum', None)
+  if cycled is None:
+    trace = optax.trace(decay=momentum, nesterov=nesterov)
+  else:
+    trace = optax.inject_hyperparams(
+      optax.trace, static_args=('nesterov', 'accumulator_dtype')
+    )(decay=cycled, nesterov=nesterov)
+  return optax.chain(clip, decay, trace, optax.scale_by_learning_rate(schedule))
+
+
+@OPTIMIZERS.register('adamw')
+def adamw(
+  *,
+  schedule: optax.ScalarOrSchedule,
+  weight_decay: float,
+  decay_norm: bool = True,
+  clip_norm: float = 0.0,
+  betas: Sequence[float] = (0.9, 0.999),
+  eps: float = 1e-8,
+) -> optax.GradientTransformation:
+  """Creates AdamW as PyTorch defines it: decay beside the gradient.
+
+  p <- p - rate * (m / (sqrt(v) + eps) + weight_decay * p), with m and v without
+  bias (Loshchilov and Hutter, arXiv 1711.05101).
+
+  Args:
+    schedule: step -> learning rate; or one rate for all steps.
+    weight_decay: coefficient of the decay, times the rate.
+    decay_norm: whether biases and batch norm's parameters decay too.
+    clip_norm: the gradient's largest global norm; 0 does not clip.
+    betas: decay of the two moments, each in [0, 1). A schedule with a
+      `momentum`, as one_cycle's, takes the place of the first, as in PyTorch.
+    eps: added to the root of the second moment.
+
+  Returns:
+    The transform. It gets the trained parts only.
+
+  Raises:
+    ValueError: a number out of its range.
+  """
+  if len(arguments.sequence('betas', betas)) != 2:
+    raise arguments.mistake('betas', betas, 'two numbers')
+  for index, beta in enumerate(betas):
+    arguments.number(f'betas[{index}]', beta, 0, below=1)
+  arguments.number('eps', eps, above=0)
+  clip, decay = _clip_and_decay(schedule, weight_decay, decay_norm, clip_norm)
+  b1, b2 = betas
+  cycled = getattr(schedule, 'momentum', None)
+  if cycled is None:
+    moments = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+  else:
+    moments = optax.inject_hyperparams(
+      optax.scale_by_adam, static_args=('b2', 'eps', 'eps_root', 'mu_dtype')
+    )(b1=cycled, b2=b2, eps=eps)
   return optax.chain(
-    optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-    optax.add_decayed_weights(
-      weight_decay, mask=None if decay_norm else _is_decayed
-    ),
-    optax.trace(decay=momentum, nesterov=nesterov),
-    optax.scale_by_learning_rate(schedule),
+    clip, moments, decay, optax.scale_by_learning_rate(schedule)
   )
 
 

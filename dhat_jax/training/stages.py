@@ -88,7 +88,8 @@ class Stage:
     tx: the optimiser.
     step: one replica's (state, batch) -> (state, metrics), to be mapped over
       `devices.AXIS`.
-    schedule: step -> learning rate, for the records.
+    schedule: step -> learning rate, for the records. They also have its
+      `momentum`, if it is a `CycledSchedule`.
     num_steps: the stage's length; 0 trains nothing.
     steps_per_epoch: of the source; schedules and intervals count in these
       epochs.

@@ -1,9 +1,15 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from dhat_jax.training.optim import make_optimizer, make_schedule
+from dhat_jax.training import checkpoint, optim
+from dhat_jax.training.optim import (
+  CycledSchedule,
+  make_optimizer,
+  make_schedule,
+)
 from tests.helpers.tiny import flat, normal
 
 
@@ -202,6 +208,146 @@ def test_schedule_is_traceable():
   np.testing.assert_allclose(
     got, [float(schedule(step)) for step in range(30)], rtol=1e-6
   )
+
+
+def test_cosine_by_epochs_is_constant_within_one():
+  # Two of 4 epochs: .5 (1 + cos(pi / 4)).
+  np.testing.assert_allclose(
+    rates([0, 6, 7, 13, 14], name='cosine', num_steps=28, per_epoch=True),
+    [0.1, 0.1, *[0.05 * (1 + np.sqrt(0.5))] * 2, 0.05],
+    rtol=1e-5,
+  )
+
+
+def test_one_cycle_by_hand():
+  # 8 steps, the peak at step .5 * 8 - 1 = 3: from .1 / 25 to .1 and to 4e-7.
+  options = {'name': 'one_cycle', 'num_steps': 8, 'pct_start': 0.5}
+  np.testing.assert_allclose(
+    rates([0, 3, 5, 7, 8], **options),
+    [0.004, 0.1, 0.05 + 2e-7, 4e-7, 4e-7],
+    rtol=1e-5,
+    atol=1e-8,
+  )
+  schedule = make_schedule(learning_rate=0.1, steps_per_epoch=7, **options)
+  np.testing.assert_allclose(
+    [schedule.momentum(step) for step in (0, 3, 5, 7)],
+    [0.95, 0.85, 0.9, 0.95],
+    rtol=1e-6,
+  )
+
+
+def test_one_cycle_that_peaks_at_its_first_step():
+  # Where PyTorch divides by zero.
+  np.testing.assert_allclose(
+    rates([0, 3], name='one_cycle', num_steps=4, pct_start=0.25),
+    [0.1, 4e-7],
+    rtol=1e-5,
+    atol=1e-9,
+  )
+  # A stage of no steps has a schedule too, as an aggregator that is a mean.
+  assert rates([0], name='one_cycle', num_steps=0)[0] <= 0.1
+
+
+def test_warm_up_leaves_the_momentum_as_it_is():
+  options = {'name': 'one_cycle', 'learning_rate': 0.1, 'num_steps': 70}
+  plain = make_schedule(steps_per_epoch=7, **options)
+  warmed = make_schedule(steps_per_epoch=7, warmup_epochs=2, **options)
+  assert warmed.momentum(3) == plain.momentum(3)
+  np.testing.assert_allclose(warmed(6), plain(6) / 2, rtol=1e-6)
+
+
+def test_momentum_of_a_schedule_takes_the_place_of_sgds():
+  # m = 1; m = .5 + 1; m = 1: p = 1 - .1, - .15, - .1.
+  schedule = CycledSchedule(
+    constant(0.1), lambda step: jnp.asarray([0.9, 0.5, 0.0])[step]
+  )
+  tx = make_optimizer(schedule=schedule, momentum=0.9, weight_decay=0.0)
+  history = run(
+    tx,
+    {'kernel': np.float32([1.0])},
+    [{'kernel': np.float32([1.0])}] * 3,
+  )
+  np.testing.assert_allclose(
+    [float(params['kernel'][0]) for params in history],
+    [0.9, 0.75, 0.65],
+    rtol=1e-6,
+  )
+
+
+def test_state_of_plain_sgd_is_that_of_older_checkpoints():
+  tx = make_optimizer(schedule=constant(0.1), momentum=0.9, weight_decay=0.1)
+  state = tx.init({'trunk': {'kernel': np.float32([1.0])}})
+  assert [
+    jax.tree_util.keystr(path)
+    for path, _ in jax.tree_util.tree_leaves_with_path(state)
+  ] == ["[2].trace['trunk']['kernel']", '[3].count']
+
+
+def test_state_of_cycled_optimisers_can_be_stored():
+  schedule = CycledSchedule(constant(0.1), constant(0.9))
+  params = {'trunk': {'kernel': np.float32([1.0])}}
+  for tx in (
+    make_optimizer(schedule=schedule, momentum=0.9, weight_decay=0.1),
+    optim.adamw(schedule=schedule, weight_decay=0.1),
+  ):
+    state = tx.init(params)
+    again = checkpoint.unflatten(state, checkpoint.flatten(state))
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+
+
+def test_adamw_golden():
+  # The first step of Adam is 1 along the sign; the decay is .1 * .5 * 4. A
+  # bias does not decay if only kernels do.
+  for decay_norm, bias in ((True, 4.0 - 0.1 - 0.2), (False, 4.0 - 0.1)):
+    tx = optim.adamw(
+      schedule=constant(0.1), weight_decay=0.5, decay_norm=decay_norm
+    )
+    params = {'kernel': np.float32([4.0]), 'bias': np.float32([4.0])}
+    grads = {'kernel': np.float32([-3.0]), 'bias': np.float32([7.0])}
+    after = flat(run(tx, params, [grads])[0])
+    np.testing.assert_allclose(after['kernel'], [3.9], rtol=1e-6)
+    np.testing.assert_allclose(after['bias'], [bias], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'pct_start': 0.0}, r'pct_start: got 0.0, expected in \(0, 1\)'),
+    ({'pct_start': 1.0}, 'pct_start: got 1.0'),
+    ({'div_factor': 0.5}, 'div_factor: got 0.5, expected a finite number >= 1'),
+    ({'final_div_factor': 0}, 'final_div_factor: got 0'),
+    ({'max_momentum': 1.0}, 'max_momentum: got 1.0'),
+    (
+      {'base_momentum': 0.99},
+      r'base_momentum: got 0.99, expected in \[0, 0.95',
+    ),
+    ({'cycle_momentum': 1}, 'cycle_momentum: got 1, expected true or false'),
+    ({'per_epoch': 'yes'}, "per_epoch: got 'yes', expected true or false"),
+  ],
+)
+def test_one_cycle_errors(options, message):
+  with pytest.raises(ValueError, match=f'schedule: {message}'):
+    rates([0], name='one_cycle', **options)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'betas': (0.9,)}, 'betas: got .*, expected two numbers'),
+    ({'betas': (0.9, 1.0)}, r'betas\[1\]: got 1.0'),
+    ({'eps': 0.0}, 'eps: got 0.0'),
+    ({'weight_decay': -1.0}, 'weight_decay: got -1.0'),
+    ({'clip_norm': -1.0}, 'clip_norm: got -1.0'),
+    ({'momentum': 0.9}, "got \\('momentum',\\), choices for 'adamw' are"),
+  ],
+)
+def test_adamw_errors(options, message):
+  given = {'weight_decay': 0.0, **options}
+  shared = {
+    key: given.pop(key) for key in ('weight_decay', 'clip_norm') if key in given
+  }
+  with pytest.raises(ValueError, match=message):
+    optim.OPTIMIZERS.make('adamw', given, schedule=constant(0.1), **shared)
 
 
 def test_schedule_errors():
