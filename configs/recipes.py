@@ -68,8 +68,12 @@ def attack(
     'start': start,
     # Batch norm in the attack: 'running' statistics, or the 'batch' one's.
     'statistics': 'running',
-    # Epsilon and step size rise from 0 over these first epochs.
+    # Epsilon and step size rise over so many epochs, from this epoch on
+    # (counted from 1), from this share of themselves; or once an epoch.
     'warmup_epochs': 0.0,
+    'warmup_start_epoch': 1.0,
+    'warmup_start_fraction': 0.0,
+    'warmup_per_epoch': False,
   }
 
 

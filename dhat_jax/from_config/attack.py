@@ -8,9 +8,16 @@ import optax
 from dhat_jax import arguments
 from dhat_jax.attacks.training import TRAINING_ATTACKS
 from dhat_jax.from_config.values import in_unit, options_of
-from dhat_jax.training import optim
+from dhat_jax.training import schedules
 
 ConfigDict = ml_collections.ConfigDict
+# Of a stage's attack: how its radius and step size rise.
+_WARMUP = (
+  'warmup_epochs',
+  'warmup_start_epoch',
+  'warmup_start_fraction',
+  'warmup_per_epoch',
+)
 
 
 def make_training_attack(spec: ConfigDict, where: str) -> Any:
@@ -18,7 +25,7 @@ def make_training_attack(spec: ConfigDict, where: str) -> Any:
   shared = ('steps', 'norm', 'start')
   lengths = ('epsilon', 'epsilon_255', 'step_size', 'step_size_255')
   options = options_of(
-    spec, without=(*shared, *lengths, 'warmup_epochs', 'statistics')
+    spec, without=(*shared, *lengths, *_WARMUP, 'statistics')
   )
   return TRAINING_ATTACKS.make(
     options.pop('name', 'pgd'),
@@ -34,12 +41,11 @@ def make_attack_scale(
   spec: ConfigDict, where: str, steps_per_epoch: int
 ) -> optax.Schedule:
   """Returns step -> factor of epsilon and step size: their warm-up."""
-  warmup_steps = optim.whole_steps(
-    f'{where}.warmup_epochs', spec.warmup_epochs, steps_per_epoch
+  return schedules.make_attack_scale(
+    steps_per_epoch=steps_per_epoch,
+    where=where,
+    **{key: spec[key] for key in _WARMUP},
   )
-  if not warmup_steps:
-    return optax.constant_schedule(1.0)
-  return optax.linear_schedule(0.0, 1.0, warmup_steps)
 
 
 def attacks_batch_statistics(spec: ConfigDict, where: str) -> bool:

@@ -38,6 +38,8 @@ OPTIONAL = (
     f'{STAGE}.{key}'
     for key in (
       *('attack.name', 'attack.epsilon_255', 'attack.step_size_255'),
+      *('attack.warmup_start_epoch', 'attack.warmup_start_fraction'),
+      'attack.warmup_per_epoch',
       *('schedule.drop_epochs', 'schedule.drop_factor'),
       *('schedule.warmup_epochs', 'optimizer.name', 'optimizer.nesterov'),
       *('optimizer.decay_norm', 'optimizer.clip_norm'),
@@ -77,13 +79,16 @@ _ATTACK_KEYS = {
     "batch norm's statistics that the attack sees",
     choices=('running', 'batch'),
   ),
-  'warmup_epochs': Key(
-    'radius and step size rise from 0 over the first epochs', 'epochs'
+  'warmup_epochs': Key('radius and step size rise over these epochs', 'epochs'),
+  'warmup_start_epoch': Key(
+    'epoch, counted from 1, from which they rise', 'epochs'
   ),
+  'warmup_start_fraction': Key('share of them before they rise', '[0, 1]'),
+  'warmup_per_epoch': Key('whether they rise once an epoch, to e / E of E'),
 }
 _SCHEDULE_KEYS = {
   'name': Key('the schedule of the learning rate', choices=SCHEDULES),
-  'learning_rate': Key('rate before the first drop'),
+  'learning_rate': Key('rate before the first drop; the peak of one_cycle'),
   'drop_epochs': Key(
     'epochs, counted from 1, at whose start the rate drops', 'epochs'
   ),
@@ -92,7 +97,7 @@ _SCHEDULE_KEYS = {
 }
 _OPTIMIZER_KEYS = {
   'name': Key('the optimiser', choices=OPTIMIZERS),
-  'momentum': Key('momentum, in [0, 1)'),
+  'momentum': Key('momentum, in [0, 1); one_cycle has its own'),
   'nesterov': Key("whether the momentum is Nesterov's"),
   'weight_decay': Key('coefficient of the L2 penalty'),
   'decay_norm': Key("whether biases and batch norm's parameters decay too"),

@@ -62,7 +62,13 @@ _DEFAULTS = {
   'model': {'remat': False},
 }
 _STAGE_DEFAULTS = {
-  'attack': {'name': 'pgd', 'statistics': 'running'},
+  'attack': {
+    'name': 'pgd',
+    'statistics': 'running',
+    'warmup_start_epoch': 1.0,
+    'warmup_start_fraction': 0.0,
+    'warmup_per_epoch': False,
+  },
   'optimizer': {'name': 'sgd'},
   'weight_perturbation': {'name': 'none'},
 }

@@ -107,6 +107,8 @@ def test_what_may_be_left_out():
     del config[name].optimizer['name']
     del config[name]['weight_perturbation']
     del config[name].attack['epsilon_255']
+    for key in ('start_epoch', 'start_fraction', 'per_epoch'):
+      del config[name].attack[f'warmup_{key}']
     del config[name].schedule['warmup_epochs']
   for name in ('augmentations', 'data_dir', 'manual_dir', 'cache_dir'):
     del config.dataset[name]
@@ -184,6 +186,9 @@ IMPOSSIBLE = {
   'main_head.attack.epsilon_255': (math.nan, math.inf, -1, 256, True, 'x'),
   'main_head.attack.steps': (2.0, -1, True, math.inf, 10**12, None),
   'main_head.attack.warmup_epochs': (math.nan, math.inf, -1, 1e300, 'x'),
+  'main_head.attack.warmup_start_epoch': (math.nan, 0.5, 1e300, True, 'x'),
+  'main_head.attack.warmup_start_fraction': (math.nan, -0.1, 1.1, 'x', True),
+  'main_head.attack.warmup_per_epoch': (1, 0.0, 'x', None),
   'main_head.attack.norm': ('l1', (), 2),
   'main_head.schedule.learning_rate': (math.nan, math.inf, 0, -1, 1e39, 'x'),
   'main_head.schedule.warmup_epochs': (math.nan, math.inf, -1, 1e300, True),
