@@ -117,6 +117,16 @@ def stage(
     'weight_perturbation': {'name': 'none'},
     # 0: no moving average of the weights.
     'ema_decay': 0.0,
+    'ema': {
+      # The average is a copy of the weights until these epochs have passed.
+      'copy_epochs': 0.0,
+      # Whether the decay then rises to ema_decay.
+      'warm_up': False,
+      # Whether batch norm's running statistics are averaged too.
+      'statistics': False,
+      # Whether the average is validated, handed on and evaluated.
+      'use': True,
+    },
     # Which checkpoint the next stage starts from: 'best' or 'last'.
     'keep': 'best',
   }

@@ -134,15 +134,20 @@ def _trained_state(
       ('batch_stats', state.batch_stats),
     )
   )
-  ema_params = state.ema_params and {
-    part: params[part] for part in state.ema_params
-  }
+  ema_params, ema_batch_stats = (
+    averages and {part: values[part] for part in averages}
+    for averages, values in (
+      (state.ema_params, params),
+      (state.ema_batch_stats, batch_stats),
+    )
+  )
   return state.replace(
     step=np.full_like(state.step, stage.num_steps),
     rng=stage.rng,
     params=params,
     batch_stats=batch_stats,
     ema_params=ema_params,
+    ema_batch_stats=ema_batch_stats,
   )
 
 

@@ -296,7 +296,7 @@ def load_run(workdir: str, stage: str | None = None) -> Run:
   try:
     role = find_role(config, stage)
     net = make_network(config, outputs=role.outputs)
-    keep = config[stage].keep
+    keep, averaged = config[stage].keep, config[stage].ema.use
   except ValueError as error:
     raise files.DataError(
       f'{path}: {error}; if a config file of your own registers it, import '
@@ -311,7 +311,7 @@ def load_run(workdir: str, stage: str | None = None) -> Run:
     raise ValueError(f'workdir {workdir}: stage {stage!r} is not trained')
   return Run(
     net=net,
-    variables=stored.read_variables(folder, keep=keep),
+    variables=stored.read_variables(folder, keep=keep, averaged=averaged),
     config=config,
     output=role.output if asked else final(role.outputs),
   )

@@ -18,6 +18,11 @@ OVERRIDES = (
   '--config.compare_with_natural=false',
   '--config.evaluation.attacks=("clean",)',
 )
+# What a stage averages is imported, and exported, too.
+AVERAGED = (
+  '--config.second_head.ema_decay=0.9',
+  '--config.second_head.ema.statistics=true',
+)
 
 
 def run(*arguments):
@@ -37,6 +42,7 @@ def imported(tmp_path_factory, digits_model):
   np.savez(folder / 'model.npz', **state_dict)
   run(
     *OVERRIDES,
+    *AVERAGED,
     f'--from_torch={folder}/model.npz',
     f'--workdir={folder}/workdir',
   )
@@ -46,7 +52,7 @@ def imported(tmp_path_factory, digits_model):
 def test_workdir_comes_back_as_the_same_state_dict(imported, tmp_path):
   workdir, state_dict = imported
   path = tmp_path / 'back.npz'
-  run(*OVERRIDES, f'--to_torch={path}', f'--workdir={workdir}')
+  run(*OVERRIDES, *AVERAGED, f'--to_torch={path}', f'--workdir={workdir}')
   with np.load(path) as back:
     assert set(back.files) == set(state_dict)
     for key, array in state_dict.items():

@@ -13,9 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dhat_jax.run import train_and_evaluate
+from dhat_jax.run import load_run, train_and_evaluate
 from dhat_jax.runtime import files
-from dhat_jax.training import metrics
+from dhat_jax.training import metrics, stored
 from tests.helpers import tiny_run
 
 OUTPUTS = ('main', 'second', 'mean', 'aggregated')
@@ -208,6 +208,9 @@ def test_mean_aggregator_options_and_reverse_smoothing(tmp_path):
     **{
       'model.aggregator': 'mean',
       'second_head.ema_decay': 0.9,
+      'second_head.ema.copy_epochs': 0.1,
+      'second_head.ema.warm_up': True,
+      'second_head.ema.statistics': True,
       'second_head.optimizer.clip_norm': 1.0,
       'second_head.optimizer.decay_norm': False,
       'main_head.keep': 'last',
@@ -222,6 +225,23 @@ def test_mean_aggregator_options_and_reverse_smoothing(tmp_path):
   accuracy = results['accuracy']
   assert accuracy['mean'] == accuracy['aggregated']
   assert (tmp_path / 'checkpoints' / 'aggregator' / '0').is_dir()
+  check_that_load_run_reads_the_average(tmp_path)
+
+
+def check_that_load_run_reads_the_average(workdir):
+  """Or the weights themselves, if the config says so."""
+  path = workdir / 'config.json'
+  folder = str(workdir / 'checkpoints' / 'second_head')
+  kernels = []
+  for use in (True, False):
+    config = files.read_json(str(path))
+    config['second_head']['ema']['use'] = use
+    files.write_json(str(path), config)
+    got = load_run(str(workdir), 'second_head').variables
+    expected = stored.read_variables(folder, keep='best', averaged=use)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    kernels.append(jax.tree.leaves(got['params']['second_head'])[0])
+  assert not np.array_equal(*kernels)
 
 
 def test_sat_reports_clean_accuracy_too(tmp_path):

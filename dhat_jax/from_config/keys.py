@@ -132,6 +132,12 @@ _STAGE = {
   'optimizer': {'name': _text},
   'weight_perturbation': {'name': _text},
   'ema_decay': _number,
+  'ema': {
+    'copy_epochs': _number,
+    'warm_up': _flag,
+    'statistics': _flag,
+    'use': _flag,
+  },
   'keep': _text,
 }
 _TOP = {

@@ -44,6 +44,7 @@ OPTIONAL = (
       *('schedule.warmup_epochs', 'optimizer.name', 'optimizer.nesterov'),
       *('optimizer.decay_norm', 'optimizer.clip_norm'),
       'weight_perturbation.name',
+      *('ema.copy_epochs', 'ema.warm_up', 'ema.statistics', 'ema.use'),
     )
   ),
   *('evaluation.epsilon_255', 'evaluation.step_size_255'),
@@ -115,6 +116,12 @@ _STAGE_KEYS = {
     'weights at which the gradient is taken', choices=WEIGHT_PERTURBATIONS
   ),
   'ema_decay': Key('decay of the moving average of the weights; 0: none'),
+  'ema.copy_epochs': Key(
+    'epochs until which the average is a copy of the weights', 'epochs'
+  ),
+  'ema.warm_up': Key('whether the decay then rises to `ema_decay`'),
+  'ema.statistics': Key('whether running statistics are averaged too'),
+  'ema.use': Key('whether the average is validated, handed on and evaluated'),
   'keep': Key(
     'checkpoint that the next stage starts from', choices=('best', 'last')
   ),

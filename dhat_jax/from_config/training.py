@@ -5,6 +5,7 @@ starts; see `from_config.check`.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -23,6 +24,7 @@ from dhat_jax.models.layers import DTYPES
 from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.runtime import devices, streams
 from dhat_jax.training import augment, optim
+from dhat_jax.training.ema import make_ema_decay
 from dhat_jax.training.loop import Intervals
 from dhat_jax.training.perturbation import (
   WEIGHT_PERTURBATIONS,
@@ -159,6 +161,22 @@ def _make_optimizer(
   )
 
 
+def _make_ema_decay(
+  spec: ConfigDict, where: str, steps_per_epoch: int
+) -> float | Callable:
+  """Makes the decay of a stage's average: `ema_decay` and `ema`."""
+  arguments.number(f'{where}.ema_decay', spec.ema_decay, 0, below=1)
+  for name in ('warm_up', 'statistics', 'use'):
+    arguments.flag(f'{where}.ema.{name}', spec.ema[name])
+  return make_ema_decay(
+    decay=spec.ema_decay,
+    copy_steps=optim.whole_steps(
+      f'{where}.ema.copy_epochs', spec.ema.copy_epochs, steps_per_epoch
+    ),
+    warm_up=spec.ema.warm_up,
+  )
+
+
 def _num_steps(
   config: ConfigDict, name: str, role: Role, steps_per_epoch: int
 ) -> int:
@@ -213,7 +231,6 @@ def make_stage(
   role = find_role(config, name)
   spec, where = config[name], f'config.{name}'
   check_batch_size(config, name, num_train)
-  arguments.number(f'{where}.ema_decay', spec.ema_decay, 0, below=1)
   if steps_per_epoch is None:
     steps_per_epoch = num_train // spec.batch_size
   num_steps = _num_steps(config, name, role, steps_per_epoch)
@@ -231,6 +248,7 @@ def make_stage(
     outputs=role.outputs,
     axis_name=devices.AXIS if config.model.sync_batch_norm else None,
   )
+  ema_decay = _make_ema_decay(spec, where, steps_per_epoch)
   perturbation = options_of(spec.weight_perturbation)
   value_and_grad = WEIGHT_PERTURBATIONS.make(
     perturbation.pop('name', None),
@@ -253,6 +271,8 @@ def make_stage(
     gradients=count_gradients(value_and_grad),
     rng=streams.fold_in(streams.key(config.seed), f'stage/{name}'),
     ema=spec.ema_decay > 0,
+    ema_statistics=spec.ema.statistics,
+    ema_use=spec.ema.use,
     keep=arguments.one_of(f'{where}.keep', spec.keep, ('best', 'last')),
     step=make_train_step(
       net=net,
@@ -265,7 +285,7 @@ def make_stage(
       trains=role.trains,
       output=role.output,
       augment=make_augmentation(config),
-      ema_decay=spec.ema_decay,
+      ema_decay=ema_decay,
       freeze_statistics=config.model.freeze_statistics,
       attack_batch_statistics=attacks_batch_statistics(
         spec.attack, f'{where}.attack'

@@ -69,6 +69,12 @@ _STAGE_DEFAULTS = {
     'warmup_start_fraction': 0.0,
     'warmup_per_epoch': False,
   },
+  'ema': {
+    'copy_epochs': 0.0,
+    'warm_up': False,
+    'statistics': False,
+    'use': True,
+  },
   'optimizer': {'name': 'sgd'},
   'weight_perturbation': {'name': 'none'},
 }

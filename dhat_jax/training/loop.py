@@ -101,7 +101,7 @@ class _StageTraining:
         step,
         stage.num_steps,
       )
-      return latest.variables(), seconds
+      return latest.variables(averaged=stage.ema_use), seconds
 
   def _train(self, state: TrainState, start_step: int, seconds: float) -> None:
     """Trains to the end, and writes a last checkpoint."""
@@ -185,7 +185,7 @@ class _StageTraining:
     )
     accuracies = None
     if validates:
-      variables = state.variables()
+      variables = state.variables(averaged=self._stage.ema_use)
       accuracies = self._stage.validation.accuracies(variables)
       writer.write(step, {f'validation/{k}': v for k, v in accuracies.items()})
       writer.write_pictures(step, self._stage.validation.pictures(variables))

@@ -99,6 +99,9 @@ class Stage:
       with a weight perturbation.
     rng: typed key of the initial values of new parts, and of all noise.
     ema: whether a moving average of the weights is kept.
+    ema_statistics: whether it has the running statistics too.
+    ema_use: whether validation, the next stage and the evaluation get the
+      average, if there is one.
     keep: 'best' or 'last': the checkpoint that the next stage starts from.
     source: of the batches.
     validation: how checkpoints are judged, or None.
@@ -118,6 +121,8 @@ class Stage:
   attack_steps: int = 0
   gradients: int = 1
   ema: bool = False
+  ema_statistics: bool = False
+  ema_use: bool = True
   keep: str = 'last'
   source: BatchSource | None = None
   validation: Validation | None = None
@@ -141,5 +146,6 @@ def initial_state(
     image_shape=image_shape,
     variables=variables,
     ema=stage.ema,
+    ema_statistics=stage.ema_statistics,
     loss=stage.loss,
   )

@@ -27,6 +27,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: the optimiser's state, of the trained parts only.
     rng: typed key of the stage; never advanced, only folded with `step`.
     ema_params: moving average of the trained parts' parameters, or None.
+    ema_batch_stats: that of their running statistics, or None.
     loss_state: what the loss remembers (`losses.Memory`), or None.
   """
 
@@ -37,11 +38,21 @@ class TrainState(struct.PyTreeNode):
   rng: chex.PRNGKey
   ema_params: dict[str, Any] | None = None
   loss_state: Any = None
+  ema_batch_stats: dict[str, Any] | None = None
 
-  def variables(self) -> dict[str, Any]:
-    """Returns what `net.apply` takes, with averaged weights if any."""
-    params = {**self.params, **(self.ema_params or {})}
-    return {'params': params, 'batch_stats': self.batch_stats}
+  def variables(self, *, averaged: bool = True) -> dict[str, Any]:
+    """Returns what `net.apply` takes.
+
+    Args:
+      averaged: whether to return the averages where there are any, or the
+        values that train.
+    """
+    if not averaged:
+      return {'params': self.params, 'batch_stats': self.batch_stats}
+    return {
+      'params': {**self.params, **(self.ema_params or {})},
+      'batch_stats': {**self.batch_stats, **(self.ema_batch_stats or {})},
+    }
 
 
 def split_parts(
@@ -90,6 +101,7 @@ def create_train_state(
   image_shape: tuple[int, int, int],
   variables: Mapping[str, Any] | None = None,
   ema: bool = False,
+  ema_statistics: bool = False,
   loss: Loss | None = None,
 ) -> TrainState:
   """Creates the state in which a stage starts.
@@ -104,6 +116,7 @@ def create_train_state(
     variables: {'params': {part: ...}, 'batch_stats': {part: ...}} of the parts
       that earlier stages trained.
     ema: whether to keep a moving average of the trained parameters.
+    ema_statistics: whether to keep one of their running statistics too.
     loss: the training loss; needed if it has a `memory`.
 
   Returns:
@@ -115,6 +128,7 @@ def create_train_state(
   """
   check_parts(net, trains)
   arguments.flag('ema', ema)
+  arguments.flag('ema_statistics', ema_statistics)
   arguments.function('tx.init', getattr(tx, 'init', None))
   _check_image_shape(image_shape)
   balls.check_keys('rng', rng, one=True)
@@ -150,6 +164,8 @@ def create_train_state(
   params = {**given['params'], **fresh['params']}
   batch_stats = {**given['batch_stats'], **fresh['batch_stats']}
   trained, _ = split_parts(params, trains)
+  statistics, _ = split_parts(batch_stats, trains)
+  averages = ema and ema_statistics
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -157,6 +173,7 @@ def create_train_state(
     opt_state=tx.init(trained),
     rng=state_rng,
     ema_params=jax.tree.map(jnp.array, trained) if ema else None,
+    ema_batch_stats=jax.tree.map(jnp.array, statistics) if averages else None,
     loss_state=loss.memory.initial() if loss and loss.memory else None,
   )
 

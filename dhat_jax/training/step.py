@@ -46,10 +46,10 @@ def update(
   *,
   tx: optax.GradientTransformation,
   trains: Collection[str],
-  ema_decay: float = 0.0,
+  ema_decay: chex.Numeric = 0.0,
   evaluated_at: Any = None,
 ) -> TrainState:
-  """Applies the optimiser and moves the average of the weights.
+  """Applies the optimiser, then moves the average of the weights.
 
   Args:
     state: the state before.
@@ -57,7 +57,7 @@ def update(
     batch_stats: of all parts, after the step.
     tx: the optimiser.
     trains: the trained parts.
-    ema_decay: of the moving average, if the state has one.
+    ema_decay: of the moving average at this step, if the state has one.
     evaluated_at: the trained parts' weights at which the gradient was taken, if
       they are others than the state's. They decay, as in the published code of
       adversarial weight perturbation; the update goes to the state's.
@@ -75,6 +75,9 @@ def update(
     batch_stats=batch_stats,
     opt_state=opt_state,
     ema_params=_average(state.ema_params, trained, ema_decay),
+    ema_batch_stats=_average(
+      state.ema_batch_stats, split_parts(batch_stats, trains)[0], ema_decay
+    ),
   )
 
 
@@ -88,7 +91,7 @@ def make_train_step(
   output: str,
   augment: Callable | None = None,
   attack_scale: Callable | None = None,
-  ema_decay: float = 0.0,
+  ema_decay: float | Callable = 0.0,
   freeze_statistics: bool = True,
   attack_batch_statistics: bool = False,
   remat: bool = False,
@@ -115,7 +118,8 @@ def make_train_step(
     augment: (rngs [B], images float [B, H, W, C]) -> images, or None.
     attack_scale: step -> factor of the attack's epsilon and step size; None
       for 1.
-    ema_decay: of the moving average of the trained parameters; 0 for none.
+    ema_decay: of the moving average of the trained parameters; 0 for none. Or
+      a function of the step, as `make_ema_decay` creates it.
     freeze_statistics: whether the batch statistics of frozen parts are frozen
       too. The published code does the opposite (False): in the loss, frozen
       parts normalise with the batch's statistics, and their running ones drift.
@@ -148,7 +152,8 @@ def make_train_step(
   _check_trained(net, loss, trains, output)
   if loss.uses_adversarial and attack is None:
     raise ValueError(f'loss {loss.name!r} needs an attack, got None')
-  arguments.number('ema_decay', ema_decay, 0, below=1)
+  if not callable(ema_decay):
+    arguments.number('ema_decay', ema_decay, 0, below=1)
   arguments.flag('freeze_statistics', freeze_statistics)
   arguments.flag('attack_batch_statistics', attack_batch_statistics)
   arguments.flag('remat', remat)
@@ -227,7 +232,7 @@ def make_train_step(
       stats,
       tx=tx,
       trains=trains,
-      ema_decay=ema_decay,
+      ema_decay=ema_decay(state.step) if callable(ema_decay) else ema_decay,
       evaluated_at=evaluated_at,
     )
     return state, metrics
@@ -282,7 +287,7 @@ def _remember(state: TrainState, loss: Loss, sums: Sums) -> TrainState:
   return state.replace(loss_state=advanced)
 
 
-def _average(average: Any, trained: Any, decay: float) -> Any:
+def _average(average: Any, trained: Any, decay: chex.Numeric) -> Any:
   if average is None:
     return None
   return optax.incremental_update(trained, average, 1 - decay)

@@ -94,13 +94,25 @@ def _nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
   return tree
 
 
-def read_variables(directory: str, *, keep: str) -> dict[str, Any]:
-  """Reads what `net.apply` takes, with averaged weights if there are any.
+def read_variables(
+  directory: str, *, keep: str, averaged: bool = True
+) -> dict[str, Any]:
+  """Reads what `net.apply` takes.
 
-  Args and errors as in `read_state`.
+  Args:
+    directory: `loop.checkpoint_folder` of the stage.
+    keep: as in `read_state`.
+    averaged: whether to read the averages where there are any, or the values
+      that train.
+
+  Raises:
+    ValueError: there is no intact checkpoint.
   """
   state = read_state(directory, keep=keep)
   return {
-    'params': {**state.get('params', {}), **state.get('ema_params', {})},
-    'batch_stats': state.get('batch_stats', {}),
+    group: {**state.get(group, {}), **(averages if averaged else {})}
+    for group, averages in (
+      ('params', state.get('ema_params', {})),
+      ('batch_stats', state.get('ema_batch_stats', {})),
+    )
   }

@@ -106,6 +106,7 @@ def test_what_may_be_left_out():
     del config[name].attack['name']
     del config[name].optimizer['name']
     del config[name]['weight_perturbation']
+    del config[name]['ema']
     del config[name].attack['epsilon_255']
     for key in ('start_epoch', 'start_fraction', 'per_epoch'):
       del config[name].attack[f'warmup_{key}']
@@ -179,6 +180,10 @@ IMPOSSIBLE = {
   'main_head.epochs': (math.inf, math.nan, 1e300, True, '3', -0.5),
   'main_head.batch_size': (0, -64, 64.0, True, None, 10**12),
   'main_head.ema_decay': (math.nan, 1, -0.1, True, 'x'),
+  'main_head.ema.copy_epochs': (math.nan, -1, 1e300, True, 'x'),
+  'main_head.ema.warm_up': (1, 'x', None),
+  'main_head.ema.statistics': (0.5, 'x', None),
+  'main_head.ema.use': (1, 'x', None),
   'main_head.keep': (1, 'all', ()),
   'main_head.loss': (3, 'trades', None, (), {}),
   'main_head.loss.beta': (math.nan, math.inf, -1, 'x', True, (1,)),

@@ -36,7 +36,7 @@ class ByHand:
     }
 
 
-def make_stage(name, source=None, *, num_steps=STEPS, **kwargs):
+def make_stage(name, source=None, *, num_steps=STEPS, ema_decay=0.0, **kwargs):
   """A stage of three classes that trains in a second."""
   role = all_roles()[name]
   net = DualHeadNet(
@@ -54,6 +54,7 @@ def make_stage(name, source=None, *, num_steps=STEPS, **kwargs):
     attack=make_attack(epsilon=0.1, step_size=0.05, steps=1),
     trains=role.trains,
     output=role.output,
+    ema_decay=ema_decay,
     axis_name=devices.AXIS,
   )
   return Stage(
