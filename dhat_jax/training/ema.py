@@ -14,8 +14,8 @@ def make_ema_decay(
   """Creates the decay of the moving average, for `make_train_step`.
 
   The average after step s, counted from 1, is decay * average + (1 - decay) *
-  weights. With both options this is the weight averaging of Gowal et al. (arXiv
-  2010.03593), as in the published code of Wang et al. (arXiv 2302.04638).
+  weights. With both options it is that of the published code of Wang et al.
+  (arXiv 2302.04638).
 
   Args:
     decay: in [0, 1); 0 for no average.

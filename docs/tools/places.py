@@ -89,7 +89,7 @@ EXTENSIONS = (
   ),
   Extension(
     'schedule',
-    'dhat_jax/training/optim.py',
+    'dhat_jax/training/schedules.py',
     "@SCHEDULES.register('cosine')",
     ('a registered function', CONFIG),
     'a-schedule-and-an-optimiser',

@@ -217,6 +217,23 @@ def test_sgd(arguments):
     assert np.isfinite(updates['kernel']).all()
 
 
+ADAMW = {
+  **{key: SGD[key] for key in ('schedule', 'weight_decay', 'decay_norm')},
+  'clip_norm': 1.0,
+  'betas': (0.9, 0.999),
+  'eps': 1e-8,
+}
+
+
+@FEW
+@given(junk_for(ADAMW))
+def test_adamw(arguments):
+  tx = works_or_says_why(lambda: optim.adamw(**arguments))
+  if tx is not None and arguments['schedule'] is SGD['schedule']:
+    updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    assert np.isfinite(updates['kernel']).all()
+
+
 OPTIONS = {
   'natural': {'label_smoothing': 0.1},
   'sat': {'label_smoothing': 0.1},

@@ -1,5 +1,6 @@
 """The moving average of the weights, against a loop in float64."""
 
+import dataclasses
 import itertools
 import os
 import shutil
@@ -11,12 +12,12 @@ import pytest
 
 from dhat_jax.training import ema, loop, stored
 from dhat_jax.training.loop import Intervals
-from dhat_jax.training.optim import sgd
+from dhat_jax.training.optim import make_schedule, sgd
 from dhat_jax.training.stages import Validation
 from dhat_jax.training.state import TrainState
 from dhat_jax.training.step import update
 from tests.helpers.tiny import flat, normal
-from tests.training.test_loop import SHAPE, make_stage
+from tests.training.test_loop import SHAPE, make_stage, records
 
 
 def decays(steps, **options):
@@ -139,16 +140,27 @@ def test_average_of_weights_and_statistics(copy_steps):
   assert raw['batch_stats'] is states[-1].batch_stats
 
 
+NO_AVERAGE = {'ema': False, 'ema_statistics': False}
+
+
 def averaging_stage(validated=None, *, ema_use=True):
-  """A stage with every option, and what its validation was given."""
+  """A stage with every option of the average, in one cycle.
+
+  Its validation appends the variables that it gets to `validated`.
+  """
 
   def accuracies(variables):
     if validated is not None:
       validated.append(flat(variables))
     return {'clean_accuracy': 0.5, 'robust_accuracy': 0.5}
 
+  schedule = make_schedule(
+    name='one_cycle', learning_rate=0.1, num_steps=6, steps_per_epoch=3
+  )
   return make_stage(
     'main_head',
+    tx=sgd(schedule=schedule, momentum=0.9, weight_decay=1e-3, nesterov=True),
+    schedule=schedule,
     ema_decay=ema.make_ema_decay(decay=0.9, copy_steps=2, warm_up=True),
     ema=True,
     ema_statistics=True,
@@ -162,7 +174,7 @@ def train(stage, directory):
     [stage],
     directory,
     image_shape=SHAPE,
-    intervals=Intervals(checkpoint_steps=2),
+    intervals=Intervals(log_steps=1, checkpoint_steps=2),
   )
   return flat(variables)
 
@@ -196,6 +208,20 @@ def test_the_average_is_validated_and_handed_on(averaged):
   assert {'params', 'batch_stats'} == set(differs)
 
 
+def test_the_records_have_the_momentum(averaged):
+  directory, _, _ = averaged
+  schedule = averaging_stage().schedule
+  rows = [row for row in records(directory) if 'train/loss' in row]
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5, 6]
+  for name, of_step in (
+    ('learning_rate', schedule),
+    ('momentum', schedule.momentum),
+  ):
+    expected = [float(of_step(step)) for step in range(6)]
+    assert [row[f'train/{name}'] for row in rows] == expected
+    assert len(set(expected)) > 2
+
+
 def test_the_weights_themselves_on_request(averaged):
   """Of the same checkpoints; nothing is trained."""
   directory, _, _ = averaged
@@ -211,7 +237,7 @@ def test_the_weights_themselves_on_request(averaged):
 
 
 def test_resumes_bitwise(averaged, tmp_path):
-  """From the checkpoint after the copy; its end is trained again."""
+  """Averages, and the state of an optimiser with a cycled momentum."""
   directory, _, _ = averaged
   again = str(tmp_path)
   shutil.copytree(directory, again, dirs_exist_ok=True)
@@ -229,8 +255,9 @@ def test_resumes_bitwise(averaged, tmp_path):
 def test_a_checkpoint_of_other_averages_does_not_fit(averaged):
   directory, _, _ = averaged
   for options in ({}, {'ema': True}):
+    stage = dataclasses.replace(averaging_stage(), **{**NO_AVERAGE, **options})
     with pytest.raises(ValueError, match='ema_batch_stats'):
-      train(make_stage('main_head', **options), directory)
+      train(stage, directory)
 
 
 def test_combinations_of_options_have_the_state_that_they_need():

@@ -36,7 +36,16 @@ class ByHand:
     }
 
 
-def make_stage(name, source=None, *, num_steps=STEPS, ema_decay=0.0, **kwargs):
+def make_stage(
+  name,
+  source=None,
+  *,
+  num_steps=STEPS,
+  tx=None,
+  schedule=None,
+  ema_decay=0.0,
+  **kwargs,
+):
   """A stage of three classes that trains in a second."""
   role = all_roles()[name]
   net = DualHeadNet(
@@ -45,7 +54,7 @@ def make_stage(name, source=None, *, num_steps=STEPS, ema_decay=0.0, **kwargs):
     outputs=role.outputs,
     axis_name=devices.AXIS,
   )
-  tx = optax.sgd(0.05, momentum=0.9)
+  tx = tx or optax.sgd(0.05, momentum=0.9)
   loss = losses.trades(beta=1.0)
   step = make_train_step(
     net=net,
@@ -64,7 +73,7 @@ def make_stage(name, source=None, *, num_steps=STEPS, ema_decay=0.0, **kwargs):
     loss=loss,
     tx=tx,
     step=step,
-    schedule=optax.constant_schedule(0.05),
+    schedule=schedule or optax.constant_schedule(0.05),
     num_steps=num_steps,
     steps_per_epoch=3,
     batch_size=4,
@@ -213,6 +222,10 @@ def test_shuffled_split_as_source(tmp_path):
   losses_ = [row['train/loss'] for row in rows]
   assert len(set(losses_)) == 3
   assert np.isfinite(losses_).all()
+  assert [row['train/learning_rate'] for row in rows] == [
+    pytest.approx(0.05)
+  ] * 3
+  assert not any('train/momentum' in row for row in rows)
 
 
 def test_not_finite_stops_at_its_step(tmp_path):
