@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dhat_jax.losses import Loss
+from dhat_jax.losses.base import Loss
 from dhat_jax.models import outputs
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.runtime import streams

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dhat_jax.losses import Loss
+from dhat_jax.losses.base import Loss
 from dhat_jax.models.outputs import Outputs
 from dhat_jax.training.state import split_parts
 

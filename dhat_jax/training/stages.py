@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 from dhat_jax.datasets.batches import BatchSource
-from dhat_jax.losses import Loss
+from dhat_jax.losses.base import Loss
 from dhat_jax.models import outputs
 from dhat_jax.training.state import TrainState, create_train_state
 

@@ -12,7 +12,7 @@ from flax import struct
 
 from dhat_jax import arguments
 from dhat_jax.attacks import balls
-from dhat_jax.losses import Loss
+from dhat_jax.losses.base import Loss
 
 _COMPILE_FAST = {'xla_backend_optimization_level': 0}
 

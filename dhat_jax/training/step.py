@@ -16,7 +16,7 @@ from flax import linen as nn
 from dhat_jax import arguments
 from dhat_jax.attacks.balls import is_right
 from dhat_jax.datasets.batches import prepare
-from dhat_jax.losses import Loss
+from dhat_jax.losses.base import Loss
 from dhat_jax.runtime import devices, streams
 from dhat_jax.training.forward import (
   OWN,

@@ -40,7 +40,7 @@ CONFIG = 'its name in a config'
 EXTENSIONS = (
   Extension(
     'loss',
-    'dhat_jax/losses.py',
+    'dhat_jax/losses/adversarial.py',
     "@register('trades')",
     ('a registered function', CONFIG),
     'a-loss',

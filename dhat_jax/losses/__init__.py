@@ -1,0 +1,30 @@
+"""Training losses: logits [B, K] -> ([B], diagnostics); the caller averages.
+
+A user's config file adds its own with `@losses.register('name')` on a function
+of keyword-only settings that returns a `Loss`.
+
+Notation: z(x) logits on the clean image x, z(x') on the adversarial one,
+p = softmax z(x), q = softmax z(x'). Everything is computed through
+log-softmax.
+"""
+
+from dhat_jax.losses.adversarial import mart, natural, sat, trades
+from dhat_jax.losses.base import LOSSES, Diagnostics, Loss, Memory, register
+from dhat_jax.losses.second_head import (
+  reverse_log_probabilities,
+  reverse_smoothing,
+)
+
+__all__ = [
+  'LOSSES',
+  'Diagnostics',
+  'Loss',
+  'Memory',
+  'mart',
+  'natural',
+  'register',
+  'reverse_log_probabilities',
+  'reverse_smoothing',
+  'sat',
+  'trades',
+]
