@@ -14,6 +14,7 @@ LOSSES = {
   'sat': losses.sat(),
   'trades': losses.trades(beta=0.0),
   'mart': losses.mart(beta=6.0),
+  'dkl': losses.dkl(alpha=0.0, num_classes=4, steps_per_epoch=1),
   'reverse_smoothing': losses.reverse_smoothing(clean_weight=0.0),
 }
 
@@ -35,7 +36,8 @@ def test_loss_and_gradient_of_no_class_are_nan(name, label):
   @jax.jit
   def total(logits):
     outputs = Outputs(main=logits, second=1.5 * logits)
-    values, _ = loss.per_example(outputs, outputs, labels, 'second')
+    memory = (loss.memory.initial(),) if loss.memory else ()
+    values, _ = loss.per_example(outputs, outputs, labels, 'second', *memory)
     return values.sum(), values
 
   (_, values), gradients = jax.value_and_grad(total, has_aux=True)(LOGITS)

@@ -55,6 +55,14 @@ CASES = {
     losses.sat(label_smoothing=0.2),
     lambda _, adversarial: smoothed_in_float64(adversarial),
   ),
+  'smoothed_mart': (
+    losses.mart(beta=BETA, label_smoothing=0.2),
+    lambda clean, adversarial: (
+      mart_in_float64(clean, adversarial)
+      - ce_in_float64(adversarial)
+      + smoothed_in_float64(adversarial)
+    ),
+  ),
   'smoothed_trades': (
     losses.trades(beta=BETA, label_smoothing=0.2),
     lambda clean, adversarial: (
@@ -231,10 +239,11 @@ def test_an_absent_output_is_refused():
 
 def test_registry_names_its_losses():
   arguments = {'trades': {'beta': 1.0}, 'mart': {'beta': 1.0}}
-  names = ('natural', 'sat', 'trades', 'mart', 'reverse_smoothing')
+  names = ('natural', 'sat', 'trades', 'mart', 'dkl', 'reverse_smoothing')
+  shared = {'num_classes': 3, 'steps_per_epoch': 1}
   assert tuple(losses.LOSSES)[: len(names)] == names
   for name in names:
-    loss = losses.LOSSES.make(name, arguments.get(name))
+    loss = losses.LOSSES.make(name, arguments.get(name), **shared)
     assert loss.name == name
     assert loss.uses_adversarial == (name != 'natural')
     assert loss.uses_clean == (name != 'sat')
@@ -245,6 +254,10 @@ def test_registry_names_its_losses():
   [
     (lambda: losses.trades(beta=-1.0), 'beta: got -1.0, expected a finite'),
     (lambda: losses.mart(beta=float('inf')), 'beta: got inf'),
+    (
+      lambda: losses.mart(beta=1.0, label_smoothing=-1),
+      'label_smoothing: got -1',
+    ),
     (lambda: losses.trades(beta=float('nan')), 'beta: got nan'),
     (
       lambda: losses.sat(label_smoothing=1.5),

@@ -124,20 +124,35 @@ def make_augmentation(config: ConfigDict) -> augment.Augmentation | None:
   )
 
 
-def make_loss(spec: ConfigDict, where: str, role: Role) -> losses.Loss:
+def make_loss(
+  spec: ConfigDict,
+  where: str,
+  role: Role,
+  *,
+  num_classes: int,
+  steps_per_epoch: int,
+) -> losses.Loss:
   """Makes the loss of a stage: its name and its options.
 
   Args:
     spec: `config.<stage>.loss`.
     where: 'config.<stage>.loss'.
     role: of the stage.
+    num_classes: number of classes.
+    steps_per_epoch: steps in one pass over the training set.
 
   Raises:
     ValueError: unknown name or option, or a loss of another output.
   """
   options = options_of(spec)
   name = options.pop('name', None)
-  loss = losses.LOSSES.make(name, options, where=where)
+  loss = losses.LOSSES.make(
+    name,
+    options,
+    where=where,
+    num_classes=num_classes,
+    steps_per_epoch=steps_per_epoch,
+  )
   if loss.only_output not in (None, role.output):
     raise ValueError(
       f'{where}: got {name!r} for output {role.output!r}, but it can only '
@@ -240,7 +255,13 @@ def make_stage(
     where=f'{where}.schedule',
     **options_of(spec.schedule),
   )
-  loss = make_loss(spec.loss, f'{where}.loss', role)
+  loss = make_loss(
+    spec.loss,
+    f'{where}.loss',
+    role,
+    num_classes=config.dataset.num_classes,
+    steps_per_epoch=steps_per_epoch,
+  )
   attack = make_training_attack(spec.attack, f'{where}.attack')
   tx = _make_optimizer(spec.optimizer, f'{where}.optimizer', schedule)
   net = make_network(

@@ -103,16 +103,19 @@ def trades(*, beta: float, label_smoothing: float = 0.0) -> Loss:
   )
 
 
-def _boosted_cross_entropy(q, labels):
+def _boosted_cross_entropy(q, labels, smoothing):
   """CE(q, y) - log(1.0001 - max_{k != y} q_k + 1e-12): [B, K] -> [B]."""
   is_label = jax.nn.one_hot(labels, q.shape[1], dtype=bool)
   rivals = jnp.where(is_label, -jnp.inf, q).argmax(axis=1)  # [B]
   slack = 1e-4 + 1e-12 + one_minus(q, rivals)
-  return divergences.cross_entropy(q, labels) - jnp.log(slack)
+  ce = divergences.cross_entropy(q, labels)
+  if smoothing:
+    ce = smoothed_cross_entropy(q, labels, smoothing)
+  return ce - jnp.log(slack)
 
 
 @register('mart')
-def mart(*, beta: float) -> Loss:
+def mart(*, beta: float, label_smoothing: float = 0.0) -> Loss:
   """MART: BCE + beta KL(p || q) (1.0000001 - p_y) (Wang et al. 2020, eq. 11).
 
   BCE = CE(q, y) - log(1.0001 - max_{k != y} q_k + 1e-12), with the constants of
@@ -123,15 +126,18 @@ def mart(*, beta: float) -> Loss:
 
   Args:
     beta: weight of the second term.
+    label_smoothing: of the target of the cross entropy in BCE, not of its
+      margin; not in the published code.
 
   Raises:
-    ValueError: beta is negative or not finite.
+    ValueError: an argument out of its range.
   """
   arguments.number('beta', beta, 0)
+  arguments.number('label_smoothing', label_smoothing, 0, 1)
 
   def per_example(clean, adversarial, labels, output):
     p, q = clean.select(output), adversarial.select(output)
-    boosted_loss = _boosted_cross_entropy(q, labels)
+    boosted_loss = _boosted_cross_entropy(q, labels, label_smoothing)
     doubt = 1e-7 + one_minus(p, labels)
     robust_loss = divergences.kl_divergence(p, q) * doubt
     diagnostics = accuracies(clean, adversarial, labels, output)

@@ -14,7 +14,7 @@ from dhat_jax.registry import Registry
 
 Diagnostics = dict[str, chex.Array]
 
-LOSSES = Registry('loss')
+LOSSES = Registry('loss', shared=('num_classes', 'steps_per_epoch'))
 register = LOSSES.register
 
 
@@ -45,7 +45,8 @@ class Loss:
     uses_clean: whether it needs clean logits in training mode.
     uses_adversarial: whether it needs adversarial images.
     make_objective: (clean logits [B, K] in evaluation mode, labels [B]) ->
-      (logits [B, K] -> [B]), which the attack maximises.
+      (logits [B, K] -> [B]), which the attack maximises. Where
+      `objective_uses_memory`, the memory's state is a third argument.
     per_example: (clean Outputs or None, adversarial Outputs or None, labels
       [B], output name) -> (loss [B], {name: [B]}). With a `memory`, its state
       is a fifth argument.
@@ -54,6 +55,7 @@ class Loss:
     only_output: the one output that the loss can train; None for any.
     teachers: outputs that the loss reads beside the trained one.
     memory: what it remembers from step to step, or None.
+    objective_uses_memory: whether `make_objective` takes the memory's state.
   """
 
   name: str
@@ -65,6 +67,7 @@ class Loss:
   only_output: str | None = None
   teachers: tuple[str, ...] = ()
   memory: Memory | None = None
+  objective_uses_memory: bool = False
 
 
 def cross_entropy_objective(

@@ -79,6 +79,7 @@ def adversarial_images(
   attack: Callable | None,
   output: str,
   scale: chex.Numeric = 1.0,
+  loss_state: Any = None,
 ) -> tuple[chex.Array | None, Outputs]:
   """Attacks a batch.
 
@@ -91,6 +92,7 @@ def adversarial_images(
     attack: as `make_attack` creates it, or None.
     output: the output that is attacked.
     scale: factor of the attack's epsilon and step size.
+    loss_state: of the loss's `memory`, if its objective uses it.
 
   Returns:
     (adversarial images [B, H, W, C], or None if the loss uses none; the clean
@@ -101,11 +103,13 @@ def adversarial_images(
   if not loss.uses_adversarial:
     return None, clean
   selected = clean.select(output)
+  memory = (loss_state,) if loss.objective_uses_memory else ()
 
   def objective(inputs):
     logits = evaluate(inputs).select(output)
     return with_labels(
-      lambda labels: loss.make_objective(selected, labels)(logits), batch
+      lambda labels: loss.make_objective(selected, labels, *memory)(logits),
+      batch,
     )
 
   return attack(objective, rngs, images, scale), clean

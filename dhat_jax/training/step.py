@@ -188,6 +188,7 @@ def make_train_step(
       attack=attack,
       output=output,
       scale=1.0 if attack_scale is None else attack_scale(state.step),
+      loss_state=state.loss_state,
     )
     trained, frozen = split_parts(state.params, trains)
     counts = {'': devices.psum(batch['mask'].sum(), axis_name)}

@@ -238,7 +238,8 @@ OPTIONS = {
   'natural': {'label_smoothing': 0.1},
   'sat': {'label_smoothing': 0.1},
   'trades': {'beta': 6.0, 'label_smoothing': 0.0},
-  'mart': {'beta': 6.0},
+  'mart': {'beta': 6.0, 'label_smoothing': 0.0},
+  'dkl': {'alpha': 4.0, 'beta': 20.0, 'temperature': 4.0},
   'reverse_smoothing': {'clean_weight': 0.1, 'fooled_factor': 1.1},
 }
 
@@ -256,7 +257,8 @@ def test_every_loss_is_tried():
 @given(st.data(), st.sampled_from(sorted(OPTIONS)))
 def test_losses(data, name):
   options = data.draw(junk_for(OPTIONS[name]))
-  loss = works_or_says_why(lambda: LOSSES.make(name, options))
+  shared = {'num_classes': 3, 'steps_per_epoch': 5}
+  loss = works_or_says_why(lambda: LOSSES.make(name, options, **shared))
   if loss is not None:
     assert all(math.isfinite(got) and got >= 0 for got in options.values())
 
