@@ -113,8 +113,10 @@ def _part_options(spec: ConfigDict, part: str) -> dict[str, Any] | None:
   } or None
 
 
-def make_augmentation(config: ConfigDict) -> augment.Augmentation | None:
-  """Returns (rngs, images) -> images, or None where nothing changes."""
+def make_augmentation(
+  config: ConfigDict,
+) -> augment.Augmentation | augment.Mixing | None:
+  """Returns (rngs, images) -> images or a `Mixing`; None if nothing changes."""
   spec = completed(config).dataset
   return augment.make_augmentation(
     spec.augmentations,

@@ -222,6 +222,23 @@ def example_rngs(
   return jax.vmap(lambda index: jax.random.fold_in(rng, index))(indices)
 
 
+def next_examples(tree: Any, axis_name: str | None) -> Any:
+  """Returns each example's successor in the global batch: [B, ...] -> same.
+
+  The last one's is the first. Only one example travels between replicas.
+  """
+
+  def shift(array):
+    first = array[:1]
+    if axis_name is not None:
+      replicas = jax.lax.axis_size(axis_name)
+      backwards = [(i, (i - 1) % replicas) for i in range(replicas)]
+      first = jax.lax.ppermute(first, axis_name, backwards)
+    return jnp.concatenate([array[1:], first])
+
+  return jax.tree.map(shift, tree)
+
+
 def psum(tree: Any, axis_name: str | None) -> Any:
   """Sums a tree of floats over the replicas in one all-reduce.
 

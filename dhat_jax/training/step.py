@@ -18,6 +18,11 @@ from dhat_jax.attacks.balls import is_right
 from dhat_jax.datasets.batches import prepare
 from dhat_jax.losses.base import Loss
 from dhat_jax.runtime import devices, streams
+from dhat_jax.training.augment.base import (
+  Augmentation,
+  Mixing,
+  augment_batch,
+)
 from dhat_jax.training.forward import (
   OWN,
   Sums,
@@ -89,7 +94,7 @@ def make_train_step(
   attack: Callable | None,
   trains: Collection[str],
   output: str,
-  augment: Callable | None = None,
+  augment: Augmentation | Mixing | None = None,
   attack_scale: Callable | None = None,
   ema_decay: float | Callable = 0.0,
   freeze_statistics: bool = True,
@@ -115,7 +120,8 @@ def make_train_step(
     trains: the parts that train.
     output: the output that is attacked and trained, a key of
       `models.outputs.OUTPUTS`.
-    augment: (rngs [B], images float [B, H, W, C]) -> images, or None.
+    augment: (rngs [B], images float [B, H, W, C]) -> images, or a `Mixing`, or
+      None.
     attack_scale: step -> factor of the attack's epsilon and step size; None
       for 1.
     ema_decay: of the moving average of the trained parameters; 0 for none. Or
@@ -161,7 +167,7 @@ def make_train_step(
   arguments.function('value_and_grad', value_and_grad)
   for name, got in (
     ('attack', attack),
-    ('augment', augment),
+    ('augment', getattr(augment, 'mix', augment)),
     ('attack_scale', attack_scale),
   ):
     if got is not None:
@@ -174,7 +180,7 @@ def make_train_step(
     rngs = devices.example_rngs(rng, batch['images'].shape[0], axis_name)
     if augment is not None:
       keys = streams.fold_in_each(rngs, 'step/augment')
-      batch = {**batch, 'images': augment(keys, batch['images'])}
+      batch = augment_batch(augment, keys, batch, axis_name)
     images_adv, clean_evaluated = adversarial_images(
       evaluator(
         net,

@@ -103,7 +103,7 @@ EXTENSIONS = (
   ),
   Extension(
     'augmentation',
-    'dhat_jax/training/augment.py',
+    'dhat_jax/training/augment/shifts.py',
     'def crop_flip(',
     ('a registered function', CONFIG),
     'an-augmentation',

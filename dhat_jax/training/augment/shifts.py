@@ -1,30 +1,11 @@
-"""Augmentations by name, inside the compiled step.
-
-An augmentation is (rngs [B], images float [B, H, W, C]) -> images. An image
-depends on its own key alone, not on the split of a batch over devices. A
-factory takes its own options and, where it names them, the config's
-`crop_padding` and `flip`. A user's config file adds one with
-`@augment.register('name')` and names it in `config.dataset.augmentations`.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+"""Augmentations that move an image: random crop and flip."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from dhat_jax import arguments
-from dhat_jax.registry import Registry
-from dhat_jax.runtime import streams
-
-Augmentation = Callable[[chex.PRNGKey, chex.Array], chex.Array]
-
-AUGMENTATIONS = Registry('augmentation', shared=('crop_padding', 'flip'))
-register = AUGMENTATIONS.register
-
-# What every config of this project has; it draws from an image's key itself.
-STANDARD = 'crop_flip'
+from dhat_jax.training.augment.base import STANDARD, Augmentation, register
 
 
 @register(STANDARD)
@@ -97,50 +78,3 @@ def window(
       jax.lax.slice_in_dim(images, 0, length, axis=axis),
     )
   return images
-
-
-def make_augmentation(
-  names: Sequence[str | dict[str, Any]],
-  *,
-  crop_padding: int = 0,
-  flip: bool = False,
-  where: str = 'augmentations',
-) -> Augmentation | None:
-  """Chains augmentations.
-
-  Args:
-    names: keys of `AUGMENTATIONS`, or {'name': key, **its options}.
-    crop_padding: see `crop_flip`.
-    flip: see `crop_flip`.
-    where: what gives them, for errors: 'config.dataset.augmentations'.
-
-  Returns:
-    (rngs [B], images) -> images, or None where nothing changes. Each but
-    `crop_flip` draws from a stream of its name.
-
-  Raises:
-    ValueError: unknown name or option.
-  """
-  chain = []
-  for spec in arguments.sequence(where, names):
-    name, options = spec, None
-    if not isinstance(spec, str | Mapping):
-      raise arguments.mistake(where, spec, 'a name, or a dict with name')
-    if not isinstance(spec, str):
-      options = dict(spec)
-      name = options.pop('name', None)
-    augmentation = AUGMENTATIONS.make(
-      name, options, where=where, crop_padding=crop_padding, flip=flip
-    )
-    if augmentation is not None:
-      chain.append((name, augmentation))
-
-  def augment(rngs, images):
-    for name, augmentation in chain:
-      keys = rngs
-      if name != STANDARD:
-        keys = streams.fold_in_each(rngs, f'augment/{name}')
-      images = augmentation(keys, images)
-    return images
-
-  return augment if chain else None
