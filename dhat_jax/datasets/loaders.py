@@ -84,7 +84,7 @@ def image_folder(
 def npz(
   *, data_dir: str | None = None, num_classes: int | None = None
 ) -> Source:
-  """An npz file with Keras' arrays `x_train`, `y_train`, `x_test`, `y_test`."""
+  """Arrays: one npz file with Keras' names, or train.npz and test.npz."""
   from dhat_jax.datasets import npz
 
   path = npz.check_path(data_dir)

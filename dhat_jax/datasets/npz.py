@@ -1,52 +1,94 @@
-"""One npz file with the arrays of Keras: `x_train, y_train, x_test, y_test`.
+"""Arrays in npz files, as one file or as one file for each split.
+
+One file with the arrays of Keras:
 
     np.savez('mine.npz', x_train=..., y_train=..., x_test=..., y_test=...)
 
+or a folder with two files:
+
+    np.savez('mine/train.npz', images=..., labels=...)
+    np.savez('mine/test.npz', images=..., labels=...)
+
 Images are uint8 [N, H, W, C], or [N, H, W] (grey: a channel is added); labels
-are integers [N] or [N, 1]. An array `class_names` of K strings is optional.
+are integers [N] or [N, 1]. `image` and `label` are good names too. An array
+`class_names` of K strings is optional; in a folder it stands in `train.npz`.
 """
 
-import zipfile
+import os
+from typing import NamedTuple
 
 import numpy as np
 
+from dhat_jax.datasets import npz_arrays
 from dhat_jax.datasets.base import Dataset, ImageShape, Split
+from dhat_jax.datasets.npz_arrays import Header
 from dhat_jax.runtime import files
 from dhat_jax.runtime.files import DataError, reading
 
-_KEYS = ('x_train', 'y_train', 'x_test', 'y_test')
+SPLITS = ('train', 'test')
 _NAMES = 'class_names'
-_READERS = {
-  (1, 0): np.lib.format.read_array_header_1_0,
-  (2, 0): np.lib.format.read_array_header_2_0,
-}
-_MAX_CHANNELS = 4
+_LAYOUT = (
+  "an npz file with the arrays 'x_train', 'y_train', 'x_test', 'y_test', or a "
+  'folder with train.npz and test.npz'
+)
 
-Header = tuple[tuple[int, ...], np.dtype]
+
+class _Arrays(NamedTuple):
+  """Where the arrays of a split are: a file, and their names in it."""
+
+  path: str
+  images: str
+  labels: str
 
 
 def check_path(path: str | None) -> str:
   """Returns a path, ~ expanded.
 
   Raises:
-    ValueError: no path, or a folder.
+    ValueError: no path, or a folder without the files of both splits.
     FileNotFoundError: there is no such file.
   """
+  where = 'config.dataset.data_dir'
   if not path:
-    raise ValueError(
-      'config.dataset.data_dir: got nothing, expected the path of an npz file '
-      f'with the arrays {_KEYS}'
-    )
+    raise ValueError(f'{where}: got nothing, expected the path of {_LAYOUT}')
   path = files.user_path(path)
   path_kind = files.kind(path)
-  if path_kind == 'folder':
-    raise DataError(
-      f'config.dataset.data_dir: got {path}, which is a folder, expected an '
-      'npz file'
-    )
   if path_kind is None:
-    raise FileNotFoundError(f'config.dataset.data_dir: {path} is not a file')
+    raise FileNotFoundError(f'{where}: {path} is not a file')
+  if path_kind == 'folder':
+    missing = [
+      f'{split}.npz'
+      for split in SPLITS
+      if files.kind(os.path.join(path, f'{split}.npz')) != 'file'
+    ]
+    if missing:
+      raise DataError(
+        f'{where}: got {path}, a folder without {" and ".join(missing)}, '
+        f'expected {_LAYOUT}'
+      )
   return path
+
+
+def _locate(path: str) -> dict[str, _Arrays]:
+  """Returns where the arrays of each split are."""
+  if files.kind(path) == 'folder':
+    parts = {split: os.path.join(path, f'{split}.npz') for split in SPLITS}
+    return {
+      split: _Arrays(
+        part,
+        npz_arrays.choose(part, npz_arrays.IMAGES),
+        npz_arrays.choose(part, npz_arrays.LABELS),
+      )
+      for split, part in parts.items()
+    }
+  names = npz_arrays.array_names(path)
+  keys = [f'{kind}_{split}' for split in SPLITS for kind in 'xy']
+  missing = [key for key in keys if key not in names]
+  if missing:
+    raise DataError(
+      f'{path}: holds {names}, lacks {missing}; expected {_LAYOUT}'
+    )
+  return {split: _Arrays(path, f'x_{split}', f'y_{split}') for split in SPLITS}
 
 
 def image_shape(path: str) -> ImageShape:
@@ -55,31 +97,41 @@ def image_shape(path: str) -> ImageShape:
   Raises:
     ValueError: missing arrays, wrong dtypes or shapes.
   """
-  headers = _headers(path)
-  for split in ('train', 'test'):
-    _check_images(f'{path}, x_{split}', headers[f'x_{split}'])
-    _check_labels(f'{path}, y_{split}', headers[f'y_{split}'])
-    sizes = [headers[f'{key}_{split}'][0][0] for key in 'xy']
-    if sizes[0] != sizes[1]:
-      raise DataError(
-        f'{path}: x_{split} holds {sizes[0]} images, y_{split} {sizes[1]} '
-        'labels'
-      )
-  train, test = (headers[key][0][1:] for key in ('x_train', 'x_test'))
-  if train != test:
-    raise DataError(f'{path}: train images are {train}, test images {test}')
-  if _NAMES in headers:
-    _check_names(f'{path}, {_NAMES}', headers[_NAMES])
-  return (*train, 1)[:3]
+  return _checked_shape(path, _locate(path))
+
+
+def _checked_shape(path: str, places: dict[str, _Arrays]) -> ImageShape:
+  shapes = {split: _split_shape(*place) for split, place in places.items()}
+  if shapes['train'] != shapes['test']:
+    raise DataError(
+      f'{path}: train images are {shapes["train"]}, test images '
+      f'{shapes["test"]}'
+    )
+  first = places['train'].path
+  if _NAMES in npz_arrays.array_names(first):
+    header = npz_arrays.read_headers(first, (_NAMES,))[_NAMES]
+    npz_arrays.check_names(f'{first}, {_NAMES}', header)
+  return (*shapes['train'], 1)[:3]
+
+
+def _split_shape(path: str, images: str, labels: str) -> tuple[int, ...]:
+  """Returns the shape of a split's images, after checking its headers."""
+  headers: dict[str, Header] = npz_arrays.read_headers(path, (images, labels))
+  npz_arrays.check_images(f'{path}, {images}', headers[images])
+  npz_arrays.check_labels(f'{path}, {labels}', headers[labels])
+  npz_arrays.check_lengths(
+    path, (images, labels), (headers[images], headers[labels])
+  )
+  return headers[images].shape[1:]
 
 
 def load(path: str, *, num_classes: int | None = None) -> Dataset:
-  """Loads an npz file.
+  """Loads an npz file, or a folder of two.
 
   Args:
-    path: of the file.
-    num_classes: K if the file has no `class_names`; the classes are then '0'
-      ... 'K-1'. Default: the largest label plus 1.
+    path: of the file or the folder.
+    num_classes: K if there is no `class_names`; the classes are then '0' ...
+      'K-1'. Default: the largest label plus 1.
 
   Returns:
     uint8 [N, H, W, C] and int32 [N].
@@ -88,73 +140,27 @@ def load(path: str, *, num_classes: int | None = None) -> Dataset:
     ValueError: missing arrays, wrong dtypes or shapes, labels out of range or
       a damaged file.
   """
-  shape = image_shape(path)
-  with reading(path, 'npz file'), np.load(path) as arrays:
-    images = [arrays[key].reshape(-1, *shape) for key in ('x_train', 'x_test')]
-    labels = [arrays[key].reshape(-1) for key in ('y_train', 'y_test')]
-    names = arrays[_NAMES].tolist() if _NAMES in arrays.files else None
+  places = _locate(path)
+  shape = _checked_shape(path, places)
+  images, labels = {}, {}
+  for split, place in places.items():
+    with reading(place.path, 'npz file'), np.load(place.path) as arrays:
+      images[split] = arrays[place.images].reshape(-1, *shape)
+      labels[split] = arrays[place.labels].reshape(-1)
+      if split == 'train':
+        names = arrays[_NAMES].tolist() if _NAMES in arrays.files else None
   if names is None:
-    largest = max(int(part.max()) for part in labels)
+    largest = max(int(part.max()) for part in labels.values())
     names = range(num_classes or largest + 1)
-  for key, part in zip(('y_train', 'y_test'), labels, strict=True):
+  for split, part in labels.items():
     # Before the conversion, in which large numbers would wrap around.
-    if part.min() < 0 or part.max() >= len(names):
-      raise DataError(
-        f'{path}, {key}: labels from {part.min()} to {part.max()}, expected in '
-        f'[0, {len(names)})'
-      )
-  train, test = (
-    Split(*arrays)
-    for arrays in zip(
-      images, [part.astype(np.int32) for part in labels], strict=True
-    )
-  )
+    where = f'{places[split].path}, {places[split].labels}'
+    npz_arrays.check_range(where, part.min(), part.max(), len(names))
   return Dataset(
-    train=train,
-    test=test,
+    **{
+      split: Split(images[split], labels[split].astype(np.int32))
+      for split in SPLITS
+    },
     class_names=tuple(str(name) for name in names),
     source=f'npz {path}',
   )
-
-
-def _headers(path: str) -> dict[str, Header]:
-  """Returns {array: (shape, dtype)} without reading the arrays."""
-  with reading(path, 'npz file'), zipfile.ZipFile(path) as archive:
-    names = [name.removesuffix('.npy') for name in archive.namelist()]
-    missing = [key for key in _KEYS if key not in names]
-    if missing:
-      raise DataError(f'{path}: holds {names}, lacks {missing}')
-    return {
-      key: _header(archive, key) for key in (*_KEYS, _NAMES) if key in names
-    }
-
-
-def _header(archive: zipfile.ZipFile, key: str) -> Header:
-  with archive.open(f'{key}.npy') as member:
-    read = _READERS[np.lib.format.read_magic(member)]
-    shape, _, dtype = read(member)
-  return shape, dtype
-
-
-def _check_images(where: str, header: Header) -> None:
-  shape, dtype = header
-  fits = len(shape) == 3 or (len(shape) == 4 and shape[3] <= _MAX_CHANNELS)
-  if dtype != np.uint8 or not fits or 0 in shape:
-    raise DataError(
-      f'{where}: got {dtype} {shape}, expected uint8 [N, H, W] or [N, H, W, C] '
-      f'with at most {_MAX_CHANNELS} channels'
-    )
-
-
-def _check_labels(where: str, header: Header) -> None:
-  shape, dtype = header
-  if dtype.kind not in 'iu' or shape[1:] not in ((), (1,)) or not shape:
-    raise DataError(
-      f'{where}: got {dtype} {shape}, expected integers [N] or [N, 1]'
-    )
-
-
-def _check_names(where: str, header: Header) -> None:
-  shape, dtype = header
-  if dtype.kind != 'U' or len(shape) != 1:
-    raise DataError(f'{where}: got {dtype} {shape}, expected strings [K]')

@@ -125,5 +125,72 @@ def test_names_array_and_mistake(tmp_path, change, message):
 def test_no_such_file():
   with pytest.raises(FileNotFoundError, match='data_dir: /none is not a file'):
     npz.check_path('/none')
-  with pytest.raises(ValueError, match='got /, which is a folder, expected an'):
-    npz.check_path('/')
+
+
+def write_folder(folder, arrays, names=('images', 'labels')):
+  """Writes the arrays of Keras' names as train.npz and test.npz."""
+  for split in ('train', 'test'):
+    parts = {f'x_{split}': names[0], f'y_{split}': names[1]}
+    content = {parts.get(key, key): a for key, a in arrays.items()}
+    wanted = (*names, 'class_names')
+    np.savez(
+      folder / f'{split}.npz',
+      **{key: a for key, a in content.items() if key in wanted},
+    )
+  return str(folder)
+
+
+@pytest.mark.parametrize('names', [('images', 'labels'), ('image', 'label')])
+def test_folder_with_a_file_for_each_split(tmp_path, names):
+  arrays = make_arrays()
+  path = write_folder(tmp_path, arrays, names)
+  assert npz.check_path(path) == path
+  assert npz.image_shape(path) == (3, 5, 3)
+  dataset = npz.load(path)
+  expected = npz.load(write(tmp_path, arrays))
+  assert dataset.digests() == expected.digests()
+  assert dataset.class_names == ('0', '1', '2')
+  assert dataset.source == f'npz {path}'
+
+
+def test_folder_with_class_names(tmp_path):
+  names = np.array(['cat', 'dog', 'cow'])
+  path = write_folder(tmp_path, make_arrays() | {'class_names': names})
+  assert npz.load(path).class_names == ('cat', 'dog', 'cow')
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (
+      {'x_test': np.zeros((4, 3, 6, 3), np.uint8)},
+      r': train images are \(3, 5, 3\), test images \(3, 6, 3\)',
+    ),
+    ({'x_test': np.zeros(4)}, r'/test\.npz, images: got float64 \(4,\)'),
+    (
+      {'y_train': np.zeros(5, int)},
+      r'train\.npz: images holds 6 images, labels',
+    ),
+    ({'y_test': np.full(4, 3)}, r'/test\.npz, labels: labels from 3 to 3'),
+  ],
+)
+def test_mistakes_in_a_folder(tmp_path, change, message):
+  path = write_folder(tmp_path, make_arrays() | change)
+  with pytest.raises(ValueError, match=message) as error:
+    npz.load(path, num_classes=3)
+  assert str(error.value).startswith(path)
+  assert '\n' not in str(error.value)
+
+
+def test_folder_that_lacks_something(tmp_path):
+  path = write_folder(tmp_path, make_arrays(), ('pictures', 'labels'))
+  with pytest.raises(
+    ValueError, match=r"holds \['pictures', .* one array 'image' or 'images'"
+  ):
+    npz.image_shape(path)
+  (tmp_path / 'test.npz').unlink()
+  with pytest.raises(ValueError, match=r'a folder without test\.npz, expected'):
+    npz.check_path(path)
+  # One file of one split: the error says what would do.
+  with pytest.raises(ValueError, match=r'lacks .*folder with train\.npz and t'):
+    npz.image_shape(str(tmp_path / 'train.npz'))
