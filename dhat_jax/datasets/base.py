@@ -81,22 +81,23 @@ class Source:
     dataset = self.load()
     validate(dataset)
     shape = dataset.train.images.shape[1:]
-    if self._described not in (None, shape):
+    if self.described_shape not in (None, shape):
       raise ValueError(
         f'{dataset.source}: got images of shape {shape}, expected '
-        f'{self._described} as the data set is described'
+        f'{self.described_shape} as the data set is described'
       )
     return dataset
 
   @functools.cached_property
-  def _described(self) -> ImageShape | None:
+  def described_shape(self) -> ImageShape | None:
+    """(H, W, C) as far as it is known without loading the data."""
     shape = self.image_shape
     shape = shape() if callable(shape) else shape
     return None if shape is None else tuple(shape)
 
   def shape(self) -> ImageShape:
     """Returns (H, W, C) of the images; loads the data only if necessary."""
-    return self._described or self.dataset.train.images.shape[1:]
+    return self.described_shape or self.dataset.train.images.shape[1:]
 
 
 def validate(dataset: Dataset) -> None:

@@ -7,7 +7,7 @@ alone, not on the number of devices, processes or restarts.
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import chex
 import jax.numpy as jnp
@@ -26,11 +26,14 @@ class Batch(TypedDict):
     images: uint8 [B, H, W, C].
     labels: int32 [B].
     mask: bool [B]; False where an image only pads the batch.
+    own: bool [B]; False where an image was mixed into the data set's own
+      (`extra`). Batches that nothing is mixed into lack it.
   """
 
   images: np.ndarray
   labels: np.ndarray
   mask: np.ndarray
+  own: NotRequired[np.ndarray]
 
 
 def hold_out(
@@ -58,7 +61,7 @@ def hold_out(
     )
   if not size:
     return split, None
-  rng = _generator(seed, size)
+  rng = generator(seed, size)
   # Images in random order, each with its place within its class as a fraction:
   # the `size` smallest fractions hold as many of each class as is fair.
   order = rng.permutation(total)
@@ -85,19 +88,29 @@ def epoch_order(num_examples: int, *, seed: Seed, epoch: int) -> np.ndarray:
   Returns:
     int64 [N].
   """
-  return _generator(seed, epoch).permutation(num_examples)
+  return generator(seed, epoch).permutation(num_examples)
 
 
-def _generator(seed: Seed, second: int) -> np.random.Generator:
+def generator(seed: Seed, *numbers: int) -> np.random.Generator:
+  """Returns NumPy's generator, a function of a seed and of further numbers.
+
+  Raises:
+    ValueError: a seed below 0.
+  """
   seeds = tuple(seed) if isinstance(seed, Sequence) else (seed,)
   if not seeds or min(seeds) < 0:
     raise ValueError(f'seed: got {seed}, expected at least 0')
-  return np.random.default_rng([*seeds, second])
+  return np.random.default_rng([*seeds, *numbers])
 
 
-def _process_slice(
+def process_slice(
   batch_size: int, process_index: int, process_count: int
 ) -> slice:
+  """Returns the contiguous share of a global batch that is a process's.
+
+  Raises:
+    ValueError: a batch that does not divide, or no such process.
+  """
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(
       f'batch_size: got {batch_size}, expected a positive multiple of the '
@@ -158,7 +171,7 @@ class ShuffledSplit:
       ValueError: a batch that is larger than the split or not divisible; a
         wrong seed.
     """
-    self._share = _process_slice(batch_size, process_index, process_count)
+    self._share = process_slice(batch_size, process_index, process_count)
     total = len(split.labels)
     if batch_size > total:
       raise ValueError(
@@ -209,7 +222,7 @@ def eval_batches(
   The padding has black images of class 0 whose mask is False. Arguments and
   batches are as in `ShuffledSplit`.
   """
-  share = _process_slice(batch_size, process_index, process_count)
+  share = process_slice(batch_size, process_index, process_count)
   return _eval_batches(split, batch_size, share)
 
 

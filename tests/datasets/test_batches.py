@@ -118,7 +118,7 @@ def test_epochs_leave_out_the_remainder():
 
 def test_training_batch_fits_the_contract():
   batch = make_source().batch(0)
-  assert batch.keys() == batches.Batch.__annotations__.keys()
+  assert batch.keys() == batches.Batch.__required_keys__
   assert batch['images'].shape == (4, 2, 2, 1)
   assert batch['images'].dtype == np.uint8
   assert batch['labels'].dtype == np.int32
