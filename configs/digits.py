@@ -37,6 +37,7 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
       'augmentations': ('crop_flip',),
       'crop_padding': 0,
       'flip': False,
+      'extra': {'files': (), 'fraction': 0.7},
     },
     backbone=backbone,
     aggregator='pairwise',

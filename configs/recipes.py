@@ -240,6 +240,8 @@ def tfds_dataset(
     'augmentations': ('crop_flip',),
     'crop_padding': 4,
     'flip': flip,
+    # Generated images: npz files, and their share of each batch.
+    'extra': {'files': (), 'fraction': 0.7},
   }
 
 

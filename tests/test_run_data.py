@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from dhat_jax import from_config
 from dhat_jax.datasets import digits, loaders
 from dhat_jax.datasets.base import Source, Split
 from dhat_jax.datasets.batches import ShuffledSplit
-from dhat_jax.run import prepare_workdir, train_and_evaluate
+from dhat_jax.run import load_run, prepare_workdir, train_and_evaluate
 from dhat_jax.runtime import files
 from tests.helpers import tiny_run
 
@@ -31,13 +32,28 @@ def write(path, change=None):
   return str(path)
 
 
+def write_extra(path, change=lambda images: None):
+  """Writes 30 other digits, as generated images are stored."""
+  data = digits.load().train
+  images = data.images[200:230].copy()
+  change(images)
+  np.savez(path, image=images, label=data.labels[200:230])
+  return str(path)
+
+
 def config_of(path, **overrides):
+  """The config of a run whose extra images lie beside its data."""
+  beside = os.path.join(os.path.dirname(path), 'extra.npz')
+  if not os.path.exists(beside):
+    write_extra(beside)
   return tiny_run.get_config(
     **{
       'dataset.name': 'few digits',
       'dataset.loader': 'npz',
       'dataset.data_dir': path,
       'dataset.validation_size': 0,
+      'dataset.extra.files': (beside,),
+      'main_head.epochs': 2,  # of 4 steps each
       'stages': ('main_head',),
       'main_head.keep': 'last',
       'evaluation.attacks': ('clean', 'pgd_2'),
@@ -84,8 +100,10 @@ def listing(folder):
 def test_the_digests_are_kept(trained):
   workdir, path = trained
   stored = files.read_json(os.path.join(workdir, 'data.json'))
-  dataset = from_config.load_dataset(config_of(path))
-  assert stored == {'digests': dataset.digests()}
+  config = config_of(path)
+  dataset = from_config.load_dataset(config)
+  assert stored == {'digests': from_config.digests(config, dataset)}
+  assert set(stored['digests']) == {'train', 'test', 'extra'}
   assert {len(digest) for digest in stored['digests'].values()} == {32}
   assert not os.path.exists(os.path.join(workdir, '.lock'))
 
@@ -115,6 +133,62 @@ def test_other_data_is_refused(stopped, tmp_path, change, split, there):
   )
   assert 'choose another --workdir' in message
   assert listing(workdir) == before
+
+
+def change_one_pixel(images):
+  images[7, 4, 4] ^= 1
+
+
+def extra_of(case, folder):
+  """What may not be given in place of the run's extra images."""
+  if case == 'none':
+    return ()
+  changed = write_extra(folder / 'changed.npz', change_one_pixel)
+  same = write_extra(folder / 'extra.npz')
+  return (changed,) if case == 'changed' else (same, same)
+
+
+@pytest.mark.parametrize('case', ['none', 'changed', 'twice'])
+def test_other_extra_images_are_refused(stopped, trained, tmp_path, case):
+  workdir, path = stopped
+  given = {'dataset.extra.files': extra_of(case, tmp_path)}
+  before = listing(workdir)
+  with pytest.raises(ValueError, match="of its 'extra' is"):
+    train_and_evaluate(config_of(path, **given), workdir)
+  with pytest.raises(ValueError, match="of its 'extra' is"):
+    train_and_evaluate(config_of(path, **given), trained[0])
+  assert listing(workdir) == before
+
+
+def test_evaluation_does_not_look_at_the_extra_images(stopped, tmp_path):
+  """Others may stand in where the run's own are not at hand."""
+  workdir, path = stopped
+  given = {'dataset.extra.files': extra_of('changed', tmp_path)}
+  config = config_of(path, **given)
+  assert train_and_evaluate(config, workdir, mode='evaluate')
+
+
+def test_extra_images_are_no_part_of_a_run_without(tmp_path):
+  path = write(tmp_path / 'digits.npz')
+  without = config_of(path, **{'dataset.extra.files': ()})
+  data = {'train': 'a', 'test': 'b'}
+  prepare_workdir(without, str(tmp_path / 'run'), data=data)
+  with pytest.raises(ValueError, match="of its 'extra' is c, expected None"):
+    prepare_workdir(
+      config_of(path), str(tmp_path / 'run'), data={**data, 'extra': 'c'}
+    )
+
+
+def test_a_run_with_extra_images_resumes_bit_for_bit(trained, stopped):
+  workdir, path = stopped
+  checkpoints = os.path.join(workdir, 'checkpoints', 'main_head')
+  steps = sorted(int(name) for name in os.listdir(checkpoints))
+  assert steps[-1] == 8
+  for step in steps[1:]:
+    shutil.rmtree(os.path.join(checkpoints, str(step)))
+  train_and_evaluate(config_of(path), workdir)
+  resumed, whole = (load_run(name).variables for name in (workdir, trained[0]))
+  jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
 def test_a_copy_elsewhere_is_the_same_data(stopped, tmp_path):
@@ -153,7 +227,8 @@ def test_an_older_run_gets_its_digests_and_a_word(stopped, tmp_path, caplog):
   with caplog.at_level(logging.INFO, 'dhat_jax'):
     train_and_evaluate(config_of(path), workdir)
   assert 'from before runs kept a digest of their data' in caplog.text
-  expected = from_config.load_dataset(config_of(path)).digests()
+  config = config_of(path)
+  expected = from_config.digests(config, from_config.load_dataset(config))
   assert files.read_json(f'{workdir}/data.json')['digests'] == expected
 
 

@@ -18,7 +18,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   expected = [names[:count] for count in range(1, len(names) + 1)]
   arguments.one_of('config.stages', tuple(config.stages), [*expected, (JOINT,)])
   net = training.make_network(config)
-  data.make_source(config)
+  source = data.make_source(config)
   training.make_augmentation(config)
   for name in config.stages:
     training.find_role(config, name)
@@ -32,6 +32,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   arguments.integer(
     'config.dataset.validation_size', config.dataset.validation_size, 0
   )
+  data.check_extra(config, source)
   evaluation.make_evaluator(config, net)
   evaluation.make_plan(config, net)
   evaluation.validation_attacks(config)

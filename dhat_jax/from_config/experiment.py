@@ -114,8 +114,7 @@ def make_experiment(
   train, held_out = batches.hold_out(
     dataset.train, config.dataset.validation_size, seed=_HOLD_OUT_SEED
   )
-  source = data.make_source(config)
-  make_batches = source.make_batches or batches.ShuffledSplit
+  make_batches = data.batch_maker(config, dataset)
   stages = []
   for name in config.stages:
     training.check_batch_size(config, name, len(train.labels))

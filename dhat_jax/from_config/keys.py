@@ -39,6 +39,12 @@ def _seed(name: str, got: Any) -> int:
   return arguments.integer(name, got, 0, LARGEST_SEED)
 
 
+def _texts(name: str, got: Any) -> Any:
+  if isinstance(got, str) and got:
+    return got
+  return arguments.sequence(name, got, _text)
+
+
 def _name(name: str, got: Any) -> str:
   if not arguments.text(name, got):
     raise arguments.mistake(name, got, 'a name')
@@ -68,6 +74,7 @@ _SECTIONS = {
     'augmentations': _tuple_of(_any),
     'crop_padding': _integer,
     'flip': _flag,
+    'extra': {'files': _texts, 'fraction': _number},
   },
   'model': {
     'backbone': _text,

@@ -32,6 +32,7 @@ STAGE = '<stage>'  # stands for the name of every stage
 OPTIONAL = (
   *(f'dataset.{key}' for key in ('data_dir', 'manual_dir', 'cache_dir')),
   'dataset.augmentations',
+  *('dataset.extra.files', 'dataset.extra.fraction'),
   *(f'model.{part}_options' for part in ('backbone', 'aggregator')),
   'model.remat',
   *(
@@ -129,7 +130,7 @@ _STAGE_KEYS = {
 _DATASET_KEYS = {
   'name': Key('name of the data set, also in TFDS'),
   'loader': Key('how it is loaded', choices=DATASETS),
-  'data_dir': Key('prepared TFDS folder, folder of images, or npz file'),
+  'data_dir': Key('prepared TFDS folder, folder of images, or npz file(s)'),
   'manual_dir': Key('folder of archives that were downloaded by hand'),
   'cache_dir': Key('folder of decoded images; empty: ~/.cache/dhat_jax'),
   'num_classes': Key('number of classes'),
@@ -137,6 +138,10 @@ _DATASET_KEYS = {
   'augmentations': Key('augmentations, in order', choices=AUGMENTATIONS),
   'crop_padding': Key('zeros around an image before a random crop', 'pixels'),
   'flip': Key('whether images are flipped at random'),
+  'extra.files': Key(
+    'npz files of generated images, or patterns of them; (): none'
+  ),
+  'extra.fraction': Key('share of a batch that `extra.files` fill', '(0, 1)'),
 }
 _MODEL_KEYS = {
   'backbone': Key('the network', choices=BACKBONES),

@@ -58,7 +58,10 @@ def options_of(
 
 # What a config need not say: keys that are newer than the configs of some runs.
 _DEFAULTS = {
-  'dataset': {'augmentations': ('crop_flip',)},
+  'dataset': {
+    'augmentations': ('crop_flip',),
+    'extra': {'files': (), 'fraction': 0.7},
+  },
   'model': {'remat': False},
 }
 _STAGE_DEFAULTS = {

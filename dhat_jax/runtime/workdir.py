@@ -24,7 +24,7 @@ _NO_RUN = ('environment.json', 'data.json', 'report.html', 'report')
 # made a NaN is looked into from its last checkpoint.
 _MAY_DIFFER = ('dataset.manual_dir', 'dataset.cache_dir', 'debug_nans')
 # Where the folder knows its data by their content.
-_MAY_DIFFER_BY_CONTENT = ('dataset.data_dir',)
+_MAY_DIFFER_BY_CONTENT = ('dataset.data_dir', 'dataset.extra.files')
 
 _MISSING = '(no such key)'
 
@@ -152,21 +152,25 @@ def check_data(
   Args:
     path: the folder; without digests it accepts any data.
     data: {split: digest}.
-    splits: the splits to check; default: all.
+    splits: the splits to check; default: all, and neither may have another one.
 
   Raises:
     ValueError: the data changed; names the split.
   """
-  if not os.path.exists(os.path.join(path, 'config.json')):
+  expected = digests(path)
+  if not expected or not os.path.exists(os.path.join(path, 'config.json')):
     return
-  for split, expected in digests(path).items():
-    if split not in (data if splits is None else splits):
-      continue
-    if data.get(split) != expected:
+  if splits is None:
+    names = [*expected, *(split for split in data if split not in expected)]
+  else:
+    names = [split for split in splits if split in expected]
+  for split in names:
+    now, before = data.get(split), expected.get(split)
+    if now != before:
       raise ValueError(
         f'workdir {path}: the data changed: the digest of its {split!r} is '
-        f'{data.get(split)}, expected {expected}; give the data that the run '
-        'began with, or choose another --workdir'
+        f'{now}, expected {before}; give the data that the run began with, or '
+        'choose another --workdir'
       )
 
 
@@ -174,8 +178,10 @@ def data_moved(path: str, values: Mapping[str, Any]) -> bool:
   """Returns whether a config has another data folder than a folder's run."""
   stored = flat(files.read_json(os.path.join(path, 'config.json')))
   current = flat(values)
+  # An older config lacks keys; nothing else is an empty path.
   return any(
-    stored.get(key) != current.get(key) for key in _MAY_DIFFER_BY_CONTENT
+    (stored.get(key) or None) != (current.get(key) or None)
+    for key in _MAY_DIFFER_BY_CONTENT
   )
 
 
