@@ -4,7 +4,8 @@
 repaired (kernel 16 does not fit the linear layer after it; kernel 2 does).
 Everything after its only ReLU is affine, so that at inference it equals
 `classwise` with the weights that `collapse` computes. `mean` is the control
-that any learned aggregator must beat; it has no parameters.
+that any learned aggregator must beat; it has no parameters. `models.mixed` has
+those that are fitted instead.
 
 All of them compute in float32: their cost is negligible. To add one,
 register a class and name it in a config, `model.aggregator='largest'`:
@@ -19,7 +20,7 @@ register a class and name it in a config, `model.aggregator='largest'`:
 
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -72,6 +73,32 @@ def _dense_over_heads(features: int, name: str) -> nn.Dense:
   )
 
 
+class HeldOut(NamedTuple):
+  """The heads' logits on N held-out images, NumPy arrays.
+
+  Attributes:
+    clean: [N, H, K].
+    attacked: [N, H, K], under an attack on the first head.
+    labels: int [N].
+  """
+
+  clean: np.ndarray
+  attacked: np.ndarray
+  labels: np.ndarray
+
+
+class Fit(NamedTuple):
+  """What a fit chooses.
+
+  Attributes:
+    params: {name: number}, the aggregator's parameters.
+    numbers: {name: number} that explain the choice, for the records.
+  """
+
+  params: dict[str, float]
+  numbers: dict[str, float]
+
+
 class Aggregator(nn.Module, kw_only=True):
   """Base class: logits [B, H, K] of H heads -> logits [B, K].
 
@@ -84,12 +111,19 @@ class Aggregator(nn.Module, kw_only=True):
       The values are the same. The gradient goes around the module's
       non-linearity, which may hide adversarial images from an attack; the audit
       looks for them (BPDA, Athalye et al. 2018). None: nothing to go around.
+    surrogate: (variables, logits [B, H, K]) -> logits [B, K] in evaluation
+      mode, other ones, whose gradient an attack can follow. The audit attacks
+      through them; the module's own logits decide. None: the module's own.
+    fit: `HeldOut` -> `Fit`, where parameters are fitted, not trained; the
+      module then has the fields `images` and `attack` of `models.mixed`.
   """
 
   axis_name: str | None = None
 
   trains: ClassVar[bool] = True
   bypass: ClassVar[Any] = None
+  surrogate: ClassVar[Any] = None
+  fit: ClassVar[Any] = None
 
 
 class _ClassFeatures(nn.Module):

@@ -9,7 +9,11 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from dhat_jax import arguments
-from dhat_jax.models import backbones, layers
+from dhat_jax.models import (
+  backbones,
+  layers,
+  mixed,  # noqa: F401 - registers its aggregators
+)
 from dhat_jax.models import outputs as output_table
 from dhat_jax.models.aggregator import AGGREGATORS, Aggregator
 from dhat_jax.models.outputs import Outputs

@@ -211,6 +211,7 @@ def test_what_trains_and_what_has_a_bypass():
     module = aggregator.AGGREGATORS.make(name)
     assert module.trains == trains
     assert (module.bypass is not None) == trains
+    assert module.surrogate is module.fit is None
 
 
 @aggregator.register('weighted')
