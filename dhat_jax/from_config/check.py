@@ -36,6 +36,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   evaluation.make_evaluator(config, net)
   evaluation.make_plan(config, net)
   evaluation.validation_attacks(config)
+  evaluation.fit_attack(config, net)
   training.make_intervals(config)
   if config.compare_with_natural:
     natural = training.make_natural(config)

@@ -17,6 +17,7 @@ from dhat_jax.evaluation.plan import AuditPlan, Plan
 from dhat_jax.from_config.values import in_unit, lengths_255
 from dhat_jax.models.layers import DTYPES
 from dhat_jax.models.outputs import OUTPUTS
+from dhat_jax.training.stages import JOINT
 
 # A radius from which on nothing may stay robust, in radii of the evaluation.
 LARGEST = 4
@@ -102,6 +103,38 @@ def validation_attacks(
       "'clean', 'fgsm' or 'pgd_<steps>'"
     )
   return attacks.make('clean', **shared), attack
+
+
+def fit_attack(
+  config: ml_collections.ConfigDict, net: nn.Module
+) -> EvaluationAttack | None:
+  """Returns the attack of the aggregator's fit; None where nothing is fitted.
+
+  Args:
+    config: the run's config.
+    net: the network of the last stage.
+
+  Raises:
+    ValueError: no such attack, or nothing that the fit could use.
+  """
+  module = net.make_aggregator()
+  if module.fit is None or not aggregator_analysis.aggregated(net.outputs):
+    return None
+  name = config.model.aggregator
+  if not config.dataset.validation_size:
+    raise ValueError(
+      f'config.dataset.validation_size: got 0, expected more: aggregator '
+      f'{name!r} is fitted on held-out images'
+    )
+  if JOINT in config.stages:
+    raise ValueError(
+      f'config.model.aggregator: got {name!r}, which is fitted to trained '
+      f'heads, expected one that trains with them in stage {JOINT!r}'
+    )
+  where = 'config.model.aggregator_options.attack'
+  shared = _shared(config.evaluation)
+  attack = attacks.make(module.attack, where=where, **shared)
+  return _able(attack, net.num_classes, where)
 
 
 def _shared(spec: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -1,20 +1,25 @@
 """From a config and its data to a run: everything resolved, uncompiled."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from dhat_jax.datasets import batches
 from dhat_jax.datasets.base import Dataset, Split
 from dhat_jax.evaluation import validation
 from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.evaluator import Evaluator
+from dhat_jax.evaluation.fit import AggregatorFit
 from dhat_jax.evaluation.plan import Plan
 from dhat_jax.from_config import data, evaluation, training
+from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.runtime import streams
 from dhat_jax.training.loop import Intervals
-from dhat_jax.training.stages import Stage, Validation
+from dhat_jax.training.stages import Fitted, Stage, Validation
 
 # Which images are held out is the same for every seed of a run.
 _HOLD_OUT_SEED = 0
@@ -84,6 +89,23 @@ def make_validation(
   )
 
 
+def make_fit(fit: AggregatorFit, split: Split) -> Callable[[Any], Fitted]:
+  """Returns the fit of a stage: replicated variables -> `Fitted`.
+
+  Args:
+    fit: of the aggregator.
+    split: the held-out images.
+  """
+
+  def fitted(variables):
+    result = fit(variables, split)
+    # float32 scalars, as the aggregator's initial ones.
+    params = jax.tree.map(np.float32, result.params)
+    return Fitted({fit.part: params}, {**result.params, **result.numbers})
+
+  return fitted
+
+
 def order_seed(seed: int, stage: str) -> int | tuple[int, int]:
   """Returns the seed of a stage's batches, whose order differs by stage."""
   # The stages that had a place in a table keep the order that it gave them.
@@ -115,6 +137,7 @@ def make_experiment(
     dataset.train, config.dataset.validation_size, seed=_HOLD_OUT_SEED
   )
   make_batches = data.batch_maker(config, dataset)
+  attack = evaluation.fit_attack(config, net)
   stages = []
   for name in config.stages:
     training.check_batch_size(config, name, len(train.labels))
@@ -140,9 +163,16 @@ def make_experiment(
         output=stage.role.output,
         seed=config.seed,
       )
-    stages.append(
-      dataclasses.replace(stage, validation=judge, source=batch_source)
-    )
+    stage = dataclasses.replace(stage, validation=judge, source=batch_source)
+    if attack is not None and OUTPUTS[stage.role.output].aggregates:
+      fit = AggregatorFit(
+        evaluator=evaluator,
+        output=stage.role.output,
+        attack=attack,
+        seed=config.seed,
+      )
+      stage = dataclasses.replace(stage, fit=make_fit(fit, held_out))
+    stages.append(stage)
   return Experiment(
     dataset=dataset,
     stages=tuple(stages),

@@ -201,7 +201,10 @@ def _num_steps(
   num_steps = optim.whole_steps(
     f'config.{name}.epochs', config[name].epochs, steps_per_epoch
   )
-  aggregator = make_network(config).make_aggregator()
+  try:
+    aggregator = make_network(config).make_aggregator()
+  except ValueError as error:
+    raise ValueError(f'config.model.{error}') from error
   row = OUTPUTS[role.output]
   alone = row.aggregates and role.trains == row.parts[-1:]
   if alone and not aggregator.trains:

@@ -107,24 +107,40 @@ class _StageTraining:
     """Trains to the end, and writes a last checkpoint."""
     stage = self._stage
     started = time.monotonic() - seconds
-    if start_step == stage.num_steps:  # nothing to train: just hand it on
+    if start_step == stage.num_steps:  # nothing to train: fit, or hand it on
+      if stage.fit is not None:
+        state = self._fit(state)
       self._save(state, start_step, None, started)
       return
-    is_first = processes.is_first()
-    writer = (
-      metrics.Writer(self._directory, stage.name, start_step)
-      if is_first
-      else metrics.NullWriter()
-    )
     bar = progress_bar(
       stage.name,
       stage.num_steps,
       start_step,
       unit='step',
-      disable=not is_first,
+      disable=not processes.is_first(),
     )
-    with writer, bar:
+    with self._writer(start_step) as writer, bar:
       self._run_steps(state, start_step, started, writer, bar)
+
+  def _fit(self, state: TrainState) -> TrainState:
+    """Returns the state with the parameters that the stage fits.
+
+    The checkpoint comes last. So a killed fit runs again, a finished one not.
+    """
+    fitted = self._stage.fit(devices.replicate(state.variables()))
+    metrics.check_finite_arrays(
+      checkpoint.flatten(fitted.params), f'in the fit {self._place(0)}'
+    )
+    # A killed fit may have written its record.
+    with self._writer(start_step=-1) as writer:
+      writer.write(0, {f'fit/{k}': v for k, v in fitted.numbers.items()})
+    return state.with_parts(fitted.params)
+
+  def _writer(self, start_step: int) -> Any:
+    """Opens the records, in the first process."""
+    if not processes.is_first():
+      return metrics.NullWriter()
+    return metrics.Writer(self._directory, self._stage.name, start_step)
 
   def _run_steps(
     self,

@@ -77,6 +77,19 @@ class Validation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fitted:
+  """What a stage that trains nothing computes instead.
+
+  Attributes:
+    params: {part: parameters} that replace those of the state.
+    numbers: {name: number}, for the records.
+  """
+
+  params: dict[str, Any]
+  numbers: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
   """One stage of a run, everything resolved.
 
@@ -105,6 +118,7 @@ class Stage:
     keep: 'best' or 'last': the checkpoint that the next stage starts from.
     source: of the batches.
     validation: how checkpoints are judged, or None.
+    fit: replicated variables -> `Fitted`, for a stage without steps; or None.
   """
 
   name: str
@@ -126,6 +140,7 @@ class Stage:
   keep: str = 'last'
   source: BatchSource | None = None
   validation: Validation | None = None
+  fit: Callable[[Any], Fitted] | None = None
 
 
 def initial_state(

@@ -54,6 +54,16 @@ class TrainState(struct.PyTreeNode):
       'batch_stats': {**self.batch_stats, **(self.ema_batch_stats or {})},
     }
 
+  def with_parts(self, params: Mapping[str, Any]) -> 'TrainState':
+    """Returns a copy with other parameters of some parts: {part: subtree}.
+
+    Averages of these parts are replaced too.
+    """
+    average = self.ema_params
+    if average is not None:
+      average = {**average, **{k: params[k] for k in average if k in params}}
+    return self.replace(params={**self.params, **params}, ema_params=average)
+
 
 def split_parts(
   tree: Mapping[str, Any], trains: Collection[str]
