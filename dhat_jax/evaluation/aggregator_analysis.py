@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from dhat_jax.models.dual_head import part_variables
 from dhat_jax.models.outputs import OUTPUTS
+from dhat_jax.runtime import devices
 
 # Images over which the influence is averaged: evenly spaced ones.
 IMAGES = 128
@@ -19,6 +20,20 @@ def aggregated(outputs: Collection[str]) -> str | None:
   """Returns the output of the aggregator, or None."""
   names = [name for name in outputs if OUTPUTS[name].aggregates]
   return names[-1] if names else None
+
+
+def fitted(net: nn.Module, variables: Any) -> dict[str, float]:
+  """Returns the numbers of an aggregator that was fitted; {} for others.
+
+  Args:
+    net: a `DualHeadNet` with an aggregator.
+    variables: its variables, replicated.
+  """
+  if net.make_aggregator().fit is None:
+    return {}
+  part = OUTPUTS[aggregated(net.outputs)].parts[-1]
+  params = devices.to_host(part_variables(variables, part)['params'])
+  return {name: float(value) for name, value in params.items()}
 
 
 def influence(

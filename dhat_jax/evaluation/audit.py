@@ -2,29 +2,26 @@
 
 A network may look robust because gradient attacks cannot find the adversarial
 images that exist. Attacks that do not need its gradients then find them:
-transfer from the heads, a backward pass around the aggregator's ReLU, and
-random search. Each finding beyond chance is a red flag.
+transfer from the heads, a backward pass around the aggregator's ReLU, its
+surrogate, and random search. Each finding beyond chance is a red flag.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from dhat_jax import divergences
 from dhat_jax.datasets.base import Split
 from dhat_jax.datasets.batches import prepare
+from dhat_jax.evaluation.audit_targets import BYPASS, SURROGATE
 from dhat_jax.evaluation.evaluator import Target
 from dhat_jax.evaluation.plan import AuditPlan
 from dhat_jax.evaluation.records import Record
-from dhat_jax.models.dual_head import part_variables
-from dhat_jax.models.outputs import OUTPUTS, Outputs
+from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.runtime import devices
 
 # Numbers of images: the larger of a share of all and a least number.
@@ -40,61 +37,8 @@ TINY = 1e-8
 VANISHING_SHARE = 0.05
 # More robust at a larger radius, by this share of images: impossible.
 RISE = 0.01
-# Names of the attacks in the report.
-BYPASS = 'relu_bypassed'
+# Name of the attacks in the report.
 TRANSFER = 'transfer_'
-
-
-@dataclasses.dataclass(frozen=True)
-class Bypassed:
-  """The network with a gradient around the aggregator's non-linearity.
-
-  The values are the network's (BPDA, Athalye et al. 2018); see
-  `Aggregator.bypass`.
-
-  Attributes:
-    net: a `DualHeadNet` whose aggregator has a `bypass`.
-    output: the aggregated one.
-  """
-
-  net: nn.Module
-  output: str
-
-  @property
-  def parts(self) -> tuple[str, ...]:
-    """The parts of the network."""
-    return self.net.parts
-
-  def clone(self, **fields: Any) -> 'Bypassed':
-    """Returns a copy with other fields of the network."""
-    return Bypassed(self.net.clone(**fields), self.output)
-
-  def apply(self, variables: Any, images: chex.Array) -> Outputs:
-    """Computes the outputs in evaluation mode."""
-    row = OUTPUTS[self.output]
-    outputs = self.net.clone(outputs=row.aggregates).apply(variables, images)
-    logits = self.net.make_aggregator().bypass(
-      part_variables(variables, row.parts[-1]),
-      jnp.stack([outputs[name] for name in row.aggregates], axis=1),
-    )
-    return outputs.replace(**{self.output: logits})
-
-
-def bypass(target: Target) -> Target | None:
-  """Returns a target with a gradient around the aggregator's ReLU.
-
-  Args:
-    target: the aggregated output.
-
-  Returns:
-    The target of the same network and output, or None if the aggregator has no
-    such gradient.
-  """
-  if target.net.make_aggregator().bypass is None:
-    return None
-  return dataclasses.replace(
-    target, name=BYPASS, net=Bypassed(target.net, target.output)
-  )
 
 
 def gradient_sizes(target: Target, split: Split) -> np.ndarray:
@@ -154,10 +98,9 @@ def report(
   others = _others(plan, records, labels, output)
   attacks = {name: _compare(white, robust) for name, robust in others.items()}
   worst = np.logical_and.reduce([white, margin, *others.values()])
-  if plan.square is not None:
-    robust = records[output, plan.square.name].robust
+  for name, robust in _against_both(plan, records, output).items():
     both = (white & margin)[: len(robust)]
-    attacks['square'] = _compare(both, robust)
+    attacks[name] = _compare(both, robust)
     worst[: len(robust)] &= robust
   largest = records[output, plan.largest.name].robust
   numbers = {
@@ -194,7 +137,7 @@ def _others(
   attacked = {
     target: record
     for (target, attack), record in records.items()
-    if attack == plan.attack.name and target != output
+    if attack == plan.attack.name and target not in (output, SURROGATE)
   }
   return {
     target if target == BYPASS else f'{TRANSFER}{target}': record.scored(
@@ -202,6 +145,24 @@ def _others(
     )
     for target, record in attacked.items()
   }
+
+
+def _against_both(
+  plan: AuditPlan, records: Mapping[tuple[str, str], Record], output: str
+) -> dict[str, np.ndarray]:
+  """Returns what to compare with both white-box attacks together.
+
+  These are both on the surrogate, and Square, which uses the margin.
+  """
+  rows = {}
+  if (SURROGATE, plan.attack.name) in records:
+    rows[SURROGATE] = np.logical_and(
+      records[SURROGATE, plan.attack.name].robust,
+      records[SURROGATE, plan.margin.name].robust,
+    )
+  if plan.square is not None:
+    rows['square'] = records[output, plan.square.name].robust
+  return rows
 
 
 def _compare(reference: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
@@ -227,6 +188,7 @@ def _sentence(name: str) -> str:
     return f'images made against the {label}'
   return {
     BYPASS: "gradients around the aggregator's ReLU",
+    SURROGATE: "gradients of the aggregator's surrogate",
     'square': 'Square, which sees no gradients,',
   }[name]
 
@@ -255,7 +217,7 @@ def _compare_flag(
   beaten, missed = tolerance(BEATEN, images), tolerance(MISSED, images)
   if numbers['beats_by'] < beaten and numbers['missed'] < missed:
     return
-  if name == 'square':
+  if name in ('square', SURROGATE):
     white_box += ' and the same on the margin'
   flag(
     name,

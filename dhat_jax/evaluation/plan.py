@@ -14,8 +14,9 @@ class AuditPlan:
 
   Attributes:
     attack: the white-box attack, PGD on the cross entropy. It also attacks all
-      other outputs, for transfer, and around the aggregator's ReLU.
-    margin: the same attack on the margin.
+      other outputs, for transfer, around the aggregator's ReLU, and its
+      surrogate.
+    margin: the same attack on the margin. It also attacks the surrogate.
     largest: the same as `attack`, at a radius that leaves nothing robust.
     largest_epsilon: that radius.
     square: random search, or None.
@@ -75,6 +76,7 @@ def jobs(
   *,
   audited: str | None = None,
   bypass: Target | None = None,
+  surrogate: Target | None = None,
 ) -> list[Job]:
   """Lists all jobs of an evaluation, each once, the cheap ones first.
 
@@ -84,12 +86,13 @@ def jobs(
     audited: the output that is audited, or None.
     bypass: the audited output with gradients around the aggregator's ReLU, or
       None where there is none.
+    surrogate: with those of the aggregator's surrogate, likewise.
 
   Raises:
     ValueError: two different attacks with one name.
   """
   unique: dict[Any, Job] = {}
-  for job in _all_jobs(plan, targets, audited, bypass):
+  for job in _all_jobs(plan, targets, audited, bypass, surrogate):
     other = unique.setdefault(job.key, job)
     if other.attack != job.attack:
       raise ValueError(
@@ -104,6 +107,7 @@ def _all_jobs(
   targets: Mapping[str, Target],
   audited: str | None,
   bypass: Target | None,
+  surrogate: Target | None,
 ) -> Iterator[Job]:
   for output, target in targets.items():
     attacks: Sequence[EvaluationAttack] = [
@@ -121,3 +125,5 @@ def _all_jobs(
   yield from (Job(targets[audited], a) for a in white_box if a is not None)
   if bypass is not None:
     yield Job(bypass, audit.attack)
+  if surrogate is not None:
+    yield from (Job(surrogate, a) for a in (audit.attack, audit.margin))

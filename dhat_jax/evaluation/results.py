@@ -8,7 +8,7 @@ import numpy as np
 import tqdm
 
 from dhat_jax.datasets.base import Split
-from dhat_jax.evaluation import aggregator_analysis, audit
+from dhat_jax.evaluation import aggregator_analysis, audit, audit_targets
 from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.evaluator import Evaluator, Target
 from dhat_jax.evaluation.plan import Job, Plan, jobs
@@ -68,8 +68,13 @@ def evaluate(
   replicated = devices.replicate(variables)
   targets = {o: evaluator.target(replicated, o) for o in evaluator.outputs}
   audited = aggregator_analysis.aggregated(evaluator.outputs)
-  bypass = audit.bypass(targets[audited]) if audited else None
-  todo = jobs(plan, targets, audited=audited, bypass=bypass)
+  todo = jobs(
+    plan,
+    targets,
+    audited=audited,
+    bypass=audit_targets.bypass(targets[audited]) if audited else None,
+    surrogate=audit_targets.surrogate(targets[audited]) if audited else None,
+  )
   records = _records(
     todo, split, store, seed=seed, plan=plan, progress=progress
   )
@@ -297,12 +302,15 @@ class _Findings:
     clean = self.plan.clean
     shown = {clean.name: self._of(output, clean), name: record}
     labels = self.split.labels
+    target = self.targets[output]
+    fitted = aggregator_analysis.fitted(target.evaluator.net, target.variables)
     return {
       'influence': self._influence(output),
       'agreement': {
         name: aggregator_analysis.agreement(record.predictions, labels)
         for name, record in shown.items()
       },
+      **({'fitted': fitted} if fitted else {}),
     }
 
   def _influence(self, output: str) -> dict[str, list[float]]:

@@ -24,11 +24,13 @@ def _radius(spec: Mapping[str, Any]) -> str:
 def _names(output: str, config: Mapping[str, Any]) -> dict[str, str]:
   """Returns the names of the entry; the method only if it was attacked.
 
-  A mean of the heads is the method's control, with an aggregator or not.
+  A mean of the heads is the method's control, with an aggregator or not. An
+  aggregator that is fitted belongs to another method.
   """
   aggregator = AGGREGATORS.get(config['model'].get('aggregator'))
-  learned = getattr(aggregator, 'trains', True)
-  if OUTPUTS[output].aggregates and learned:
+  fitted = getattr(aggregator, 'fit', None) is not None
+  learned = getattr(aggregator, 'trains', True) or fitted
+  if OUTPUTS[output].aggregates and learned and not fitted:
     return {
       'link': 'https://arxiv.org/abs/2104.10377',
       'name': 'Dual Head Adversarial Training',

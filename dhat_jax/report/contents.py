@@ -142,7 +142,17 @@ def agreement(run: Run) -> list[Block]:
     for group, row in groups.items()
   ]
   header = ['attack', 'heads', 'images', f'{run.final_output.label} right']
-  return [Grid(Table(header, rows))]
+  return [Grid(Table(header, rows)), *_fitted(run)]
+
+
+def _fitted(run: Run) -> list[Block]:
+  """The numbers of an aggregator that was fitted, in one row."""
+  numbers = run.results.get('heads', {}).get('fitted')
+  if not numbers:
+    return []
+  row = [f'{value:.5g}' for value in numbers.values()]
+  caption = 'Numbers of the aggregator, fitted on held-out images.'
+  return [Grid(Table(list(numbers), [row]), caption=caption)]
 
 
 def _group_label(run: Run, group: str) -> str:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.evaluation import audit
+from dhat_jax.evaluation import audit, audit_targets
 from dhat_jax.evaluation.records import Workspace
 from dhat_jax.models import aggregator
 from dhat_jax.models.dual_head import part_variables
@@ -128,7 +128,7 @@ def test_bypass_is_a_view_of_the_network(name):
     return module.bypass(part_variables(variables, 'aggregator'), stacked)
 
   smallest = net.clone(outputs=('aggregated',))
-  view = audit.Bypassed(smallest, 'aggregated')
+  view = audit_targets.Bypassed(smallest, 'aggregated')
   assert view.parts == net.parts
   values, gradient = values_and_gradient(
     lambda x: view.apply(variables, x).aggregated

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from dhat_jax.evaluation import attacks, audit, results
+from dhat_jax.evaluation import attacks, audit_targets, results
 from dhat_jax.evaluation.plan import jobs
 from dhat_jax.runtime import devices
 from tests.evaluation.spies import spied
@@ -28,7 +28,7 @@ def list_jobs(case, plan):
     plan,
     targets,
     audited='aggregated',
-    bypass=audit.bypass(targets['aggregated']),
+    bypass=audit_targets.bypass(targets['aggregated']),
   )
 
 
