@@ -22,5 +22,5 @@ from dhat_jax.configs import recipes
 
 
 def get_config(variant: str = recipes.DEFAULT_VARIANT) -> ConfigDict:
-  """Returns the config of a variant, `<base>_<backbone>`."""
+  """Returns the config of a variant, `<base>_<backbone>[_mixed]`."""
   return recipes.cifar('cifar10', variant, num_classes=10, weight_decay=None)

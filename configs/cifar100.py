@@ -16,5 +16,5 @@ from dhat_jax.configs import recipes
 
 
 def get_config(variant: str = recipes.DEFAULT_VARIANT) -> ConfigDict:
-  """Returns the config of a variant, `<base>_<backbone>`."""
+  """Returns the config of a variant, `<base>_<backbone>[_mixed]`."""
   return recipes.cifar('cifar100', variant, num_classes=100, weight_decay=5e-4)

@@ -14,7 +14,8 @@ from dhat_jax.configs import recipes
 
 
 def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
-  """Returns the config of a variant, `<base>_<backbone>`."""
+  """Returns the config of a variant, `<base>_<backbone>[_mixed]`."""
+  variant, is_mixed = recipes.without_mixed(variant)
   base, backbone = recipes.split_variant(variant)
   attack = recipes.attack(
     epsilon=0.2,
@@ -60,4 +61,4 @@ def get_config(variant: str = 'trades_wrn10_1') -> ConfigDict:
   config.evaluation.audit = False
   config.validation.every_epochs = 4
   config.compare_with_natural = True
-  return config
+  return recipes.mixed(config) if is_mixed else config

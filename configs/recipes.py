@@ -2,7 +2,8 @@
 
 A config is `get_config(variant)` with a variant `<base>_<backbone>`: base
 `trades`, `sat` or `mart`; backbone `wrn34_10`, `wrn28_10`, `wrn16_4` (any
-`wrn<depth>_<width>`), `resnet18` or `preact_resnet18`.
+`wrn<depth>_<width>`), `resnet18` or `preact_resnet18`. A suffix `_mixed` makes
+it MixedNUTS; see `mixed`.
 
 Lengths are in units of [0, 1]; a key that ends in `_255` is in units of 1/255
 and, where it is given, takes the place of the key without.
@@ -22,6 +23,7 @@ BACKBONES = (
   'preact_resnet18',
 )
 DEFAULT_VARIANT = 'trades_wrn34_10'
+MIXED = '_mixed'
 
 
 def split_variant(variant: str) -> tuple[str, str]:
@@ -34,6 +36,40 @@ def split_variant(variant: str) -> tuple[str, str]:
       f'in {BASES} and backbone in {BACKBONES} or another wrn<depth>_<width>'
     )
   return base, backbone
+
+
+def without_mixed(variant: str) -> tuple[str, bool]:
+  """Splits '<base>_<backbone>[_mixed]' into (variant, whether it is mixed)."""
+  plain = variant.removesuffix(MIXED)
+  return plain, plain != variant
+
+
+def mixed(config: ConfigDict) -> ConfigDict:
+  """Makes a run MixedNUTS: an accurate second head, a mix that is fitted.
+
+  The second head learns from clean images alone. Its last checkpoint is used:
+  the most robust one would be its least accurate.
+  """
+  config.name = f'{config.name}{MIXED}'
+  config.model.aggregator = 'mixed'
+  # The published choices, of CIFAR-10 and of CIFAR-100.
+  few = config.dataset.num_classes <= 20
+  with config.unlocked():
+    config.model.aggregator_options = {
+      'percentile': 98.5,
+      'surrogate_percentile': 95.0 if few else 93.5,
+      'images': 1000,
+      'attack': 'pgd_20',
+      'scales': (0.05, 5.0 if few else 4.0),
+      'shifts': (-1.1, 0.0) if few else (-2.5, -0.4),
+      'powers': (1.0, 4.0),
+      'grid': 8,
+    }
+  config.second_head.loss = ConfigDict({'name': 'natural'})
+  config.second_head.keep = 'last'
+  # Its hard maximum hides gradients from the plain attacks.
+  config.evaluation.audit = True
+  return config
 
 
 def length(name: str, value: float | None, value_255: float | None) -> dict:
@@ -257,10 +293,11 @@ def cifar(
 
   Args:
     name: 'cifar10' or 'cifar100'.
-    variant: '<base>_<backbone>'.
+    variant: '<base>_<backbone>', or with '_mixed'.
     num_classes: 10 or 100.
     weight_decay: in place of the recipe's, or None.
   """
+  variant, is_mixed = without_mixed(variant)
   base, backbone = split_variant(variant)
   wide = backbone.startswith('wrn')
   if base == 'sat':
@@ -286,7 +323,7 @@ def cifar(
   main, second, aggregated = losses(base, backbone)
   common = {'attack': training_attack, 'weight_decay': decay}
   second_epochs = 76 if base == 'trades' else heads['epochs']
-  return run(
+  config = run(
     name=run_name(name, variant),
     dataset=tfds_dataset(
       name, num_classes=num_classes, validation_size=1000, flip=True
@@ -307,3 +344,4 @@ def cifar(
       drop_epochs=(25, 40, 50),
     ),
   )
+  return mixed(config) if is_mixed else config
