@@ -27,6 +27,9 @@ VARIANTS = [
 CONFIGS = [
   *((name, v) for name in ('cifar10', 'cifar100', 'svhn') for v in VARIANTS),
   *(('digits', f'{base}_wrn10_1') for base in recipes.BASES),
+  ('digits', 'trades_wrn10_1_mixed'),
+  ('cifar10', 'sat_wrn34_10_mixed'),
+  ('cifar100', 'mart_resnet18_mixed'),
 ]
 # With 10 and with 100 classes (then with the classwise aggregator):
 # backbone -> parameters of the plain network, of the dual-head one.
@@ -55,7 +58,8 @@ def test_builds_every_stage(name, variant):
   for stage_name in config.stages:
     stage = training.make_stage(config, stage_name, num_train=45_000)
     assert stage.role == roles()[stage_name]
-    assert stage.num_steps > 0
+    fitted = variant.endswith('_mixed') and stage_name == 'aggregator'
+    assert (stage.num_steps == 0) == fitted
     assert stage.attack_steps == 10
 
 
@@ -72,6 +76,25 @@ def test_default_variants():
   module = importlib.import_module('configs.cifar10')
   assert module.get_config().name == 'cifar10'
   assert get_config('svhn', 'sat_resnet18').name == 'svhn_sat_resnet18'
+
+
+def test_mixed_changes_the_second_head_and_the_mix_alone():
+  plain, mixed = (
+    workdir.flat(get_config('cifar100', f'trades_resnet18{suffix}').to_dict())
+    for suffix in ('', '_mixed')
+  )
+  changed = {
+    key for key in {*plain, *mixed} if plain.get(key) != mixed.get(key)
+  }
+  assert {key for key in changed if 'aggregator_options' not in key} == {
+    'name',
+    'model.aggregator',
+    'second_head.loss.name',
+    'second_head.loss.beta',
+    'second_head.keep',
+  }
+  assert mixed['name'] == 'cifar100_trades_resnet18_mixed'
+  assert mixed['second_head.loss.name'] == 'natural'
 
 
 def shared_parts(config):

@@ -139,6 +139,84 @@ def test_bypass_is_a_view_of_the_network(name):
   assert np.abs(gradient - through).max() > 0.01
 
 
+@aggregator.register('soft_mean')
+class SoftMean(aggregator.Aggregator):
+  """The mean, with a surrogate that hides nothing: itself."""
+
+  trains = False
+
+  def __call__(self, logits, train):
+    return logits.mean(axis=1)
+
+  def surrogate(self, variables, logits):
+    return logits.mean(axis=1)
+
+
+def overruled():
+  """A mix that its accurate head decides; it has no gradient there."""
+  net, variables = tiny_suite.network('mixed')
+  variables['params']['aggregator'] = jax.tree.map(
+    jnp.float32,
+    {
+      'scale': 5.0,
+      'shift': 0.0,
+      'power': 1.0,
+      'weight': 0.4,
+      'surrogate_weight': 0.4,
+    },
+  )
+  return net, variables
+
+
+def test_a_hard_maximum_is_attacked_through_its_surrogate():
+  net, variables = overruled()
+  report = audit_of(
+    net, variables, audit_steps=10, epsilon=0.05, step_size=0.01
+  )
+  numbers = report['attacks']['surrogate']
+  assert 'surrogate' in names(report)
+  assert numbers['missed'] > 10
+  assert numbers['accuracy'] < report['white_box']['accuracy_of_both'] - 0.2
+  assert report['worst_case'] <= numbers['accuracy']
+  (flag,) = [flag for flag in report['flags'] if flag['name'] == 'surrogate']
+  assert "gradients of the aggregator's surrogate fool" in flag['sentence']
+
+
+def test_a_surrogate_that_finds_nothing_new_raises_no_flag():
+  net, variables = tiny_suite.network('soft_mean')
+  report = audit_of(net, variables, audit_steps=10)
+  assert report['flags'] == []
+  assert report['attacks']['surrogate']['missed'] == 0
+
+
+def test_surrogate_is_a_view_of_the_network():
+  """Called, it is the network; differentiated, its aggregator's surrogate."""
+  net, variables = overruled()
+  images = jnp.asarray(tiny.normal(5, 8, 8, 1))
+  view = audit_targets.Surrogated(
+    net.clone(outputs=('aggregated',)), 'aggregated'
+  )
+  assert view != audit_targets.Bypassed(view.net, view.output)
+  np.testing.assert_array_equal(
+    view.apply(variables, images).aggregated,
+    net.apply(variables, images).aggregated,
+  )
+
+  def soft(images):
+    outputs = net.apply(variables, images)
+    stacked = jnp.stack([outputs.main, outputs.second], axis=1)
+    return net.make_aggregator().surrogate(
+      part_variables(variables, 'aggregator'), stacked
+    )
+
+  def loss(logits_fn):
+    return lambda images: (logits_fn(images) ** 2).sum()
+
+  got = jax.value_and_grad(loss(lambda x: view.apply(variables, x).aggregated))
+  wanted = jax.value_and_grad(loss(soft))
+  jax.tree.map(np.testing.assert_allclose, got(images), wanted(images))
+
+
 def test_transfer_scores_the_record_of_another_output():
   net, variables = tiny_suite.network()
   split = tiny_suite.self_labelled(net, variables)

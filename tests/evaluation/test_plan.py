@@ -29,6 +29,7 @@ def list_jobs(case, plan):
     targets,
     audited='aggregated',
     bypass=audit_targets.bypass(targets['aggregated']),
+    surrogate=audit_targets.surrogate(targets['aggregated']),
   )
 
 
@@ -49,6 +50,17 @@ def test_each_job_once_cheap_ones_first(case):
   expensive = [job.attack.expensive for job in todo]
   assert expensive == sorted(expensive)
   assert sum(expensive) == 2
+
+
+def test_a_surrogate_is_attacked_on_cross_entropy_and_margin():
+  net, variables = tiny_suite.network('mixed')
+  plan = tiny_suite.make_plan(net, attacks=('clean',), audit=True)
+  todo = list_jobs((net, variables, None), plan)
+  names = [
+    attack for target, attack in (j.key for j in todo) if target == 'surrogate'
+  ]
+  assert names == ['pgd_3', 'cw_3']
+  assert not any(job.target.name == 'relu_bypassed' for job in todo)
 
 
 def test_the_list_is_what_runs_and_what_the_bar_counts(case, tmp_path, capsys):

@@ -72,6 +72,7 @@ def entry_of(output, aggregator='pairwise', also=None):
     ('second', 'pairwise', 'run (second head)', False),
     ('mean', 'pairwise', 'run (mean of the heads)', True),
     ('aggregated', 'mean', 'run (mean of the heads)', True),
+    ('aggregated', 'mixed', 'run (aggregated)', True),
     ('aggregated', 'pairwise', 'Dual Head Adversarial Training', True),
   ],
 )

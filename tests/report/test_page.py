@@ -92,6 +92,10 @@ def test_cost_and_agreement(tmp_path):
   assert cost.table.alignments == ['left', 'right', 'right', 'right']
   (agreement,) = contents.agreement(run)
   assert agreement.table.rows[1] == ['clean', 'only the main head right', *'11']
+  run.results['heads']['fitted'] = {'scale': 5.0, 'weight': 0.998752}
+  _, fitted = contents.agreement(run)
+  assert fitted.table.header == ['scale', 'weight']
+  assert fitted.table.rows == [['5', '0.99875']]
 
 
 def test_side_by_side(tmp_path):

@@ -15,7 +15,7 @@ from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.runtime import devices, files
 from dhat_jax.training import loop, metrics, stored
 from dhat_jax.training.loop import Intervals
-from dhat_jax.training.stages import Stage, Validation, all_roles
+from dhat_jax.training.stages import Fitted, Stage, Validation, all_roles
 from dhat_jax.training.step import make_train_step
 from tests.helpers.tiny import TinyBackbone
 
@@ -195,6 +195,65 @@ def test_a_stage_of_no_steps_is_handed_on(tmp_path):
   # Nothing that would have to be closed was opened.
   assert not (tmp_path / 'metrics.jsonl').exists()
   assert not (tmp_path / 'tensorboard').exists()
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_a_stage_of_no_steps_may_be_fitted(tmp_path, ema):
+  calls = []
+
+  def fit(variables):
+    calls.append(variables)
+    if len(calls) == 1:
+      raise KeyboardInterrupt  # killed
+    bias = np.full(3, 7, np.float32)
+    head = devices.to_host(variables['params']['main_head'])
+    head['classifier']['dense']['bias'] = bias
+    return Fitted({'main_head': head}, {'share': 0.25})
+
+  def train(fit, **options):
+    stage = make_stage('main_head', num_steps=0, fit=fit, ema=ema, keep='best')
+    return loop.train([stage], str(tmp_path), image_shape=SHAPE, **options)[0]
+
+  with pytest.raises(KeyboardInterrupt):
+    train(fit)
+  variables = train(fit)
+  assert np.ndim(calls[1]['params']['trunk']['conv']['kernel']) == 5  # devices
+  dense = variables['params']['main_head']['classifier']['dense']
+  assert dense['bias'].tolist() == [7, 7, 7]
+  expected = {'stage': 'main_head', 'step': 0, 'fit/share': 0.25}
+  assert records(str(tmp_path)) == [expected]
+  # Done, and stored: neither is it fitted again nor recorded.
+  for options in ({}, {'mode': 'evaluate'}):
+    again = train(fit, **options)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+  assert len(calls) == 2
+  assert records(str(tmp_path)) == [expected]
+  folder = loop.checkpoint_folder(str(tmp_path), 'main_head')
+  stored_dense = stored.read_variables(folder, keep='best')['params'][
+    'main_head'
+  ]['classifier']['dense']
+  assert stored_dense['bias'].tolist() == [7, 7, 7]
+
+
+def test_a_fit_that_is_not_finite_saves_nothing(tmp_path):
+  def fit(variables):
+    del variables
+    return Fitted({'main_head': {'bias': np.float32('nan')}}, {})
+
+  stage = make_stage('main_head', num_steps=0, fit=fit)
+  with pytest.raises(
+    metrics.NonFiniteError, match='bias not finite in the fit'
+  ):
+    loop.train([stage], str(tmp_path), image_shape=SHAPE)
+  folder = loop.checkpoint_folder(str(tmp_path), 'main_head')
+  assert not stored.steps(folder)
+
+
+def test_a_record_of_a_killed_fit_is_dropped(tmp_path):
+  for share in (0.5, 0.25):
+    with metrics.Writer(str(tmp_path), 'main_head', -1) as writer:
+      writer.write(0, {'fit/share': share})
+  assert [row['fit/share'] for row in records(str(tmp_path))] == [0.25]
 
 
 def test_shuffled_split_as_source(tmp_path):
