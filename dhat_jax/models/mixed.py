@@ -300,6 +300,8 @@ class Mixed(_Mix, kw_only=True):
     shares = reached.mean(axis=1) if len(wrong) else np.zeros(len(points))
     best = np.lexsort((-limits, shares))[0]
     scale, shift, power = points[best].tolist()
+    bent = np.asarray(mapped(right, scale, shift, power))
+    changed = bent.argmax(axis=1) != right.argmax(axis=1)
     plain = cutoff(np.asarray(margins(right)), self.surrogate_percentile)
     return Fit(
       params={
@@ -312,6 +314,8 @@ class Mixed(_Mix, kw_only=True):
       numbers={
         'cutoff': float(limits[best]),
         'wrong_above_cutoff': float(shares[best]),
+        # GELU falls before it rises, so the map may change a prediction.
+        'attacked_changed': int(changed.sum()),
         'images': len(held_out.labels),
         'attacked_right': len(right),
         'clean_wrong': len(wrong),

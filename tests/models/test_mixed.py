@@ -241,6 +241,9 @@ def test_fit_is_the_best_of_the_grid():
   assert fit.numbers == {
     'cutoff': pytest.approx(-cutoff, rel=1e-3),
     'wrong_above_cutoff': pytest.approx(share),
+    'attacked_changed': sum(
+      np.argmax(mapped_by_hand(row, *best)) != row.argmax() for row in right
+    ),
     'images': 40,
     'attacked_right': len(right),
     'clean_wrong': len(wrong),
@@ -259,6 +262,18 @@ def test_fit_of_the_linear_mix():
   cutoff = percentile_by_hand(margins, 25)
   assert fit.numbers['cutoff'] == pytest.approx(cutoff, rel=1e-5)
   assert fit.params == {'weight': pytest.approx(1 / (1 + cutoff))}
+
+
+def test_the_map_may_change_a_prediction():
+  """GELU falls below -.75: of low logits the lowest becomes the largest."""
+  logits = np.array([[0.9, 0.8, 0.8, 0.8, 0.8, -3.0]], np.float32)
+  assert mixed.mapped(logits, 1.0, -1.1, 1.0).argmax() == 5
+  labels = np.zeros(1, int)
+  heads = np.stack([logits, logits], axis=1)
+  options = {'shifts': (-1.1, -1.1), 'powers': (1.0, 1.0)}
+  fit = AGGREGATORS.make('mixed', options).fit(HeldOut(heads, heads, labels))
+  assert fit.numbers['attacked_right'] == 1
+  assert fit.numbers['attacked_changed'] == 1
 
 
 @pytest.mark.parametrize('name', ['mixed', 'linear_mix'])
