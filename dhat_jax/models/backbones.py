@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import chex
 
 from dhat_jax.models.resnet import ResNet18
-from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.models.wide_resnet import DeepMindWideResNet, WideResNet
 from dhat_jax.registry import Registry
 
 
@@ -90,18 +90,27 @@ BACKBONES = Registry('backbone')
 register = BACKBONES.register
 
 register('wrn<depth>_<widen_factor>')(WideResNet)
+register('dm_wrn<depth>_<widen_factor>')(DeepMindWideResNet)
 
 
 @register('resnet18')
-def resnet18() -> ResNet18:
-  """ResNet-18 with a 3x3 first convolution."""
-  return ResNet18()
+def resnet18(*, activation: str = 'relu') -> ResNet18:
+  """ResNet-18 with a 3x3 first convolution.
+
+  Args:
+    activation: `relu` or `silu`.
+  """
+  return ResNet18(activation=activation)
 
 
 @register('preact_resnet18')
-def preact_resnet18() -> ResNet18:
-  """PreActResNet-18 with a 3x3 first convolution."""
-  return ResNet18(preact=True)
+def preact_resnet18(*, activation: str = 'relu') -> ResNet18:
+  """PreActResNet-18 with a 3x3 first convolution.
+
+  Args:
+    activation: `relu` or `silu`.
+  """
+  return ResNet18(preact=True, activation=activation)
 
 
 def check(backbone: Any) -> None:

@@ -2,7 +2,7 @@
 
 Padding is explicit: Flax's 'SAME' pads (0, 1) at stride 2, PyTorch (1, 1).
 Kernels have He initialisation over the fan out. Batch normalisation has epsilon
-1e-5 and momentum .9 (PyTorch writes .1).
+1e-5 and, unless a backbone says otherwise, momentum .9 (PyTorch writes .1).
 
 Differs from PyTorch: the running variance is the biased estimate (PyTorch
 stores the unbiased one, n / (n - 1) times as large; n is batch x positions).
@@ -17,10 +17,14 @@ import jax.ad_checkpoint
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dhat_jax import arguments
 from dhat_jax.models import cpu_conv
 
 # Compute precisions, by their name in a config.
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+# Activation functions, by their name in a config.
+ACTIVATIONS = {'relu': nn.relu, 'silu': nn.silu}
 
 # The name of a unit's output, for `jax.checkpoint`: what is stored of a forward
 # pass where memory is scarcer than time.
@@ -50,16 +54,27 @@ def conv(
   kernel_size: int,
   stride: int = 1,
   *,
+  padding: tuple[int, int] | None = None,
   dtype: chex.ArrayDType | None = None,
   name: str | None = None,
 ) -> nn.Conv:
-  """Returns a square convolution without bias, padded as PyTorch pads it."""
-  pad = kernel_size // 2
+  """Returns a square convolution without bias.
+
+  Args:
+    features: output channels.
+    kernel_size: height and width of the kernel.
+    stride: of rows and columns.
+    padding: zeros before and after the rows, and the columns; None: half the
+      kernel on both sides, as PyTorch pads.
+    dtype: compute dtype.
+    name: the submodule's name.
+  """
+  pad = padding or (kernel_size // 2, kernel_size // 2)
   return nn.Conv(
     features,
     (kernel_size, kernel_size),
     strides=(stride, stride),
-    padding=((pad, pad), (pad, pad)),
+    padding=(pad, pad),
     use_bias=False,
     kernel_init=he_normal_fan_out,
     dtype=dtype,
@@ -71,15 +86,17 @@ def conv(
 def norm(
   train: bool,
   *,
+  momentum: float = 0.9,
   axis_name: str | None = None,
   dtype: chex.ArrayDType | None = None,
   name: str | None = None,
 ) -> nn.BatchNorm:
-  """Returns a batch normalisation with PyTorch's epsilon and momentum.
+  """Returns a batch normalisation with PyTorch's epsilon.
 
   Args:
     train: normalise with the batch's statistics and update the running ones;
       otherwise use the running statistics and leave them alone.
+    momentum: share of the old running statistics; PyTorch writes 1 - momentum.
     axis_name: mapped axis over whose replicas the batch's statistics are
       shared. None: per replica.
     dtype: compute dtype; statistics and parameters stay float32.
@@ -87,12 +104,35 @@ def norm(
   """
   return nn.BatchNorm(
     use_running_average=not train,
-    momentum=0.9,
+    momentum=momentum,
     epsilon=1e-5,
     axis_name=axis_name if train else None,
     dtype=dtype,
     name=name,
   )
+
+
+def check_activation(name: str) -> None:
+  """Raises a ValueError for an unknown activation."""
+  arguments.one_of('activation', name, ACTIVATIONS)
+
+
+def norm_activation(
+  features: chex.Array,
+  train: bool,
+  *,
+  activation: str = 'relu',
+  **options: Any,
+) -> chex.Array:
+  """Applies batch norm and an activation.
+
+  Args:
+    features: [B, ..., C].
+    train: as in `norm`.
+    activation: name in `ACTIVATIONS`.
+    **options: of `norm`.
+  """
+  return ACTIVATIONS[activation](norm(train, **options)(features))
 
 
 def norm_relu(
@@ -104,8 +144,8 @@ def norm_relu(
   name: str | None = None,
 ) -> chex.Array:
   """Applies batch norm, see `norm`, and ReLU."""
-  return nn.relu(
-    norm(train, axis_name=axis_name, dtype=dtype, name=name)(features)
+  return norm_activation(
+    features, train, axis_name=axis_name, dtype=dtype, name=name
   )
 
 
@@ -114,25 +154,45 @@ class PreActUnit(nn.Module):
 
   [B, H, W, C] -> [B, H/stride, W/stride, F]; a 1x1 shortcut where the shape
   changes, after the first norm and ReLU.
+
+  Attributes:
+    features, stride, dtype, axis_name: as in `Blocks`.
+    activation: name in `ACTIVATIONS`, in place of ReLU.
+    momentum: of batch norm's running statistics.
+    strided_padding: of the 3x3 convolution where the stride is 2, see `conv`.
+      PyTorch pads (1, 1), TensorFlow's 'SAME' even sizes (0, 1).
   """
 
   features: int
   stride: int
   dtype: chex.ArrayDType | None
   axis_name: str | None
+  activation: str = 'relu'
+  momentum: float = 0.9
+  strided_padding: tuple[int, int] = (1, 1)
 
   @nn.compact
   def __call__(self, x: chex.Array, train: bool) -> chex.Array:
-    options = {'axis_name': self.axis_name, 'dtype': self.dtype}
-    out = norm_relu(x, train, **options, name='norm1')
+    options = {
+      'axis_name': self.axis_name,
+      'dtype': self.dtype,
+      'activation': self.activation,
+      'momentum': self.momentum,
+    }
+    out = norm_activation(x, train, **options, name='norm1')
     if x.shape[-1] != self.features or self.stride != 1:
       x = conv(
         self.features, 1, self.stride, dtype=self.dtype, name='shortcut'
       )(out)
-    out = conv(self.features, 3, self.stride, dtype=self.dtype, name='conv1')(
-      out
-    )
-    out = norm_relu(out, train, **options, name='norm2')
+    out = conv(
+      self.features,
+      3,
+      self.stride,
+      padding=self.strided_padding if self.stride == 2 else None,
+      dtype=self.dtype,
+      name='conv1',
+    )(out)
+    out = norm_activation(out, train, **options, name='norm2')
     return x + conv(self.features, 3, dtype=self.dtype, name='conv2')(out)
 
 
@@ -142,8 +202,9 @@ class Blocks(nn.Module):
   Every block but the network's first one halves height and width.
 
   Attributes:
-    backbone: has `block_names`, `unit` (module class), `units_per_block` and
-      `width` (index of a block -> channels).
+    backbone: has `block_names`, `units_per_block`, `width` (index of a block ->
+      channels) and `unit`, which makes a unit's module of `features`, `stride`,
+      `dtype`, `axis_name` and `name`.
     names: the blocks to run, in order.
   """
 

@@ -11,6 +11,8 @@ unit's output would enter the linear layer unnormalised.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import chex
 from flax import linen as nn
@@ -19,12 +21,18 @@ from dhat_jax.models import layers
 
 
 class PostActUnit(nn.Module):
-  """Basic unit of ResNet: conv, norm, ReLU, conv, norm, add, ReLU."""
+  """Basic unit of ResNet: conv, norm, ReLU, conv, norm, add, ReLU.
+
+  Attributes:
+    features, stride, dtype, axis_name: as in `layers.Blocks`.
+    activation: name in `layers.ACTIVATIONS`, in place of ReLU.
+  """
 
   features: int
   stride: int
   dtype: chex.ArrayDType | None
   axis_name: str | None
+  activation: str = 'relu'
 
   @nn.compact
   def __call__(self, x: chex.Array, train: bool) -> chex.Array:
@@ -32,7 +40,9 @@ class PostActUnit(nn.Module):
     out = layers.conv(
       self.features, 3, self.stride, dtype=self.dtype, name='conv1'
     )(x)
-    out = layers.norm_relu(out, train, **options, name='norm1')
+    out = layers.norm_activation(
+      out, train, activation=self.activation, **options, name='norm1'
+    )
     out = layers.conv(self.features, 3, dtype=self.dtype, name='conv2')(out)
     out = layers.norm(train, **options, name='norm2')(out)
     if x.shape[-1] != self.features or self.stride != 1:
@@ -40,7 +50,7 @@ class PostActUnit(nn.Module):
         self.features, 1, self.stride, dtype=self.dtype, name='shortcut'
       )(x)
       x = layers.norm(train, **options, name='shortcut_norm')(x)
-    return nn.relu(x + out)
+    return layers.ACTIVATIONS[self.activation](x + out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +59,29 @@ class ResNet18:
 
   Attributes:
     preact: whether it is PreActResNet-18.
+    activation: `relu` or `silu`.
+
+  Raises:
+    ValueError: an unknown activation.
   """
 
   preact: bool = False
+  activation: str = 'relu'
 
   block_names = ('block1', 'block2', 'block3', 'block4')
   attach_points = ('block1', 'block2', 'block3')
   units_per_block = 2
 
+  def __post_init__(self):
+    layers.check_activation(self.activation)
+
   @property
-  def unit(self) -> type[nn.Module]:
-    """The module of a unit."""
-    return layers.PreActUnit if self.preact else PostActUnit
+  def unit(self) -> Callable[..., nn.Module]:
+    """Makes a unit; see `layers.Blocks`."""
+    return functools.partial(
+      layers.PreActUnit if self.preact else PostActUnit,
+      activation=self.activation,
+    )
 
   def width(self, block: int) -> int:
     """Returns the channels of a block, counted from 0."""
@@ -73,7 +94,9 @@ class ResNet18:
     x = layers.conv(64, 3, dtype=dtype, name='conv')(images)
     if self.preact:
       return x
-    return layers.norm_relu(x, dtype=dtype, **options, name='norm')
+    return layers.norm_activation(
+      x, activation=self.activation, dtype=dtype, **options, name='norm'
+    )
 
   def blocks(
     self,
@@ -87,7 +110,9 @@ class ResNet18:
     return layers.Blocks(self, names, **options, name='blocks')(features, train)
 
   def tail(self, features: chex.Array, **options) -> chex.Array:
-    """Computes the last batch norm and ReLU of a PreActResNet."""
+    """Computes the last batch norm and activation of a PreActResNet."""
     if not self.preact:
       return features
-    return layers.norm_relu(features, **options, name='norm')
+    return layers.norm_activation(
+      features, activation=self.activation, **options, name='norm'
+    )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.pytorch import keys
+from dhat_jax.pytorch import keys, names
 from dhat_jax.pytorch.names import COUNTER, Entry, counters
 
 _logger = logging.getLogger(__name__)
@@ -112,7 +112,11 @@ def check_state_dict(
       if not same
     ],
     hint=lambda: (
-      _normalisation_hint(numbers) + _hint(arrays.keys(), entries.keys())
+      _normalisation_hint(numbers)
+      + (
+        _backbone_hint(arrays.keys(), model)
+        or _hint(arrays.keys(), entries.keys())
+      )
     ),
   )
 
@@ -221,6 +225,18 @@ def _normalisation_hint(numbers: Mapping[str, tuple[float, ...]]) -> str:
   return (
     f'\nThe images are normalised by {", ".join(numbers)}, which the config '
     f'holds: {flags}'
+  )
+
+
+def _backbone_hint(arrays: Collection[str], model: DualHeadNet) -> str:
+  """Says which other backbone the keys are of, if they are."""
+  theirs, ours = names.named_backbone(arrays), type(model.backbone)
+  if theirs in (None, ours):
+    return ''
+  return (
+    f'\nThe keys are of {theirs.__name__} (config.model.backbone: '
+    f'{names.SCHEMES[theirs].config}), the model has {ours.__name__} '
+    f'({names.SCHEMES[ours].config}); the weights of one do not fit the other.'
   )
 
 

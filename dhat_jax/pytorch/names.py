@@ -7,18 +7,23 @@ Key names, as published:
     with conv1, bn1, conv2, bn2, shortcut.0 and shortcut.1, linear. ResNet-18
     has a bn1 after conv1. PreActResNet-18 has a `bn` before the pooling, which
     adversarial training code adds.
+  - DeepMind's WideResNet, as in RobustBench: init_conv, layer.<i>.block.<j>
+    with batchnorm_0, conv_0, batchnorm_1, conv_1 and shortcut, batchnorm,
+    logits. Its blocks are counted from 0.
   - DH-AT: `WRN1.` is trunk and main head as one whole network. `WRN2.` is the
     second head (the blocks after the attach point, bn1, fc). `cnn.` is the
     aggregator with conv1, bn1, conv2, bn2, fc. Its linear layer reads
     [position, pooled channel], as ours does. The published code has WideResNet,
-    block1 and the pairwise aggregator only. The names for a ResNet, another
-    attach point or `classwise` (conv1, bn1, fc) are by analogy.
+    block1 and the pairwise aggregator only. The names for another backbone,
+    another attach point or `classwise` (conv1, bn1, fc) are by analogy.
+
+An activation has no weights. So the keys are the same for ReLU and SiLU, and
+the config says which it is.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +32,7 @@ import numpy as np
 from dhat_jax.models import outputs as output_table
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.resnet import ResNet18
-from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.models.wide_resnet import DeepMindWideResNet, WideResNet
 from dhat_jax.runtime import streams
 
 # Of the module of an aggregator; others than these have no PyTorch names.
@@ -39,13 +44,84 @@ _AGGREGATOR_NAMES = {
   'norm': 'bn2',
   'dense': 'fc',
 }
-_UNIT_NAMES = {
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+  """PyTorch's names of a backbone's modules.
+
+  Attributes:
+    config: what the config calls the backbone.
+    unit: name of a unit, with {block} (counted from 1), {index} (the same,
+      counted from 0) and {unit} (counted from 0).
+    in_unit: {our name of a unit's module: theirs}.
+    outside: {our path of another module: theirs}; 'trunk/' or the like in front
+      where the parts differ.
+  """
+
+  config: str
+  unit: str
+  in_unit: Mapping[str, str]
+  outside: Mapping[str, str]
+
+  def module(self, part: str, path: str) -> str:
+    """Returns the name of a module of a trunk or head.
+
+    Args:
+      part: 'trunk', 'main_head', ...
+      path: 'conv', 'blocks/block1_unit2/norm1', ...
+    """
+    if match := _BLOCK_PATH.fullmatch(path):
+      block, unit = int(match[1]), int(match[2]) - 1
+      prefix = self.unit.format(block=block, index=block - 1, unit=unit)
+      return f'{prefix}.{self.in_unit[match[3]]}'
+    return self.outside.get(f'{part}/{path}') or self.outside[path]
+
+
+_BASIC_UNIT = {
   'conv1': 'conv1',
   'conv2': 'conv2',
   'norm1': 'bn1',
   'norm2': 'bn2',
-  'shortcut': 'shortcut.0',
-  'shortcut_norm': 'shortcut.1',
+}
+SCHEMES = {
+  WideResNet: Scheme(
+    config='wrn<depth>_<widen_factor>',
+    unit='block{block}.layer.{unit}',
+    in_unit={**_BASIC_UNIT, 'shortcut': 'convShortcut'},
+    outside={'conv': 'conv1', 'norm': 'bn1', 'classifier/dense': 'fc'},
+  ),
+  DeepMindWideResNet: Scheme(
+    config='dm_wrn<depth>_<widen_factor>',
+    unit='layer.{index}.block.{unit}',
+    in_unit={
+      'norm1': 'batchnorm_0',
+      'conv1': 'conv_0',
+      'norm2': 'batchnorm_1',
+      'conv2': 'conv_1',
+      'shortcut': 'shortcut',
+    },
+    outside={
+      'conv': 'init_conv',
+      'norm': 'batchnorm',
+      'classifier/dense': 'logits',
+    },
+  ),
+  ResNet18: Scheme(
+    config='resnet18 or preact_resnet18',
+    unit='layer{block}.{unit}',
+    in_unit={
+      **_BASIC_UNIT,
+      'shortcut': 'shortcut.0',
+      'shortcut_norm': 'shortcut.1',
+    },
+    outside={
+      'conv': 'conv1',
+      'trunk/norm': 'bn1',
+      'norm': 'bn',
+      'classifier/dense': 'linear',
+    },
+  ),
 }
 _BLOCK_PATH = re.compile(r'blocks/block(\d+)_unit(\d+)/(\w+)')
 COUNTER = '.num_batches_tracked'
@@ -113,22 +189,6 @@ def prefixes(model: DualHeadNet) -> dict[str, str]:
   return {**all_parts, 'trunk': numbered[heads[0]]}
 
 
-def _network_name(backbone: Any, part: str, module: str) -> str:
-  """Returns PyTorch's name of a module of a trunk or head."""
-  wide = isinstance(backbone, WideResNet)
-  if match := _BLOCK_PATH.fullmatch(module):
-    block, unit, name = match.groups()
-    if wide:
-      name = 'convShortcut' if name == 'shortcut' else _UNIT_NAMES[name]
-      return f'block{block}.layer.{int(unit) - 1}.{name}'
-    return f'layer{block}.{int(unit) - 1}.{_UNIT_NAMES[name]}'
-  return {
-    'conv': 'conv1',
-    'norm': 'bn1' if wide or part == 'trunk' else 'bn',
-    'classifier/dense': 'fc' if wide else 'linear',
-  }[module]
-
-
 def _key_and_layout(
   model: DualHeadNet, prefix: str, path: tuple[str, ...], ndim: int
 ) -> tuple[str, Layout]:
@@ -138,7 +198,7 @@ def _key_and_layout(
   if part == 'aggregator':
     name = _AGGREGATOR_NAMES[module]
   else:
-    name = _network_name(model.backbone, part, module)
+    name = SCHEMES[type(model.backbone)].module(part, module)
   leaf_name = {'mean': 'running_mean', 'var': 'running_var', 'bias': 'bias'}
   key = f'{prefix}{name}.{leaf_name.get(leaf, "weight")}'
   if ndim == 1:
@@ -150,10 +210,11 @@ def _key_and_layout(
 
 def check_model(model: DualHeadNet) -> None:
   """Raises a ValueError if a network's parts have no PyTorch names."""
-  if not isinstance(model.backbone, WideResNet | ResNet18):
+  if type(model.backbone) not in SCHEMES:
+    choices = ', '.join(backbone.__name__ for backbone in SCHEMES)
     raise ValueError(
       f'backbone: got {model.backbone!r}, which has no PyTorch names; choices '
-      'are WideResNet and ResNet18'
+      f'are {choices}'
     )
   if 'aggregator' in model.parts and model.aggregator not in _AGGREGATORS:
     raise ValueError(
@@ -186,6 +247,26 @@ def entries(model: DualHeadNet, image_channels: int) -> dict[str, Entry]:
     key, layout = _key_and_layout(model, prefix_of[path[1]], path, leaf.ndim)
     by_key[key] = Entry(path, leaf.shape, layout)
   return by_key
+
+
+def is_first_conv(key: str) -> bool:
+  """Whether a key, with any prefix, is the weight of a first convolution."""
+  names = {f'{scheme.outside["conv"]}.weight' for scheme in SCHEMES.values()}
+  # Others of that name are inside of blocks.
+  inside = any(name.startswith(('block', 'layer')) for name in key.split('.'))
+  return not inside and '.'.join(key.split('.')[-2:]) in names
+
+
+def named_backbone(keys: Collection[str]) -> type | None:
+  """Returns the backbone whose names keys with any prefix have, if any."""
+  for backbone, scheme in SCHEMES.items():
+    ends = (
+      f'{scheme.module("", "blocks/block3_unit1/conv1")}.weight',
+      f'{scheme.module("", "classifier/dense")}.weight',
+    )
+    if all(any(f'.{key}'.endswith(f'.{end}') for key in keys) for end in ends):
+      return backbone
+  return None
 
 
 def counters(entries: Mapping[str, Entry]) -> list[str]:

@@ -103,10 +103,7 @@ def from_torch(
 def _image_channels(arrays: Mapping[str, np.ndarray]) -> int:
   """Returns how many channels the first convolution reads; 3 without one."""
   for key, array in arrays.items():
-    first = key == 'conv1.weight' or key.endswith('.conv1.weight')
-    # Others of that name are inside of blocks.
-    inside = any(name.startswith(('block', 'layer')) for name in key.split('.'))
-    if first and not inside and array.ndim == 4:
+    if names.is_first_conv(key) and array.ndim == 4:
       return array.shape[1]
   return 3
 

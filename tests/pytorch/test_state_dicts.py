@@ -215,7 +215,7 @@ def test_variables_of_another_network_are_refused():
 
 def test_backbone_without_names_is_refused():
   model = make(TinyBackbone())
-  with pytest.raises(ValueError, match='choices are WideResNet and ResNet18'):
+  with pytest.raises(ValueError, match='choices are WideResNet, Deep'):
     state_dicts.to_torch(variables_of(model), model)
 
 
