@@ -9,6 +9,7 @@ stores the unbiased one, n / (n - 1) times as large; n is batch x positions).
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -54,7 +55,7 @@ def conv(
   kernel_size: int,
   stride: int = 1,
   *,
-  padding: tuple[int, int] | None = None,
+  padding: Sequence[tuple[int, int]] | None = None,
   dtype: chex.ArrayDType | None = None,
   name: str | None = None,
 ) -> nn.Conv:
@@ -64,17 +65,17 @@ def conv(
     features: output channels.
     kernel_size: height and width of the kernel.
     stride: of rows and columns.
-    padding: zeros before and after the rows, and the columns; None: half the
-      kernel on both sides, as PyTorch pads.
+    padding: zeros before and after the rows, and before and after the columns;
+      None: half the kernel everywhere, as PyTorch pads.
     dtype: compute dtype.
     name: the submodule's name.
   """
-  pad = padding or (kernel_size // 2, kernel_size // 2)
+  half = kernel_size // 2
   return nn.Conv(
     features,
     (kernel_size, kernel_size),
     strides=(stride, stride),
-    padding=(pad, pad),
+    padding=padding or ((half, half), (half, half)),
     use_bias=False,
     kernel_init=he_normal_fan_out,
     dtype=dtype,
@@ -159,8 +160,8 @@ class PreActUnit(nn.Module):
     features, stride, dtype, axis_name: as in `Blocks`.
     activation: name in `ACTIVATIONS`, in place of ReLU.
     momentum: of batch norm's running statistics.
-    strided_padding: of the 3x3 convolution where the stride is 2, see `conv`.
-      PyTorch pads (1, 1), TensorFlow's 'SAME' even sizes (0, 1).
+    same_padding: pad as TensorFlow's 'SAME' does. At stride 2 an even size has
+      no zero before and one after, where PyTorch has one on both sides.
   """
 
   features: int
@@ -169,7 +170,7 @@ class PreActUnit(nn.Module):
   axis_name: str | None
   activation: str = 'relu'
   momentum: float = 0.9
-  strided_padding: tuple[int, int] = (1, 1)
+  same_padding: bool = False
 
   @nn.compact
   def __call__(self, x: chex.Array, train: bool) -> chex.Array:
@@ -184,11 +185,15 @@ class PreActUnit(nn.Module):
       x = conv(
         self.features, 1, self.stride, dtype=self.dtype, name='shortcut'
       )(out)
+    padding = None
+    if self.same_padding:
+      strides = (self.stride, self.stride)
+      padding = jax.lax.padtype_to_pads(out.shape[1:3], (3, 3), strides, 'SAME')
     out = conv(
       self.features,
       3,
       self.stride,
-      padding=self.strided_padding if self.stride == 2 else None,
+      padding=padding,
       dtype=self.dtype,
       name='conv1',
     )(out)

@@ -107,10 +107,11 @@ class DeepMindWideResNet(WideResNet):
   (Wang et al. 2023). The published networks normalise images inside; here the
   network does too, by the config's `model.mean` and `model.std`.
 
-  Differs from `WideResNet` in three points. The activation is SiLU. A 3x3
-  convolution with stride 2 pads its input by no row before and one after, also
-  where the height is odd; so with columns. Batch norm's running statistics
-  average over more steps.
+  Differs from `WideResNet` in three points. The activation is SiLU. The 3x3
+  convolutions with stride 2 pad as TensorFlow's 'SAME': no row before and one
+  after, so with columns. Batch norm's running statistics average over more
+  steps. Odd sizes, which RobustBench's code cannot process, have one row on
+  both sides, as in TensorFlow.
 
   Attributes:
     depth: 6n + 4: 10, 16, 22, 28, 34, ...
@@ -138,7 +139,7 @@ class DeepMindWideResNet(WideResNet):
       layers.PreActUnit,
       activation=self.activation,
       momentum=self.momentum,
-      strided_padding=(0, 1),
+      same_padding=True,
     )
 
   def tail(self, features: chex.Array, **options) -> chex.Array:
