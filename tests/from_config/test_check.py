@@ -39,6 +39,11 @@ def set_key(config, path, value):
     ('model.backbone', 'vgg16', r"got 'vgg16'.*resnet18"),
     ('model.backbone', 'wrn35_10', r'got 35, expected 6n \+ 4'),
     ('model.backbone', 'wrn16_0', 'got 0, expected >= 1'),
+    (
+      'model.backbone_options',
+      {'activation': 'gelu'},
+      r"config\.model\.backbone: activation: got 'gelu', choices are \('relu'",
+    ),
     ('model.attach', 'block3', r"attach: got 'block3'.*block1.*block2"),
     ('model.aggregator', 'vote', r"got 'vote'.*pairwise.*classwise.*mean"),
     ('model.dtype', 'float16', r"got 'float16'.*float32.*bfloat16"),

@@ -9,12 +9,13 @@ import pytest
 from dhat_jax.models import backbones, layers
 from dhat_jax.models.dual_head import DualHeadNet, Trunk
 from dhat_jax.models.resnet import ResNet18
-from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.models.wide_resnet import DeepMindWideResNet, WideResNet
 from tests.helpers.tiny import flat, normal, random_variables, shapes_of
 
 WRN34, WRN28, WRN16 = WideResNet(34, 10), WideResNet(28, 10), WideResNet(16, 4)
 RESNET, PREACT = ResNet18(), ResNet18(preact=True)
 TINY = WideResNet(10, 1)
+DEEPMIND = DeepMindWideResNet(10, 1)
 IMAGE = np.zeros((1, 32, 32, 3), np.float32)
 
 
@@ -44,6 +45,7 @@ def counts(backbone, num_classes=10, **kwargs):
   [
     (WRN34, 46_160_474, 90_247_334),
     (WRN28, 36_479_194, 71_346_214),
+    (DeepMindWideResNet(28, 10), 36_479_194, 71_346_214),
     (WRN16, 2_748_890, 5_405_030),
     (RESNET, 11_173_962, 22_227_030),
     (PREACT, 11_172_170, 22_223_574),
@@ -88,7 +90,7 @@ def test_attach_point_moves_parameters_only(backbone):
 
 
 @pytest.mark.parametrize('shape', [(8, 8, 1), (28, 28, 1), (64, 64, 3)])
-@pytest.mark.parametrize('backbone', [TINY, RESNET, PREACT])
+@pytest.mark.parametrize('backbone', [TINY, DEEPMIND, RESNET, PREACT])
 def test_other_image_sizes(backbone, shape):
   net = DualHeadNet(backbone=backbone, num_classes=7, outputs=('main',))
   images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
@@ -110,12 +112,56 @@ def test_other_image_sizes(backbone, shape):
   [
     ('wrn34_10', WRN34),
     ('wrn10_1.5', WideResNet(10, 1.5)),
+    ('dm_wrn10_1', DEEPMIND),
     ('resnet18', RESNET),
     ('preact_resnet18', PREACT),
   ],
 )
 def test_names(name, backbone):
   assert backbones.BACKBONES.make(name) == backbone
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'backbone'),
+  [
+    ('wrn10_1', {'activation': 'silu'}, WideResNet(10, 1, 'silu')),
+    (
+      'dm_wrn10_1',
+      {'activation': 'relu', 'momentum': 0.9},
+      DeepMindWideResNet(10, 1, 'relu', 0.9),
+    ),
+    ('resnet18', {'activation': 'silu'}, ResNet18(activation='silu')),
+    ('preact_resnet18', {'activation': 'silu'}, ResNet18(True, 'silu')),
+  ],
+)
+def test_options(name, options, backbone):
+  assert backbones.BACKBONES.make(name, options) == backbone
+  assert backbone != backbones.BACKBONES.make(name)
+  with pytest.raises(
+    ValueError, match=r"activation: got 'tanh', choices are \('relu', 'silu'\)"
+  ):
+    backbones.BACKBONES.make(name, {'activation': 'tanh'})
+
+
+@pytest.mark.parametrize('momentum', [1, -0.1, True])
+def test_wrong_momentum(momentum):
+  with pytest.raises(ValueError, match='momentum: got'):
+    backbones.BACKBONES.make('dm_wrn10_1', {'momentum': momentum})
+
+
+def test_units_of_deepmind():
+  options = {'features': 4, 'stride': 2, 'dtype': None, 'axis_name': None}
+  unit, plain = DEEPMIND.unit(**options), TINY.unit(**options)
+  assert (unit.activation, unit.momentum, unit.same_padding) == (
+    'silu',
+    0.99,
+    True,
+  )
+  assert (plain.activation, plain.momentum, plain.same_padding) == (
+    'relu',
+    0.9,
+    False,
+  )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dhat_jax.models import layers
-from tests.helpers.tiny import normal
+from tests.helpers.tiny import normal, random_variables
 from tests.models.convolutions import assert_close, plain_conv, random_arrays
 
 
@@ -23,6 +23,10 @@ def test_padding_at_stride_2_is_symmetric():
   )
   same = plain_conv(image, kernel, (2, 2), 'SAME')
   assert same[0, 0, 0, 0] == 45  # rows and columns {0, 1, 2}: not PyTorch's
+  out = layers.conv(1, 3, 2, padding=((0, 1), (0, 1))).apply(
+    {'params': {'kernel': kernel}}, image
+  )
+  np.testing.assert_array_equal(out, same)
 
 
 @pytest.mark.oracle
@@ -42,6 +46,25 @@ def test_conv_equals_pytorch(size, kernel_size, stride):
     padding=kernel_size // 2,
   )
   assert_close(out, expected.numpy().transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize('size', [6, 7])
+def test_unit_pads_as_tensorflow(size):
+  inputs = normal(2, size, size, 3)
+  unit = layers.PreActUnit(
+    5, 2, None, None, activation='silu', same_padding=True
+  )
+  variables = random_variables(unit, inputs, train=False)
+  out, captured = unit.apply(
+    variables, inputs, train=False, capture_intermediates=True
+  )
+  (normed,), (ours,) = (
+    captured['intermediates'][name]['__call__'] for name in ('norm1', 'conv1')
+  )
+  kernel = variables['params']['conv1']['kernel']
+  activated = normed / (1 + jnp.exp(-normed))
+  assert_close(ours, plain_conv(activated, kernel, (2, 2), 'SAME'))
+  assert out.shape == (2, (size + 1) // 2, (size + 1) // 2, 5)
 
 
 def test_conv_init_is_he_normal_over_the_fan_out():
