@@ -22,8 +22,8 @@ from dhat_jax.runtime import cli, files
 COMPONENTS = 15
 # Of the kernel, in grey levels of 256 along each component. A classifier by the
 # three nearest neighbours is as accurate (98.6 % of the test images) with these
-# images as with the training images. They are 189 from the nearest of those, which
-# are 262 from each other (medians of Euclidean distances).
+# images as with the training images. They are 189 from the nearest of those,
+# which are 262 from each other (medians of Euclidean distances).
 BANDWIDTH = 45.0
 NUM_IMAGES = 20_000
 SEED = 0
