@@ -72,7 +72,7 @@ def _update(node: ml_collections.ConfigDict, values: dict[str, Any]) -> None:
     if not isinstance(value, dict):
       node[key] = value
       continue
-    if key == 'loss' and 'name' in value:
+    if key not in node or (key == 'loss' and 'name' in value):
       node[key] = ml_collections.ConfigDict()
     _update(node[key], value)
 
@@ -103,7 +103,10 @@ def aggregator_config(
 ) -> ml_collections.ConfigDict:
   """Returns the baseline's config with an aggregator that is fitted."""
   config = recipes.mixed(changed(source.config))
-  config.model.aggregator = aggregator
+  if aggregator != config.model.aggregator:  # with its own defaults
+    config.model.aggregator = aggregator
+    with config.unlocked():
+      del config.model.aggregator_options
   config.evaluation.autoattack_outputs = ('second', 'aggregated')
   return config
 
