@@ -5,7 +5,6 @@ starts; see `from_config.check`.
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -17,6 +16,7 @@ from dhat_jax.from_config.attack import (
   make_attack_scale,
   make_training_attack,
 )
+from dhat_jax.from_config.optimizer import make_ema_decay, make_optimizer
 from dhat_jax.from_config.values import completed, options_of
 from dhat_jax.models.backbones import BACKBONES
 from dhat_jax.models.dual_head import DualHeadNet
@@ -24,7 +24,6 @@ from dhat_jax.models.layers import DTYPES
 from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.runtime import devices, streams
 from dhat_jax.training import augment, optim
-from dhat_jax.training.ema import make_ema_decay
 from dhat_jax.training.loop import Intervals
 from dhat_jax.training.perturbation import (
   WEIGHT_PERTURBATIONS,
@@ -163,37 +162,6 @@ def make_loss(
   return loss
 
 
-def _make_optimizer(
-  spec: ConfigDict, where: str, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-  """Makes the optimiser of a stage's `optimizer`."""
-  shared = tuple(key for key in optim.OPTIMIZERS.shared if key in spec)
-  options = options_of(spec, without=shared)
-  return optim.OPTIMIZERS.make(
-    options.pop('name', 'sgd'),
-    options,
-    where=where,
-    schedule=schedule,
-    **{key: spec[key] for key in shared},
-  )
-
-
-def _make_ema_decay(
-  spec: ConfigDict, where: str, steps_per_epoch: int
-) -> float | Callable:
-  """Makes the decay of a stage's average: `ema_decay` and `ema`."""
-  arguments.number(f'{where}.ema_decay', spec.ema_decay, 0, below=1)
-  for name in ('warm_up', 'statistics', 'use'):
-    arguments.flag(f'{where}.ema.{name}', spec.ema[name])
-  return make_ema_decay(
-    decay=spec.ema_decay,
-    copy_steps=optim.whole_steps(
-      f'{where}.ema.copy_epochs', spec.ema.copy_epochs, steps_per_epoch
-    ),
-    warm_up=spec.ema.warm_up,
-  )
-
-
 def _num_steps(
   config: ConfigDict, name: str, role: Role, steps_per_epoch: int
 ) -> int:
@@ -268,13 +236,13 @@ def make_stage(
     steps_per_epoch=steps_per_epoch,
   )
   attack = make_training_attack(spec.attack, f'{where}.attack')
-  tx = _make_optimizer(spec.optimizer, f'{where}.optimizer', schedule)
+  tx = make_optimizer(spec.optimizer, f'{where}.optimizer', schedule)
   net = make_network(
     config,
     outputs=role.outputs,
     axis_name=devices.AXIS if config.model.sync_batch_norm else None,
   )
-  ema_decay = _make_ema_decay(spec, where, steps_per_epoch)
+  ema_decay = make_ema_decay(spec, where, steps_per_epoch)
   perturbation = options_of(spec.weight_perturbation)
   value_and_grad = WEIGHT_PERTURBATIONS.make(
     perturbation.pop('name', None),
