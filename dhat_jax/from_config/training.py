@@ -8,7 +8,6 @@ import copy
 from typing import Any
 
 import ml_collections
-import optax
 
 from dhat_jax import arguments, losses
 from dhat_jax.from_config.attack import (
