@@ -184,7 +184,18 @@ def create_train_state(
     rng=state_rng,
     ema_params=jax.tree.map(jnp.array, trained) if ema else None,
     ema_batch_stats=jax.tree.map(jnp.array, statistics) if averages else None,
-    loss_state=loss.memory.initial() if loss and loss.memory else None,
+    loss_state=_loss_state(loss),
+  )
+
+
+def _loss_state(loss: Loss | None) -> Any:
+  """Returns what a loss remembers at step 0, or None."""
+  if loss is None or loss.memory is None:
+    return None
+  # With the types of a step's result: other ones would compile it twice.
+  return jax.tree.map(
+    lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype),
+    loss.memory.initial(),
   )
 
 
