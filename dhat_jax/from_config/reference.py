@@ -107,7 +107,7 @@ _OPTIMIZER_KEYS = {
 }
 _STAGE_KEYS = {
   'loss.name': Key('the loss', choices=LOSSES),
-  'loss.beta': Key('weight of the robustness term; TRADES and MART only'),
+  'loss.beta': Key('weight of the robustness term; TRADES, MART, DKL'),
   **{f'attack.{key}': value for key, value in _ATTACK_KEYS.items()},
   'epochs': Key('length of the stage', 'epochs'),
   'batch_size': Key('images in a batch, over all devices', 'images'),

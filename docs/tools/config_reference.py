@@ -74,7 +74,7 @@ NOTES = {
   reference.STAGE: (
     f'`{reference.STAGE}` stands for `main_head`, `second_head`, '
     '`aggregator`, or `joint`. Every\nstage has all of these keys; `loss.beta` '
-    'belongs to TRADES and MART.'
+    'belongs to TRADES, MART and DKL.'
   ),
 }
 PART_NOTE = """## Options of registered parts
