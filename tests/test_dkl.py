@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from dhat_jax import losses
+from dhat_jax import from_config, losses
 from dhat_jax.attacks import pgd
+from dhat_jax.configs import digits
 from dhat_jax.losses.decoupled import pairwise_mse
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.outputs import Outputs
@@ -243,6 +244,7 @@ def states():
   for seed in range(3):
     state, metrics = step(state, make_batch(seed))
     result.append(state)
+  assert step._cache_size() == 1  # compiled once: the state keeps its types
   return result, metrics, step
 
 
@@ -285,3 +287,17 @@ def test_resumes_bitwise():
     expected = checkpoint.flatten(passed[before + 1])
     for name, array in checkpoint.flatten(after).items():
       np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_dkl_knows_the_classes_and_the_epoch():
+  config = digits.get_config()
+  with config.unlocked():
+    config.main_head.loss = {'name': 'dkl'}
+  config.main_head.batch_size = 4
+  stage = from_config.make_stage(config, 'main_head', num_train=8)
+  state = stage.loss.memory.initial()
+  assert state['class_means'].shape == (10, 10)
+  sums = {'class_sums': jnp.eye(10)}
+  for step, mean in ((0, 0.1), (1, 1.0)):
+    state = stage.loss.memory.advance(state, sums, step)
+    assert state['class_means'][3, 3] == pytest.approx(mean)

@@ -153,7 +153,8 @@ def class_means(num_classes: int, steps_per_epoch: int) -> Memory:
 
   return Memory(
     initial=lambda: {
-      'class_means': jnp.full(shape, 1 / num_classes),
+      # With a type: a weak one would have the step compiled twice.
+      'class_means': jnp.full(shape, 1 / num_classes, float),
       'class_sums': jnp.zeros(shape),
     },
     sums=('class_sums',),

@@ -178,7 +178,7 @@ def _sums(
   mask = batch['mask']
   withheld = loss.memory.sums if loss.memory else ()
   sums = {
-    name: jnp.tensordot(mask, value, 1)
+    name: _sum_of_arrays(value, mask)
     if name in withheld
     else jnp.sum(value * mask)
     for name, value in values.items()
@@ -190,6 +190,14 @@ def _sums(
       if name not in withheld
     }
   return sums
+
+
+def _sum_of_arrays(values: chex.Array, mask: chex.Array) -> chex.Array:
+  """Sums arrays over the examples that count: [B, ...], [B] -> [...].
+
+  Not as a matrix product, which accelerators would round.
+  """
+  return jnp.sum(values * mask.reshape(-1, *[1] * (values.ndim - 1)), axis=0)
 
 
 def _train_forward(

@@ -37,6 +37,21 @@ def set_key(config, path, value):
     ('stages', ('second_head',), r"main_head', 'second_head'"),
     ('stages', ('main_head', 'aggregator'), 'choices are'),
     ('model.backbone', 'vgg16', r"got 'vgg16'.*resnet18"),
+    (
+      'main_head.loss',
+      {'name': 'dkl', 'alpha': -1.0},
+      r'config\.main_head\.loss: alpha: got -1\.0, expected a finite number >=',
+    ),
+    (
+      'dataset.augmentations',
+      ('cutmix', {'name': 'cutout', 'size': 0}),
+      r'config\.dataset\.augmentations: size: got 0, expected an integer >= 1',
+    ),
+    (
+      'dataset.augmentations',
+      ('cutmix', 'cutmix'),
+      r'config\.dataset\.augmentations: got .* at most one that mixes images',
+    ),
     ('model.backbone', 'wrn35_10', r'got 35, expected 6n \+ 4'),
     ('model.backbone', 'wrn16_0', 'got 0, expected >= 1'),
     (
