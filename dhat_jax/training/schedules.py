@@ -186,7 +186,7 @@ def one_cycle_schedule(
     per_epoch: whether rate and momentum are constant within an epoch.
 
   Raises:
-    ValueError: a number out of its range.
+    ValueError: a number out of its range, or one epoch with `per_epoch`.
   """
   arguments.number('pct_start', pct_start, above=0, below=1)
   arguments.number('div_factor', div_factor, 1)
@@ -197,6 +197,11 @@ def one_cycle_schedule(
   length = max(num_steps, 1)
   if arguments.flag('per_epoch', per_epoch):
     length = math.ceil(length / steps_per_epoch)
+    if num_steps and length < 2:
+      raise ValueError(
+        'per_epoch: got true for a stage of one epoch, whose rate would be the '
+        'last one'
+      )
   first = learning_rate / div_factor
 
   def phases(start: float, peak: float, end: float) -> optax.Schedule:

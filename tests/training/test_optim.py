@@ -323,6 +323,7 @@ def test_adamw_golden():
     ),
     ({'cycle_momentum': 1}, 'cycle_momentum: got 1, expected true or false'),
     ({'per_epoch': 'yes'}, "per_epoch: got 'yes', expected true or false"),
+    ({'per_epoch': True, 'num_steps': 7}, 'per_epoch: got true for a stage of'),
   ],
 )
 def test_one_cycle_errors(options, message):

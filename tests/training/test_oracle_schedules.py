@@ -38,7 +38,7 @@ def one_cycle(num_steps, steps_per_epoch=1, **options):
     (400, {'pct_start': 0.025}),  # the published run
     (90, {}),
     (10, {'pct_start': 0.025}),  # the peak lies before the first step
-    (1, {}),
+    (2, {}),
     (
       37,
       {
