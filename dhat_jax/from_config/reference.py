@@ -39,6 +39,7 @@ OPTIONAL = (
     f'{STAGE}.{key}'
     for key in (
       *('attack.name', 'attack.epsilon_255', 'attack.step_size_255'),
+      'attack.statistics',
       *('attack.warmup_start_epoch', 'attack.warmup_start_fraction'),
       'attack.warmup_per_epoch',
       *('schedule.drop_epochs', 'schedule.drop_factor'),
