@@ -1,5 +1,7 @@
 """What a user may get wrong in a config, each with one clear error."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -171,6 +173,50 @@ def test_mean_aggregator_trains_nothing(config):
   config.model.aggregator = 'mean'
   stage = from_config.make_stage(config, 'aggregator', num_train=640)
   assert stage.num_steps == 0
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (
+      {'dataset.validation_size': 0},
+      r"dataset.validation_size: got 0, expected more: aggregator 'mixed'",
+    ),
+    (
+      {'model.aggregator_options': {'attack': 'pgd'}},
+      r"model.aggregator_options.attack: got 'pgd', choices are \('clean'",
+    ),
+    (
+      {'model.aggregator_options': {'percentile': 120.0}},
+      r'model.aggregator: percentile: got 120.0, expected in \[0, 100\]',
+    ),
+    (
+      {'model.aggregator_options': {'percent': 90.0}},
+      r"model.aggregator: got \('percent',\), choices for 'mixed' are",
+    ),
+    (
+      {'stages': ('joint',)},
+      "model.aggregator: got 'mixed', which is fitted to trained heads",
+    ),
+  ],
+)
+def test_what_a_fit_needs(config, change, message):
+  config.model.aggregator = 'mixed'
+  with config.unlocked():
+    config.joint = copy.deepcopy(config.aggregator)
+    for name in ('main_head', 'second_head', 'aggregator', 'joint'):
+      config[name].keep = 'last'
+    from_config.check(config)
+    for path, value in change.items():
+      group, _, key = path.rpartition('.')
+      (config[group] if group else config)[key] = value
+  with pytest.raises(ValueError, match=message):
+    from_config.check(config)
+  # Nothing is fitted where nothing is aggregated.
+  config.update(stages=('main_head',))
+  config.model.aggregator_options = {}
+  config.dataset.validation_size = 0
+  from_config.check(config)
 
 
 def test_plain_network_has_one_output(config):
