@@ -8,7 +8,8 @@ import pytest
 from dhat_jax import convert, from_config
 from dhat_jax.configs import digits
 from dhat_jax.datasets import digits as digits_data
-from dhat_jax.run import train_and_evaluate
+from dhat_jax.models.wide_resnet import DeepMindWideResNet
+from dhat_jax.run import load_run, train_and_evaluate
 from dhat_jax.training import loop
 from tests.helpers.state_dicts import make, state_dict_of
 from tests.helpers.tiny import flat
@@ -105,6 +106,52 @@ def test_imported_workdir_is_evaluated(imported_plain):
   ).main
   expected = np.mean(logits.argmax(axis=1) == test.labels)
   assert abs(results['accuracy']['main']['clean'] - expected) < 0.005
+
+
+def test_deepmind_network_of_robustbench_comes_in(tmp_path, capsys):
+  """The commands of docs/from_pytorch.md, with digits for CIFAR-10."""
+  model = make(
+    DeepMindWideResNet(10, 1), heads=1, num_classes=10, mean=(0.5,), std=(0.2,)
+  )
+  state_dict = state_dict_of(model, channels=1)
+  wrapped = {f'module.0.{key}': value for key, value in state_dict.items()}
+  np.savez(tmp_path / 'theirs.npz', **wrapped)
+  flags = (
+    *OVERRIDES,
+    '--config.stages=("main_head",)',
+    '--config.model.backbone=dm_wrn10_1',
+    f'--workdir={tmp_path}/workdir',
+  )
+  numbers = ('--config.model.mean=(0.5,)', '--config.model.std=(0.2,)')
+  run(*flags, *numbers, f'--from_torch={tmp_path}/theirs.npz')
+  assert 'left out of the keys: 0., which' in capsys.readouterr().err
+  run(*flags, *numbers, f'--to_torch={tmp_path}/back.npz')
+  with np.load(tmp_path / 'back.npz') as back:
+    assert set(back.files) == set(state_dict)
+    for key, array in state_dict.items():
+      np.testing.assert_array_equal(back[key], array, err_msg=key)
+
+
+@pytest.mark.slow
+def test_deepmind_network_trains(tmp_path):
+  config = digits.get_config()
+  config.stages = ('main_head',)
+  config.model.backbone = 'dm_wrn10_1'
+  config.model.mean, config.model.std = (0.5,), (0.25,)
+  config.compare_with_natural = False
+  config.main_head.update({'epochs': 1, 'batch_size': 512})  # two steps
+  config.main_head.attack.steps = 1
+  config.evaluation.attacks = ('clean',)
+  config.evaluation.sweep_epsilons_255 = config.evaluation.loss_steps = ()
+  train_and_evaluate(config, str(tmp_path / 'run'))
+  trained = load_run(str(tmp_path / 'run'))
+  assert trained.net.backbone == DeepMindWideResNet(10, 1)
+  state_dict = convert.export_workdir(str(tmp_path / 'run'))
+  # Two steps, each with clean and adversarial images, from 1: .99^4 = .96.
+  variances = state_dict['layer.2.block.0.batchnorm_0.running_var']
+  assert np.all(variances > 0.96)
+  assert np.any(variances != 1)
+  assert np.any(state_dict['logits.bias'] != 0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dhat_jax.models import aggregator
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.models.outputs import OUTPUTS, Output
 from dhat_jax.models.resnet import ResNet18
-from dhat_jax.models.wide_resnet import WideResNet
+from dhat_jax.models.wide_resnet import DeepMindWideResNet, WideResNet
 from dhat_jax.pytorch import names, state_dicts
 from tests.helpers.state_dicts import (
   WRN,
@@ -33,6 +33,7 @@ def errors_of(state_dict, model):
     make(WideResNet(16, 2), attach='block2', aggregator='classwise'),
     make(WideResNet(34, 1), heads=2, num_classes=100),
     make(aggregator='mean'),
+    make(DeepMindWideResNet(16, 2), attach='block2'),
     make(WRN, heads=1),
     make(ResNet18()),
     make(ResNet18(preact=True), attach='block3', aggregator='classwise'),
@@ -71,6 +72,76 @@ def test_wide_resnet_has_the_published_keys():
       unit + f'{bn}.{name}' for bn in ('bn1', 'bn2') for name in norm
     }
   assert keys == expected
+
+
+def test_deepmind_has_the_published_keys():
+  keys = state_dict_of(make(DeepMindWideResNet(16, 2), heads=1)).keys()
+  norm = ('weight', 'bias', 'running_mean', 'running_var')
+  norm += ('num_batches_tracked',)
+  expected = {'init_conv.weight', 'logits.weight', 'logits.bias'}
+  expected |= {f'batchnorm.{name}' for name in norm}
+  for group in (0, 1, 2):
+    expected.add(f'layer.{group}.block.0.shortcut.weight')
+    for block in (0, 1):
+      prefix = f'layer.{group}.block.{block}.'
+      expected |= {f'{prefix}conv_{i}.weight' for i in (0, 1)}
+      expected |= {
+        f'{prefix}batchnorm_{i}.{name}' for i in (0, 1) for name in norm
+      }
+  assert keys == expected
+  dual = state_dict_of(make(DeepMindWideResNet(10, 1)))
+  assert {key.split('.block')[0] for key in dual if 'WRN2.l' in key} == {
+    'WRN2.layer.1',
+    'WRN2.layer.2',
+    'WRN2.logits.weight',
+    'WRN2.logits.bias',
+  }
+
+
+def test_activation_has_no_keys():
+  state_dict = state_dict_of(make(heads=1))
+  silu = make(WideResNet(10, 1, 'silu'), heads=1)
+  assert state_dict.keys() == state_dict_of(silu).keys()
+  state_dicts.from_torch(state_dict, silu)
+
+
+def test_wrappers_of_robustbench_networks_are_left_out():
+  """DataParallel around a Sequential, and the constants in an older file."""
+  mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+  model = make(DeepMindWideResNet(10, 1), heads=1, mean=mean, std=std)
+  state_dict = state_dict_of(model)
+  wrapped = {f'module.0.{key}': value for key, value in state_dict.items()}
+  for name, numbers in (('mean', mean), ('std', std)):
+    wrapped[f'module.0.{name}'] = np.float32(numbers).reshape(3, 1, 1)
+  expected = flat(state_dicts.from_torch(state_dict, model))
+  for path, array in flat(state_dicts.from_torch(wrapped, model)).items():
+    np.testing.assert_array_equal(array, expected[path], err_msg=path)
+  unnormalised = make(DeepMindWideResNet(10, 1), heads=1)
+  message = errors_of(wrapped, unnormalised)
+  assert "--config.model.mean='(0.4914, 0.4822, 0.4465)'" in message
+  assert "--config.model.std='(0.2471, 0.2435, 0.2616)'" in message
+
+
+@pytest.mark.parametrize('heads', [1, 3])
+def test_padding_decides_whose_weights_fit(heads):
+  """WideResNets with PyTorch's and with TensorFlow's padding: both ways."""
+  torch_like, deepmind = (
+    make(heads=heads),
+    make(DeepMindWideResNet(10, 1), heads=heads),
+  )
+  message = errors_of(state_dict_of(deepmind), torch_like)
+  prefix = '' if heads == 1 else 'WRN1.'
+  assert f'  missing: {prefix}block1.layer.0.bn1.bias, expected' in message
+  assert (
+    'The keys are of DeepMindWideResNet (config.model.backbone: '
+    'dm_wrn<depth>_<widen_factor>), the model has WideResNet '
+    '(wrn<depth>_<widen_factor>)'
+  ) in message
+  message = errors_of(state_dict_of(torch_like), deepmind)
+  assert f'  missing: {prefix}batchnorm.bias, expected (64,)' in message
+  assert 'The keys are of WideResNet' in message
+  message = errors_of(state_dict_of(make(ResNet18(), heads=heads)), deepmind)
+  assert 'The keys are of ResNet18' in message
 
 
 def test_dual_head_has_the_published_prefixes():
