@@ -2,8 +2,8 @@
 
 A config is `get_config(variant)` with a variant `<base>_<backbone>`: base
 `trades`, `sat` or `mart`; backbone `wrn34_10`, `wrn28_10`, `wrn16_4` (any
-`wrn<depth>_<width>`), `resnet18` or `preact_resnet18`. A suffix `_mixed` makes
-it MixedNUTS; see `mixed`.
+`wrn<depth>_<width>`), `dm_wrn28_10` (DeepMind's, likewise), `resnet18` or
+`preact_resnet18`. A suffix `_mixed` makes it MixedNUTS; see `mixed`.
 
 Lengths are in units of [0, 1]; a key that ends in `_255` is in units of 1/255
 and, where it is given, takes the place of the key without.
@@ -29,11 +29,14 @@ MIXED = '_mixed'
 def split_variant(variant: str) -> tuple[str, str]:
   """Splits '<base>_<backbone>'; an unknown one raises with the choices."""
   base, _, backbone = variant.partition('_')
-  known = backbone in BACKBONES or re.fullmatch(r'wrn\d+_\d+(\.\d+)?', backbone)
+  known = backbone in BACKBONES or re.fullmatch(
+    r'(dm_)?wrn\d+_\d+(\.\d+)?', backbone
+  )
   if base not in BASES or not known:
     raise ValueError(
       f'config variant: got {variant!r}, expected <base>_<backbone> with base '
-      f'in {BASES} and backbone in {BACKBONES} or another wrn<depth>_<width>'
+      f'in {BASES} and backbone in {BACKBONES}, another wrn<depth>_<width> or '
+      'dm_wrn<depth>_<width>'
     )
   return base, backbone
 
@@ -199,6 +202,8 @@ def run(
       'dataset': dataset,
       'model': {
         'backbone': backbone,
+        # As {'activation': 'silu'}.
+        'backbone_options': {},
         'attach': 'block1',
         'aggregator': aggregator,
         # Per channel; (): images go in as they are, in [0, 1].
@@ -299,7 +304,7 @@ def cifar(
   """
   variant, is_mixed = without_mixed(variant)
   base, backbone = split_variant(variant)
-  wide = backbone.startswith('wrn')
+  wide = 'wrn' in backbone
   if base == 'sat':
     training_attack = attack(
       epsilon_255=8.0, step_size_255=2.0, start='uniform'

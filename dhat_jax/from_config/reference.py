@@ -151,7 +151,9 @@ _MODEL_KEYS = {
     choices=('block1', 'block2', 'block3'),
   ),
   'aggregator': Key('how the heads are merged', choices=AGGREGATORS),
-  'backbone_options': Key('options of a backbone of your own, a dict'),
+  'backbone_options': Key(
+    'options of the backbone, a dict; as {"activation": "silu"}'
+  ),
   'aggregator_options': Key('options of an aggregator of your own, a dict'),
   'mean': Key('subtracted from images, per channel; (): nothing', '[0, 1]'),
   'std': Key('images are divided by it, per channel; (): 1', '[0, 1]'),

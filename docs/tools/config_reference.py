@@ -105,7 +105,10 @@ def _values(config: ConfigDict, key: str) -> tuple[str, str]:
       node = node[part]
     if name not in node:
       return 'dict', 'none'
-    values.append(_text(node[name]))
+    value = node[name]
+    if isinstance(value, ConfigDict):
+      return 'dict', str(value.to_dict())
+    values.append(_text(value))
     types.add(node.get_type(name).__name__)
   return types.pop(), ' / '.join(dict.fromkeys(values))
 

@@ -143,6 +143,14 @@ def test_importable_as_part_of_the_package():
   assert installed.to_dict() == get_config('digits', 'trades_wrn10_1').to_dict()
 
 
+def test_deepmind_network_has_the_recipe_of_a_wide_one():
+  theirs = get_config('cifar10', 'mart_dm_wrn28_10')
+  ours = get_config('cifar10', 'mart_wrn28_10')
+  assert theirs.model.backbone == 'dm_wrn28_10'
+  assert theirs.main_head == ours.main_head
+  check(theirs)
+
+
 @pytest.mark.parametrize('variant', ['trades', 'trades_vgg', 'fgsm_resnet18'])
 def test_unknown_variant_lists_choices(variant):
   with pytest.raises(ValueError, match=r'trades.*mart.*wrn34_10'):
