@@ -66,11 +66,13 @@ def shaped(tree: Any, *leading: int) -> Any:
   )
 
 
-def _batch(images: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(
+  images: tuple[int, ...], flags: Sequence[str] = ('mask',)
+) -> dict[str, jax.ShapeDtypeStruct]:
   return {
     'images': jax.ShapeDtypeStruct(images, jnp.uint8),
     'labels': jax.ShapeDtypeStruct(images[:1], jnp.int32),
-    'mask': jax.ShapeDtypeStruct(images[:1], jnp.bool_),
+    **{flag: jax.ShapeDtypeStruct(images[:1], jnp.bool_) for flag in flags},
   }
 
 
@@ -125,7 +127,8 @@ def training_step(
   stage = training.make_stage(config, name, batch_size * len(targets))
   images = batch_size, *from_config.image_shape(config)
   state = jax.eval_shape(lambda: initial_state(stage, images[1:]))
-  arguments = state, _batch(images)
+  extra = from_config.completed(config).dataset.extra.files
+  arguments = state, _batch(images, ('mask', 'own') if extra else ('mask',))
   trained = [state.params[part] for part in stage.role.trains]
   return Program(
     name=name,

@@ -47,3 +47,29 @@ def rows(folder, *arguments):
   process = run(path, *arguments)
   assert process.returncode == 0, process.stderr[-2000:]
   return {row['program']: row for row in documents.read(str(path))['rows']}
+
+
+def modern_step(folder, target):
+  """Compiles a step with all of today's parts at once; returns its row."""
+  arguments = [
+    '--config=tests/helpers/modern_run.py',
+    f'--target={target}',
+    '--stage=main_head',
+    '--programs=training',
+    '--batch_size=32',
+    '--dtype=bfloat16',
+  ]
+  return rows(folder, *arguments)['main_head']
+
+
+def check_modern_step(row):
+  """Asserts on a row of `modern_step` what holds for every target."""
+  assert 'error' not in row, row
+  assert row['transfers'] == []
+  # The attack's; cropping, boxes and CutMix have none.
+  assert row['loops'] == 1
+  assert (row['sorts'], row['top_k']) == (0, 0)
+  # One for the weights' perturbation, before its norms, one for the update.
+  assert row['all_reduces']['gradients']['number'] == 2
+  # Counters that are always equal share their memory.
+  assert row['state_leaves'] - row['aliases'] <= 1

@@ -153,3 +153,7 @@ def test_rematerialisation_takes_less_memory(tmp_path):
   assert temporaries[0] < 0.75 * temporaries[1]
   # The convolutions are computed again.
   assert remat['convolutions']['number'] > plain['convolutions']['number']
+
+
+def test_all_of_todays_parts_at_once(tmp_path):
+  compiled.check_modern_step(compiled.modern_step(tmp_path, 'h100:2'))

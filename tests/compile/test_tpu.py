@@ -64,3 +64,7 @@ def test_sorts_and_gathers_of_the_attacks(rows):
     assert before['gathers'] >= 1
     assert rows[name]['gathers'] >= 1
     assert rows[name]['sorts'] >= before['sorts']
+
+
+def test_all_of_todays_parts_at_once(tmp_path):
+  compiled.check_modern_step(compiled.modern_step(tmp_path, 'v5e:2x2'))

@@ -23,6 +23,8 @@ def test_short_campaign(tmp_path):
       sys.executable,
       '-m',
       'tests.survival.campaign',
+      # All of today's parts at once: whatever a step remembers is resumed.
+      '--config=tests/helpers/modern_run.py:wrn10_1',
       '--kills=3',
       '--short',
       f'--workdir={tmp_path}/runs',
