@@ -9,6 +9,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import pytest
 
 import dhat_jax
@@ -30,7 +31,15 @@ CONFIGS = [
   ('digits', 'trades_wrn10_1_mixed'),
   ('cifar10', 'sat_wrn34_10_mixed'),
   ('cifar100', 'mart_resnet18_mixed'),
+  *(
+    (f'{name}_modern', f'{base}_{backbone}')
+    for name, backbone in (('digits', 'wrn10_1'), ('cifar10', 'wrn34_10'))
+    for base in recipes.BASES
+  ),
+  ('digits_modern', 'trades_wrn10_1_mixed'),
 ]
+# Whose files of generated images must be there.
+GENERATED = 'cifar10_generated'
 # With 10 and with 100 classes (then with the classwise aggregator):
 # backbone -> parameters of the plain network, of the dual-head one.
 SIZES = {
@@ -76,6 +85,46 @@ def test_default_variants():
   module = importlib.import_module('configs.cifar10')
   assert module.get_config().name == 'cifar10'
   assert get_config('svhn', 'sat_resnet18').name == 'svhn_sat_resnet18'
+
+
+def test_generated_images(tmp_path):
+  """The published steps, rates and momenta, once the images are there."""
+  config = get_config(GENERATED, 'dm_wrn28_10')
+  assert shared_parts(config) == 0
+  with pytest.raises(ValueError, match=r"extra.files: got '1m.npz'"):
+    check(config)
+  path = tmp_path / 'images.npz'
+  np.savez(path, image=np.zeros((8, 32, 32, 3), np.uint8), label=np.arange(8))
+  config.dataset.extra.files = (str(path),)
+  check(config)
+  assert json.loads(config.to_json())['dataset']['extra']['fraction'] == 0.7
+  # 49,000 images in batches of 512: 96 steps are an epoch, 358 of 512 are
+  # generated.
+  stage = training.make_stage(
+    config, 'main_head', num_train=49_000, steps_per_epoch=96
+  )
+  assert stage.num_steps == 400 * 96
+  rates = [float(stage.schedule(96 * epoch)) for epoch in (0, 9, 10, 399)]
+  assert rates == pytest.approx([0.008, 0.2, 0.2, 8e-7], rel=1e-3)
+  momenta = [
+    float(stage.schedule.momentum(96 * epoch)) for epoch in (0, 9, 399)
+  ]
+  assert momenta == pytest.approx([0.95, 0.85, 0.95])
+
+
+def test_awp_begins_as_published():
+  for base, gamma, start_epoch in (('trades', 0.005, 10), ('sat', 0.01, 1)):
+    config = get_config('cifar10_modern', f'{base}_resnet18')
+    spec = config.second_head.weight_perturbation
+    assert spec.to_dict() == {
+      'name': 'awp',
+      'gamma': gamma,
+      'start_epoch': start_epoch,
+    }
+    assert config.aggregator.weight_perturbation.name == 'none'
+    stage = training.make_stage(config, 'main_head', num_train=49_000)
+    assert stage.gradients == 2
+    assert stage.schedule(100 * 382) == pytest.approx(0.1)
 
 
 def test_mixed_changes_the_second_head_and_the_mix_alone():
@@ -134,7 +183,7 @@ def test_configs_import_only_each_other():
 
 
 def test_every_config_is_listed():
-  names = [f'configs/{name}.py' for name in dict(CONFIGS)]
+  names = [f'configs/{name}.py' for name in (*dict(CONFIGS), GENERATED)]
   assert config_file.list_installed() == sorted(names)
 
 
