@@ -4,9 +4,10 @@
 
 TRADES with WRN-10-1, as `experiments.digits` runs it, and one change at a time
 in all stages (DKL: in those of the heads). Each run is a single head (stage 1)
-and DH-AT with the published aggregator. The generated images are those of `experiments.generated_digits`,
-made at the first start. A second group compares the aggregators of two heads:
-for MixedNUTS and its control the second head is trained without attack.
+and DH-AT with the published aggregator. The generated images are those of
+`experiments.generated_digits`, made at the first start. A second group compares
+the aggregators of two heads: for MixedNUTS and its control the second head is
+trained without attack.
 """
 
 import argparse
