@@ -69,7 +69,9 @@ NOTES = {
     'there is\nno network, put the archive into a folder and give '
     '`--config.dataset.manual_dir`,\nor give a prepared TFDS folder as '
     '`--config.dataset.data_dir`. For images of your\nown, see [your own '
-    'folder of images](recipes.md#your-own-folder-of-images).'
+    'folder of images](recipes.md#your-own-folder-of-images) and\n[your own '
+    'arrays](recipes.md#your-own-arrays); for `dataset.extra`, see\n[generated '
+    'images](recipes.md#generated-images).'
   ),
   reference.STAGE: (
     f'`{reference.STAGE}` stands for `main_head`, `second_head`, '

@@ -14,7 +14,7 @@ from dhat_jax.attacks import balls, pgd
 from dhat_jax.attacks.training import TRAINING_ATTACKS
 from dhat_jax.benchmark import training
 from dhat_jax.datasets import digits
-from dhat_jax.datasets.base import Split
+from dhat_jax.datasets.base import Dataset, Split
 from dhat_jax.evaluation import results
 from dhat_jax.models import outputs
 from dhat_jax.models.aggregator import AGGREGATORS
@@ -232,6 +232,40 @@ def test_no_output_stays():
   assert 'third' not in outputs.OUTPUTS
 
 
+def config_of_command(word):
+  """The config of the one command of the page that has a word."""
+  (words,) = [words for words in commands(DOCS / 'recipes.md') if word in words]
+  return main.parse(words[2:]).config
+
+
+def test_arrays(folder):
+  config = config_of_command('--config.dataset.loader=npz')
+  from_config.check(config)
+  dataset = from_config.load_dataset(config)
+  # Whichever wrote it last: the fixture, or the recipe itself.
+  with np.load('my_arrays/train.npz') as arrays:
+    np.testing.assert_array_equal(dataset.train.images, arrays['images'])
+    assert dataset.train.labels.tolist() == arrays['labels'].tolist()
+  assert config.name == 'my_arrays'
+
+
+def test_generated_images(folder):
+  config = config_of_command('--config.dataset.extra.fraction=0.7')
+  assert config.dataset.extra.files == ('generated/*.npz',)
+  from_config.check(config)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (1100, 32, 32, 3), np.uint8)
+  split = Split(images, np.arange(1100, dtype=np.int32) % 10)
+  dataset = Dataset(split, split, tuple('0123456789'), 'made up')
+  config.dataset.validation_size = 76
+  config.model.backbone = 'tiny'
+  stage = from_config.make_experiment(config, dataset).stages[0]
+  assert stage.steps_per_epoch == 2
+  batch = stage.source.batch(0)
+  assert (~batch['own']).sum() == 358
+  assert batch['own'].sum() == 154
+
+
 @pytest.mark.parametrize('size', [4, 6])
 def test_folder_of_images(folder, size):
   data_dir = folder / f'my_images_{size}'
@@ -240,12 +274,7 @@ def test_folder_of_images(folder, size):
       name = data_dir / split / f'class{label}' / 'one.png'
       name.parent.mkdir(parents=True)
       Image.new('RGB', (size, size), (label, 0, 0)).save(name)
-  (words,) = [
-    words
-    for words in commands(DOCS / 'recipes.md')
-    if '--config.dataset.loader=image_folder' in words
-  ]
-  config = main.parse(words[2:]).config
+  config = config_of_command('--config.dataset.loader=image_folder')
   config.dataset.data_dir = str(data_dir)
   config.dataset.cache_dir = str(folder / 'cache')
   assert from_config.image_shape(config) == (size, size, 3)
