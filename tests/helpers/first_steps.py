@@ -1,11 +1,11 @@
 """The first steps of every stage, on any number of devices and processes.
 
-    python -m tests.helpers.first_steps FILE.npz CONFIG STAGE,... \\
+    python -m tests.helpers.first_steps FILE.npz CONFIG:STAGE,... \\
         [--cpu_devices=4 ...]
 
 CONFIG is 'tiny' or 'modern', the helpers that make it. Options with dashes are
-those of `processes.initialize`. The file gets `<stage>/<step>/<name>` of the
-metrics, the variables after each step, and what the loss remembers.
+those of `processes.initialize`. The file gets `<config>/<stage>/<step>/<name>`
+of the metrics, the variables after each step, and what the loss remembers.
 """
 
 import ast
@@ -59,21 +59,28 @@ def first_steps(config, dataset, name):
   return arrays
 
 
+CONFIGS = {
+  'tiny': lambda: tiny_run.get_config(
+    **{'dataset.crop_padding': 1, 'dataset.flip': True}
+  ),
+  'modern': modern_run.get_config,
+}
+
+
 def main():
   """Runs the stages and writes the file."""
-  path, config, stages, *options = sys.argv[1:]
+  path, *arguments = sys.argv[1:]
+  options = [text for text in arguments if text.startswith('--')]
   pairs = (option.removeprefix('--').partition('=') for option in options)
   processes.initialize(**{k: ast.literal_eval(v) for k, _, v in pairs})
-  if config == 'modern':
-    config = modern_run.get_config()
-  else:
-    config = tiny_run.get_config(
-      **{'dataset.crop_padding': 1, 'dataset.flip': True}
-    )
-  dataset = from_config.load_dataset(config)
   arrays = {}
-  for name in stages.split(','):
-    arrays |= first_steps(config, dataset, name)
+  for text in arguments[: len(arguments) - len(options)]:
+    name, _, stages = text.partition(':')
+    config = CONFIGS[name]()
+    dataset = from_config.load_dataset(config)
+    for stage in stages.split(','):
+      steps = first_steps(config, dataset, stage)
+      arrays |= {f'{name}/{key}': array for key, array in steps.items()}
   if processes.is_first():
     np.savez(path, **arrays)
 

@@ -2,19 +2,17 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from dhat_jax import from_config
 from dhat_jax.runtime import devices
 from dhat_jax.training import checkpoint
-from dhat_jax.training.stages import initial_state, roles
+from dhat_jax.training.stages import initial_state
 from tests.helpers import modern_run
 
 
-@pytest.mark.parametrize('name', list(roles()))
-def test_a_step_returns_the_types_that_it_takes(name):
+def test_a_step_returns_the_types_that_it_takes():
   """Otherwise the second step would compile again."""
-  stage = from_config.make_stage(modern_run.get_config(), name, 1309)
+  stage = from_config.make_stage(modern_run.get_config(), 'second_head', 1309)
   state = jax.eval_shape(lambda: initial_state(stage, (8, 8, 1)))
   batch = {
     'images': jnp.zeros((8, 8, 8, 1), jnp.uint8),
