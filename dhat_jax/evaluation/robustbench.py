@@ -10,7 +10,7 @@ from dhat_jax.models.outputs import OUTPUTS, final
 
 
 def _architecture(backbone: str) -> str:
-  if match := re.fullmatch(r'wrn(\d+)_(\d+(?:\.\d+)?)', backbone):
+  if match := re.fullmatch(r'(?:dm_)?wrn(\d+)_(\d+(?:\.\d+)?)', backbone):
     return f'WideResNet-{match[1]}-{match[2]}'
   names = {'resnet18': 'ResNet-18', 'preact_resnet18': 'PreActResNet-18'}
   return names.get(backbone, backbone)
@@ -49,6 +49,12 @@ def _label(output: str, learned: bool) -> str:
   return OUTPUTS['mean' if is_mean else output].label
 
 
+def _extra(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns `dataset.extra` if its images were trained on, else {}."""
+  extra = config.get('dataset', {}).get('extra', {})
+  return extra if extra.get('files') else {}
+
+
 def _notes(
   output: str,
   numbers: Mapping[str, Any],
@@ -65,6 +71,12 @@ def _notes(
     notes.append(
       f'NOT the standard budget: {dict(numbers["not_standard"])} in place of '
       f'{STANDARD}.'
+    )
+  if extra := _extra(results['config']):
+    notes.append(
+      f'{100 * extra["fraction"]:g} % of each training batch are extra images. '
+      'additional_data is false if they were generated from the training '
+      'images alone.'
     )
   if flags:
     notes.append(f'The audit raised red flags: {", ".join(flags)}.')
@@ -102,7 +114,7 @@ def entry(results: Mapping[str, Any]) -> dict[str, Any] | None:
   architecture = _architecture(config['model']['backbone'])
   return {
     **_names(output, config),
-    'additional_data': False,
+    'additional_data': bool(_extra(config)),
     'number_forward_passes': 1,
     'dataset': results['dataset'],
     'architecture': architecture + (', two heads' if len(heads) > 1 else ''),

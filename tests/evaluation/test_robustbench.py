@@ -25,6 +25,14 @@ def test_robustbench_entry():
   assert entry['eps'] == '0.031'
   assert entry['architecture'] == 'WideResNet-34-10'
   assert entry['unreliable'] is False
+  assert entry['additional_data'] is False
+  assert 'extra images' not in entry['footnote']
+  results['config']['dataset'] = {'extra': {'files': ['a'], 'fraction': 0.7}}
+  results['config']['model']['backbone'] = 'dm_wrn28_10'
+  entry = robustbench.entry(results)
+  assert entry['additional_data'] is True
+  assert '70 % of each training batch are extra images.' in entry['footnote']
+  assert entry['architecture'] == 'WideResNet-28-10'
   reduced = {**numbers, 'not_standard': {'n_iter': 5}}
   results['autoattack']['aggregated'] = {'autoattack(n_iter=5)': reduced}
   results['config']['evaluation']['epsilon_255'] = 8.0
