@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dhat_jax.evaluation.attack_types import STANDARD
-from dhat_jax.models.aggregator import AGGREGATORS
+from dhat_jax.models.dual_head import AGGREGATORS  # with all of them
 from dhat_jax.models.outputs import OUTPUTS, final
 
 
