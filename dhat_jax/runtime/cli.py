@@ -253,8 +253,11 @@ def _no_such_key(config: ConfigDict, path: str) -> ValueError:
       if not isinstance(node, ConfigDict) or key not in node:
         break
       group, node = f'{group}.{key}', node[key]
-    there = ', '.join(node) if isinstance(node, ConfigDict) else 'no keys'
-    hint = f'{group} has {there}'
+    hint = f'{group} has no keys'
+    if isinstance(node, ConfigDict):
+      hint = f'{group} has {", ".join(node)}'
+      if 'name' in node:  # of a part, whose options may be others
+        hint += f"; to replace it: --{group}='{{...}}'"
   return ValueError(f'config.{path}: no such key; {hint}')
 
 

@@ -41,8 +41,14 @@ alone: `--config.evaluation.audit`, `--noconfig.evaluation.audit`. An unknown
 key is refused, and the error names the nearest one. `python -m dhat_jax.main
 --config=FILE --help` lists the keys of a config with their values.
 
-Keys that the file lacks, such as `label_smoothing`, go into a config file of
-your own; so does a loss with other options.
+A flag cannot add a key that the file lacks, such as `label_smoothing`. It can
+replace the whole part, with all its options, and so can a config file of your own:
+
+```sh
+python -m dhat_jax.main --config=configs/digits.py \\
+  --config.main_head.weight_perturbation='{{"name": "awp", "gamma": 0.01}}' \\
+  --config.main_head.loss='{{"name": "sat", "label_smoothing": 0.1}}'
+```
 
 A config must have these keys; the column *default* shows the values of
 `configs/cifar10.py`. Where the three stages differ, slashes separate their

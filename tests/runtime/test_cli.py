@@ -222,7 +222,8 @@ def test_mistakes(arguments, message, folder, capsys):
     ),
     (
       '--config.main.schedule.xyzzy=1',
-      'no such key; config.main.schedule has learning_rate, name\n',
+      'no such key; config.main.schedule has learning_rate, name; to replace '
+      "it: --config.main.schedule='{...}'\n",
     ),
     ('--config.seed.real=1', 'config.seed.real: no such key'),
     ('--config.sizes.x=1', 'config.sizes.x: no such key'),
