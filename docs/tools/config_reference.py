@@ -42,7 +42,7 @@ key is refused, and the error names the nearest one. `python -m dhat_jax.main
 --config=FILE --help` lists the keys of a config with their values.
 
 A flag cannot add a key that the file lacks, such as `label_smoothing`. It can
-replace the whole part, with all its options, and so can a config file of your own:
+replace the whole part, with all its options; so can a config file of your own:
 
 ```sh
 python -m dhat_jax.main --config=configs/digits.py \\
