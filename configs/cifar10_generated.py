@@ -3,9 +3,9 @@
     python -m dhat_jax.main --config=configs/cifar10_generated.py \
         --config.dataset.extra.files="('1m.npz',)"
 
-Variants are backbones: `dm_wrn28_10` (the default), `dm_wrn70_16`, or others.
-The recipe is that of Wang et al. (2023), from the published code of
-DM-Improves-AT, in the stages of the heads:
+Variants are backbones: `dm_wrn28_10` (the default), `dm_wrn70_16`, or others;
+with `_mixed`, MixedNUTS. The recipe is that of Wang et al. (2023), from the
+published code of DM-Improves-AT, in the stages of the heads:
 
 - TRADES, beta 5, label smoothing .1; 10 steps of 2/255 from U(-8/255, 8/255),
   on the network with the batch's statistics;
@@ -43,7 +43,8 @@ BATCH_SIZE = 512
 
 
 def get_config(variant: str = DEFAULT_VARIANT) -> ConfigDict:
-  """Returns the config of a backbone."""
+  """Returns the config of a variant, `<backbone>[_mixed]`."""
+  variant, is_mixed = recipes.without_mixed(variant)
   config = recipes.cifar(
     'cifar10', recipes.DEFAULT_VARIANT, num_classes=10, weight_decay=5e-4
   )
@@ -73,4 +74,4 @@ def get_config(variant: str = DEFAULT_VARIANT) -> ConfigDict:
   config.validation.attack = 'cw_40'
   config.evaluation.epsilon_255 = 8.0
   config.evaluation.step_size_255 = 2.0
-  return config
+  return recipes.mixed(config) if is_mixed else config

@@ -33,7 +33,8 @@ COPY_SHARE = 0.025
 
 
 def get_config(variant: str = recipes.DEFAULT_VARIANT) -> ConfigDict:
-  """Returns the config of a variant, `<base>_<backbone>`."""
+  """Returns the config of a variant, `<base>_<backbone>[_mixed]`."""
+  variant, is_mixed = recipes.without_mixed(variant)
   base, _ = recipes.split_variant(variant)
   config = recipes.cifar('cifar10', variant, num_classes=10, weight_decay=5e-4)
   config.name = recipes.run_name('cifar10_modern', variant)
@@ -54,4 +55,4 @@ def get_config(variant: str = recipes.DEFAULT_VARIANT) -> ConfigDict:
         start_epoch=1 if base == 'sat' else 10,
       )
   config.evaluation.epsilon_255 = 8.0
-  return config
+  return recipes.mixed(config) if is_mixed else config

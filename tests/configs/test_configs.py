@@ -37,6 +37,7 @@ CONFIGS = [
     for base in recipes.BASES
   ),
   ('digits_modern', 'trades_wrn10_1_mixed'),
+  ('cifar10_modern', 'sat_wrn34_10_mixed'),
 ]
 # Whose files of generated images must be there.
 GENERATED = 'cifar10_generated'
@@ -127,22 +128,37 @@ def test_awp_begins_as_published():
     assert stage.schedule(100 * 382) == pytest.approx(0.1)
 
 
-def test_mixed_changes_the_second_head_and_the_mix_alone():
+@pytest.mark.parametrize(
+  ('name', 'variant', 'run_name'),
+  [
+    ('cifar100', 'trades_resnet18', 'cifar100_trades_resnet18_mixed'),
+    ('cifar10_modern', 'trades_wrn34_10', 'cifar10_modern_mixed'),
+    (GENERATED, 'dm_wrn28_10', f'{GENERATED}_mixed'),
+  ],
+)
+def test_mixed_changes_the_second_head_and_the_mix_alone(
+  name, variant, run_name
+):
   plain, mixed = (
-    workdir.flat(get_config('cifar100', f'trades_resnet18{suffix}').to_dict())
+    workdir.flat(get_config(name, f'{variant}{suffix}').to_dict())
     for suffix in ('', '_mixed')
   )
   changed = {
     key for key in {*plain, *mixed} if plain.get(key) != mixed.get(key)
   }
-  assert {key for key in changed if 'aggregator_options' not in key} == {
+  parts = ('model.aggregator_options', 'second_head.loss')
+  groups = {
+    next((part for part in parts if key.startswith(f'{part}.')), key)
+    for key in changed
+  }
+  assert groups == {
     'name',
     'model.aggregator',
-    'second_head.loss.name',
-    'second_head.loss.beta',
+    'model.aggregator_options',
+    'second_head.loss',
     'second_head.keep',
   }
-  assert mixed['name'] == 'cifar100_trades_resnet18_mixed'
+  assert mixed['name'] == run_name
   assert mixed['second_head.loss.name'] == 'natural'
 
 
