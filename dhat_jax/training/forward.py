@@ -168,13 +168,22 @@ def loss_and_statistics(
     return {**diagnostics, 'loss': values}  # each [B, ...]
 
   values = with_labels(per_example, batch)
-  return _sums(values, batch, loss), batch_stats
+  return sum_examples(values, batch, loss), batch_stats
 
 
-def _sums(
+def sum_examples(
   values: Mapping[str, chex.Array], batch: Mapping[str, chex.Array], loss: Loss
 ) -> Sums:
-  """Sums per-example values [B, ...] over the examples that count."""
+  """Sums values of a batch over the examples that count.
+
+  Args:
+    values: {name: [B, ...]}.
+    batch: as `batches.prepare` returns it.
+    loss: the training loss, whose memory takes some of them.
+
+  Returns:
+    As `loss_and_statistics` does.
+  """
   mask = batch['mask']
   withheld = loss.memory.sums if loss.memory else ()
   sums = {

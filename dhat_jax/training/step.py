@@ -29,6 +29,7 @@ from dhat_jax.training.forward import (
   adversarial_images,
   evaluator,
   loss_and_statistics,
+  sum_examples,
   with_labels,
 )
 from dhat_jax.training.remat import rematerialised
@@ -225,7 +226,7 @@ def make_train_step(
     if not loss.uses_clean:
       logits = clean_evaluated.select(output)
       right = with_labels(lambda labels: is_right(logits, labels) * 1.0, batch)
-      sums['clean_accuracy'] = jnp.sum(right * batch['mask'])
+      sums |= sum_examples({'clean_accuracy': right}, batch, loss)
     grads, sums, stats = _over_replicas(grads, sums, stats, net, axis_name)
     state = _remember(state, loss, sums)
     metrics = {

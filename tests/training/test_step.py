@@ -331,3 +331,18 @@ def test_bfloat16_keeps_float32_parameters():
   assert np.isfinite(metrics['loss'][0])
   for leaf in jax.tree.leaves((after.params, after.batch_stats)):
     assert leaf.dtype == jnp.float32
+
+
+def test_own_images_count_separately():
+  """As if the others only padded the batch, also what the loss lacks."""
+  state, step = make('main_head', loss=losses.sat())
+  step = jax.jit(step)
+  batch = make_batch() | {'own': np.arange(BATCH) % 3 < 2}
+  batch['mask'][4] = False
+  _, metrics = step(state, batch)
+  _, alone = step(state, batch | {'mask': batch['mask'] & batch['own']})
+  for name in ('loss', 'clean_accuracy', 'robust_accuracy'):
+    own_sum, own_count = metrics[f'own_{name}']
+    assert (own_count, metrics[name][1]) == (5, 7)
+    np.testing.assert_allclose(own_sum, alone[name][0], rtol=1e-5)
+  assert metrics['own_loss'][0] < metrics['loss'][0]
