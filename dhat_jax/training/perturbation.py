@@ -86,6 +86,10 @@ def sam(*, rho: float = 0.05, axis_name: str | None = None) -> Callable:
   The gradient is taken at w + rho g / ||g||, with the norm over all trained
   parameters. As in the original code, w + rho g / ||g|| decays.
 
+  Differs from the original code in three things. There g has the gradient of
+  the weight decay too, each replica perturbs by its own g unless a flag says
+  otherwise, and running statistics are those of the first pass, at w.
+
   Args:
     rho: norm of the perturbation.
     axis_name: the mapped axis, or None.
