@@ -106,7 +106,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Mapping[str, chex.Array]], tuple]:
   """Creates one step of adversarial training.
 
-  A step augments the images and attacks the output in evaluation mode. It
+  A step augments the images and attacks the output, in evaluation mode unless
+  `attack_batch_statistics` says otherwise. It
   computes the loss with the trained parts in training mode, clean images first,
   as the published code orders its batch statistics. Then it updates. Frozen
   parts run with running statistics and are not differentiated.
