@@ -245,6 +245,19 @@ def test_no_slices_at_places_that_only_the_data_knows(name):
   assert 'select_n' in text
 
 
+def test_the_same_name_twice_draws_twice():
+  """The first one draws as it would alone; the second elsewhere."""
+  pixel = {'name': 'cutout', 'size': 1}
+  once, twice = (
+    np.asarray(augment.make_augmentation(names)(keys(40), make_images(40)))
+    for names in ((pixel,), (pixel, pixel))
+  )
+  assert (twice[once == 0] == 0).all()
+  pixels = (twice == 0).all(axis=3).sum(axis=(1, 2))
+  assert set(pixels) <= {1, 2}
+  assert (pixels == 2).mean() > 0.8  # of 20 pixels
+
+
 @pytest.mark.parametrize('name', ['cutout', 'random_erasing'])
 def test_an_image_follows_its_own_key(name):
   change = jax.jit(FACTORIES[name]())

@@ -1,5 +1,6 @@
 """What an augmentation is, and how several make a chain."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -93,12 +94,13 @@ def make_augmentation(
 
   Returns:
     (rngs [B], images) -> images, or a `Mixing` if one of them is, or None where
-    nothing changes. Each but `crop_flip` draws from a stream of its name.
+    nothing changes. Each but `crop_flip` draws from a stream of its name; the
+    second of the same name from another one.
 
   Raises:
     ValueError: unknown name or option; several that mix images.
   """
-  chain = []
+  chain, counts = [], collections.Counter()
   for spec in arguments.sequence(where, names):
     name, options = spec, None
     if not isinstance(spec, str | Mapping):
@@ -110,26 +112,28 @@ def make_augmentation(
       name, options, where=where, crop_padding=crop_padding, flip=flip
     )
     if augmentation is not None:
-      chain.append((name, augmentation))
-  mixing = [name for name, part in chain if isinstance(part, Mixing)]
+      counts[name] += 1
+      stream = name if counts[name] == 1 else f'{name}/{counts[name]}'
+      chain.append((stream, augmentation))
+  mixing = [stream for stream, part in chain if isinstance(part, Mixing)]
   if len(mixing) > 1:
     raise arguments.mistake(where, mixing, 'at most one that mixes images')
   return _around_mixing(chain) if mixing else _chained(chain)
 
 
-def _keys(rngs: chex.PRNGKey, name: str) -> chex.PRNGKey:
+def _keys(rngs: chex.PRNGKey, stream: str) -> chex.PRNGKey:
   """Returns the keys [B] of an augmentation."""
-  if name == STANDARD:
+  if stream == STANDARD:
     return rngs
-  return streams.fold_in_each(rngs, f'augment/{name}')
+  return streams.fold_in_each(rngs, f'augment/{stream}')
 
 
 def _chained(chain: Sequence[tuple[str, Augmentation]]) -> Augmentation | None:
-  """Composes (name, augmentation) in order; None of none."""
+  """Composes (stream, augmentation) in order; None of none."""
 
   def augment(rngs, images):
-    for name, augmentation in chain:
-      images = augmentation(_keys(rngs, name), images)
+    for stream, augmentation in chain:
+      images = augmentation(_keys(rngs, stream), images)
     return images
 
   return augment if chain else None
@@ -142,12 +146,12 @@ def _around_mixing(
   (place,) = [
     index for index, (_, part) in enumerate(chain) if isinstance(part, Mixing)
   ]
-  name, mixing = chain[place]
-  first = [] if mixing.before is None else [(name, mixing.before)]
+  stream, mixing = chain[place]
+  first = [] if mixing.before is None else [(stream, mixing.before)]
   after = _chained(chain[place + 1 :])
 
   def mix(rngs, images, partners):
-    images, share = mixing.mix(_keys(rngs, name), images, partners)
+    images, share = mixing.mix(_keys(rngs, stream), images, partners)
     return images if after is None else after(rngs, images), share
 
   return Mixing(mix, before=_chained([*chain[:place], *first]))
