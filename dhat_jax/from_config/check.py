@@ -6,6 +6,9 @@ from dhat_jax import arguments
 from dhat_jax.from_config import data, evaluation, keys, training
 from dhat_jax.training.stages import JOINT, roles
 
+# Any number will do; of 1, a fraction of an epoch would be no step.
+_STEPS_PER_EPOCH = 100
+
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for any mistake in a config.
@@ -22,8 +25,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   training.make_augmentation(config)
   for name in config.stages:
     training.find_role(config, name)
-    # The number of training images is not known yet: any that fits will do.
-    training.make_stage(config, name, num_train=max(config[name].batch_size, 1))
+    _check_stage(config, name)
     if config[name].keep == 'best' and not config.dataset.validation_size:
       raise ValueError(
         f"config.{name}.keep: got 'best', which needs validation images; give "
@@ -41,4 +43,14 @@ def check(config: ml_collections.ConfigDict) -> None:
   if config.compare_with_natural:
     natural = training.make_natural(config)
     for name in natural.stages:
-      training.make_stage(natural, name, num_train=natural[name].batch_size)
+      _check_stage(natural, name)
+
+
+def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
+  """Makes a stage for a number of training images that is not known yet."""
+  training.make_stage(
+    config,
+    name,
+    num_train=max(config[name].batch_size, 1),
+    steps_per_epoch=_STEPS_PER_EPOCH,
+  )

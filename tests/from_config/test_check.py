@@ -169,6 +169,23 @@ def test_epsilon_warm_up():
   assert scale(20) == scale(100) == 1
 
 
+@pytest.mark.parametrize(('epochs', 'fits'), [(0.4, 0), (1, 0), (1.2, 1)])
+def test_one_cycle_by_epochs_counts_begun_ones(epochs, fits):
+  config = digits.get_config()
+  config.main_head.epochs = float(epochs)
+  with config.unlocked():
+    config.main_head.schedule = {
+      'name': 'one_cycle',
+      'learning_rate': 0.1,
+      'per_epoch': True,
+    }
+  if fits:
+    from_config.check(config)
+    return
+  with pytest.raises(ValueError, match=r'per_epoch: got true for a stage of'):
+    from_config.check(config)
+
+
 def test_mean_aggregator_trains_nothing(config):
   config.model.aggregator = 'mean'
   stage = from_config.make_stage(config, 'aggregator', num_train=640)
