@@ -303,8 +303,17 @@ class MixedBatches:
     return self._num_steps
 
   def batch(self, step: int) -> Batch:
-    """Returns the batch of a step; `own` is False where an image is extra."""
+    """Returns the batch of a step; `own` is False where an image is extra.
+
+    Raises:
+      ValueError: the data set's own batches hold other images than uint8.
+    """
     whole = self._source.batch(step)
+    if whole['images'].dtype != np.uint8:
+      raise ValueError(
+        f'the data set makes batches of {whole["images"].dtype} images, '
+        'expected uint8, as the extra images are'
+      )
     generator = batches.generator(self._seed, streams.number('extra'), step)
     drawn = generator.integers(len(self._extra), size=self._count)  # [G]
     extra = self._extra.take(drawn[self._extra_share])

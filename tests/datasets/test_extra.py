@@ -329,6 +329,19 @@ def test_wrong_options_show_at_construction(images, options, message):
     make_source(images, **options)
 
 
+def test_own_images_of_another_type_are_refused(images):
+  """Floats in [0, 1] would become black bytes."""
+
+  class Floats(batches.ShuffledSplit):
+    def batch(self, step):
+      batch = super().batch(step)
+      return {**batch, 'images': np.float32(batch['images']) / 255}
+
+  source = make_source(images, make_batches=Floats)
+  with pytest.raises(ValueError, match='float32 images, expected uint8'):
+    source.batch(0)
+
+
 def test_own_passes_into_the_step(images):
   prepared = batches.prepare(make_source(images).batch(0))
   assert prepared.keys() == {'images', 'labels', 'mask', 'own'}
