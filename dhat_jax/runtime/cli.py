@@ -254,7 +254,7 @@ def _no_such_key(config: ConfigDict, path: str) -> ValueError:
         break
       group, node = f'{group}.{key}', node[key]
     hint = f'{group} has no keys'
-    if isinstance(node, ConfigDict):
+    if isinstance(node, ConfigDict) and node:
       hint = f'{group} has {", ".join(node)}'
       if 'name' in node:  # of a part, whose options may be others
         hint += f"; to replace it: --{group}='{{...}}'"

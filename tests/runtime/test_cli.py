@@ -28,6 +28,7 @@ def get_config(variant='plain'):
     },
     'second': {'attack': attack},
     'third': {'attack': attack},
+    'options': {},
   })
 """
 
@@ -225,6 +226,7 @@ def test_mistakes(arguments, message, folder, capsys):
       'no such key; config.main.schedule has learning_rate, name; to replace '
       "it: --config.main.schedule='{...}'\n",
     ),
+    ('--config.options.xyzzy=1', 'no such key; config.options has no keys\n'),
     ('--config.seed.real=1', 'config.seed.real: no such key'),
     ('--config.sizes.x=1', 'config.sizes.x: no such key'),
     ('--config.list[7]=1', 'config.list[7]: no such key'),
