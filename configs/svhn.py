@@ -17,8 +17,9 @@ WARMUP_EPOCHS = 5.0
 
 
 def get_config(variant: str = recipes.DEFAULT_VARIANT) -> ConfigDict:
-  """Returns the config of a variant, `<base>_<backbone>`."""
-  base, backbone = recipes.split_variant(variant)
+  """Returns the config of a variant, `<base>_<backbone>[_mixed]`."""
+  plain, is_mixed = recipes.without_mixed(variant)
+  base, backbone = recipes.split_variant(plain)
   attack = recipes.attack(
     epsilon_255=8.0,
     step_size_255=1.0,
@@ -28,8 +29,8 @@ def get_config(variant: str = recipes.DEFAULT_VARIANT) -> ConfigDict:
   common = {'learning_rate': 0.01, 'weight_decay': 5e-4}
   heads = {**common, 'epochs': 200, 'drop_epochs': (100, 150)}
   warm = {**attack, 'warmup_epochs': WARMUP_EPOCHS}
-  return recipes.run(
-    name=recipes.run_name('svhn', variant),
+  config = recipes.run(
+    name=recipes.run_name('svhn', plain),
     dataset=recipes.tfds_dataset(
       'svhn_cropped', num_classes=10, validation_size=1000, flip=False
     ),
@@ -45,3 +46,4 @@ def get_config(variant: str = recipes.DEFAULT_VARIANT) -> ConfigDict:
       drop_epochs=(25, 40, 50),
     ),
   )
+  return recipes.mixed(config) if is_mixed else config

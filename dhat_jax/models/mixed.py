@@ -7,6 +7,7 @@ Source: Bai et al. 2024, arXiv 2402.02263, and its published code.
 
 import itertools
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,11 +152,18 @@ class _Mix(Aggregator, kw_only=True):
     )
     right = attacked.argmax(axis=1) == held_out.labels
     wrong = clean.argmax(axis=1) != held_out.labels
+    needed = math.ceil(100 / max(100 - self.percentile, 1e-6))
     if not right.any():
       _logger.warning(
         'fit of the aggregator: the robust head gets no image right under '
         '%s; both heads weigh the same',
         self.attack,
+      )
+    elif right.sum() < needed:
+      _logger.warning(
+        'fit of the aggregator: the robust head gets %d images right under '
+        '%s; percentile %g means something from %d on',
+        *(right.sum(), self.attack, self.percentile, needed),
       )
     return attacked[right], clean[wrong]
 

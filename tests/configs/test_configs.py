@@ -31,6 +31,7 @@ CONFIGS = [
   ('digits', 'trades_wrn10_1_mixed'),
   ('cifar10', 'sat_wrn34_10_mixed'),
   ('cifar100', 'mart_resnet18_mixed'),
+  ('svhn', 'sat_preact_resnet18_mixed'),
   *(
     (f'{name}_modern', f'{base}_{backbone}')
     for name, backbone in (('digits', 'wrn10_1'), ('cifar10', 'wrn34_10'))

@@ -289,6 +289,21 @@ def test_fit_with_nothing_right_or_nothing_wrong(name):
   assert 0.5 <= perfect.params['weight'] < 1
 
 
+def test_a_percentile_of_few_images_is_reported(caplog):
+  """Of 40 images, 98.5 % is no cut between any two; 75 % is."""
+  data = held_out()
+  labels = data.clean[:, 0].argmax(axis=1)
+  data = HeldOut(data.clean, data.clean, labels)
+  AGGREGATORS.make('linear_mix', {'percentile': 75.0}).fit(data)
+  assert not caplog.records
+  AGGREGATORS.make('linear_mix', {'percentile': 98.5}).fit(data)
+  (record,) = caplog.records
+  assert record.getMessage() == (
+    'fit of the aggregator: the robust head gets 40 images right under '
+    'pgd_20; percentile 98.5 means something from 67 on'
+  )
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
