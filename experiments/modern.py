@@ -7,7 +7,7 @@ in all stages (DKL: in those of the heads). Each run is a single head (stage 1)
 and DH-AT with the published aggregator. The generated images are those of
 `experiments.generated_digits`, made at the first start. A second group compares
 the aggregators of two heads: for MixedNUTS and its control the second head is
-trained without attack.
+trained without attack. A third one trains some single heads four times as long.
 """
 
 import argparse
@@ -27,6 +27,9 @@ SEEDS = (0, 1, 2, 3, 4)
 # The file of generated images, in the experiment's workdir.
 GENERATED = 'generated_digits.npz'
 BASELINE = 'TRADES'
+# What parts that regularise may need: so many times the epochs.
+LONG = 4
+LONG_VARIANTS = (BASELINE, 'together', 'together, no generated images')
 AWP = {'weight_perturbation': {'name': 'awp', 'gamma': 0.005, 'start_epoch': 2}}
 COSINE = {'schedule': {'name': 'cosine'}}
 ONE_CYCLE = {
@@ -107,6 +110,21 @@ def make_config(seed: int, variant: str, root: str):
   return config
 
 
+def long_config(
+  seed: int, variant: str, root: str
+) -> ml_collections.ConfigDict:
+  """Returns a variant's single head, trained `LONG` times as long."""
+  config = changed(make_config(seed, variant, root), stages=('main_head',))
+  spec = config.main_head
+  spec.epochs *= LONG
+  with config.ignore_type():
+    spec.schedule.drop_epochs = tuple(
+      1 + LONG * (epoch - 1) for epoch in spec.schedule.drop_epochs
+    )
+  config.evaluation.autoattack_outputs = ('main',)
+  return config
+
+
 def aggregator_config(
   source: Run, aggregator: str
 ) -> ml_collections.ConfigDict:
@@ -135,6 +153,19 @@ def of_seed(seed: int, root: str) -> list[Entry]:
     Entry(group, variant, seed, run, output)
     for group, output in (('single head', 'main'), ('DH-AT', 'aggregated'))
     for variant, run in made.items()
+  ]
+  entries += [
+    Entry(
+      f'single head, {LONG} times the epochs',
+      variant,
+      seed,
+      Run(
+        f'modern_{seed}/long_{list(VARIANTS).index(variant):02}',
+        long_config(seed, variant, root),
+      ),
+      'main',
+    )
+    for variant in LONG_VARIANTS
   ]
   plain = made[BASELINE]
   entries += [
