@@ -7,7 +7,7 @@ in all stages (DKL: in those of the heads). Each run is a single head (stage 1)
 and DH-AT with the published aggregator. The generated images are those of
 `experiments.generated_digits`, made at the first start. A second group compares
 the aggregators of two heads: for MixedNUTS and its control the second head is
-trained without attack. A third one trains some single heads three times as long.
+trained without attack. A third one trains single heads three times as long.
 """
 
 import argparse
