@@ -8,10 +8,20 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dhat_jax import from_config
+from dhat_jax.datasets import digits as datasets_digits
 from dhat_jax.runtime import documents
 from dhat_jax.training import loop
 from dhat_jax.training.stages import roles
-from experiments import ablations, cifar10_jpeg, digits, packing, runs, tables
+from experiments import (
+  ablations,
+  cifar10_jpeg,
+  digits,
+  generated_digits,
+  modern,
+  packing,
+  runs,
+  tables,
+)
 from experiments.runs import Entry, Run
 from tests.helpers import tiny_run
 from tests.helpers.tiny import flat
@@ -32,6 +42,44 @@ from tests.helpers.tiny import flat
   ],
 )
 def test_every_run_builds_and_shares_rightly(entries):
+  check_runs(entries)
+
+
+def test_modern_runs_build_and_share_rightly(tmp_path):
+  generated_digits.write(str(tmp_path / modern.GENERATED), 100)
+  entries = modern.of_seed(3, str(tmp_path))
+  check_runs(entries)
+  stages = [
+    from_config.make_stage(entry.run.config, 'main_head', 1309)
+    for entry in entries
+    if entry.group == 'single head'
+  ]
+  assert len(stages) == len(modern.VARIANTS)
+  # AWP and SAM alone, and AWP in both that have all.
+  assert sum(stage.gradients == 2 for stage in stages) == 4
+  long = [e for e in entries if e.variant == 'together' and 'times' in e.group]
+  (config,) = (entry.run.config for entry in long)
+  assert config.main_head.epochs == 30
+  assert config.main_head.schedule.name == 'one_cycle'
+
+
+def test_generated_digits(tmp_path):
+  """As many of each class, sorted, the same each time, no copies."""
+  arrays = generated_digits.generate(200)
+  images, labels = arrays['image'], arrays['label']
+  assert (images.shape, images.dtype) == ((200, 8, 8, 1), np.uint8)
+  assert (labels == np.repeat(np.arange(10), 20)).all()
+  again = generated_digits.generate(200)
+  np.testing.assert_array_equal(images, again['image'])
+  known = {image.tobytes() for image in datasets_digits.load().train.images}
+  assert not any(image.tobytes() in known for image in images)
+  # Of about the brightness of the real ones.
+  real = datasets_digits.load().train.images.mean()
+  assert images.mean() == pytest.approx(real, rel=0.05)
+
+
+def check_runs(entries):
+  """Asserts that the runs of entries build, and share what they may share."""
   configs = {}
   for entry in entries:
     config = entry.run.config
