@@ -7,7 +7,7 @@ in all stages (DKL: in those of the heads). Each run is a single head (stage 1)
 and DH-AT with the published aggregator. The generated images are those of
 `experiments.generated_digits`, made at the first start. A second group compares
 the aggregators of two heads: for MixedNUTS and its control the second head is
-trained without attack. A third one trains single heads three times as long.
+trained without attack. The others train single heads for longer.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SEEDS = (0, 1, 2, 3, 4)
 GENERATED = 'generated_digits.npz'
 BASELINE = 'TRADES'
 # What parts that regularise may need: so many times the epochs.
-LONG = 3
+LONG = (3, 10)
 LONG_VARIANTS = (BASELINE, 'together')
 AWP = {'weight_perturbation': {'name': 'awp', 'gamma': 0.005, 'start_epoch': 2}}
 COSINE = {'schedule': {'name': 'cosine'}}
@@ -116,10 +116,10 @@ def long_config(
   """Returns a variant's single head, trained `LONG` times as long."""
   config = changed(make_config(seed, variant, root), stages=('main_head',))
   spec = config.main_head
-  spec.epochs *= LONG
+  spec.epochs *= times
   with config.ignore_type():
     spec.schedule.drop_epochs = tuple(
-      1 + LONG * (epoch - 1) for epoch in spec.schedule.drop_epochs
+      1 + times * (epoch - 1) for epoch in spec.schedule.drop_epochs
     )
   config.evaluation.autoattack_outputs = ('main',)
   return config
@@ -156,15 +156,16 @@ def of_seed(seed: int, root: str) -> list[Entry]:
   ]
   entries += [
     Entry(
-      f'single head, {LONG} times the epochs',
+      f'single head, {times} times the epochs',
       variant,
       seed,
       Run(
-        f'modern_{seed}/long_{list(VARIANTS).index(variant):02}',
-        long_config(seed, variant, root),
+        f'modern_{seed}/long_{times}_{list(VARIANTS).index(variant):02}',
+        long_config(seed, variant, root, times),
       ),
       'main',
     )
+    for times in LONG
     for variant in LONG_VARIANTS
   ]
   plain = made[BASELINE]

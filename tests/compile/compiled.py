@@ -49,27 +49,30 @@ def rows(folder, *arguments):
   return {row['program']: row for row in documents.read(str(path))['rows']}
 
 
-def modern_step(folder, target):
-  """Compiles a step with all of today's parts at once; returns its row."""
-  arguments = [
-    '--config=tests/helpers/modern_run.py',
+def modern_rows(folder, target):
+  """Compiles a step with all of today's parts, and a mixed evaluation."""
+  return rows(
+    folder,
+    '--config=tests/helpers/modern_run.py:dm_wrn10_1',
+    '--config.model.aggregator=mixed',
     f'--target={target}',
     '--stage=main_head',
-    '--programs=training',
+    '--programs=training,evaluation',
     '--batch_size=32',
     '--dtype=bfloat16',
-  ]
-  return rows(folder, *arguments)['main_head']
+  )
 
 
-def check_modern_step(row):
-  """Asserts on a row of `modern_step` what holds for every target."""
-  assert 'error' not in row, row
-  assert row['transfers'] == []
+def check_modern_rows(rows):
+  """Asserts on `modern_rows` what holds for every target."""
+  for name, row in rows.items():
+    assert 'error' not in row, (name, row)
+    assert row['transfers'] == [], name
+  step = rows['main_head']
   # The attack's; cropping, boxes and CutMix have none.
-  assert row['loops'] == 1
-  assert (row['sorts'], row['top_k']) == (0, 0)
+  assert step['loops'] == 1
+  assert (step['sorts'], step['top_k']) == (0, 0)
   # One for the weights' perturbation, before its norms, one for the update.
-  assert row['all_reduces']['gradients']['number'] == 2
+  assert step['all_reduces']['gradients']['number'] == 2
   # Counters that are always equal share their memory.
-  assert row['state_leaves'] - row['aliases'] <= 1
+  assert step['state_leaves'] - step['aliases'] <= 1

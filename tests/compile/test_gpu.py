@@ -156,4 +156,4 @@ def test_rematerialisation_takes_less_memory(tmp_path):
 
 
 def test_all_of_todays_parts_at_once(tmp_path):
-  compiled.check_modern_step(compiled.modern_step(tmp_path, 'h100:2'))
+  compiled.check_modern_rows(compiled.modern_rows(tmp_path, 'h100:2'))

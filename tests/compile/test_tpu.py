@@ -67,4 +67,4 @@ def test_sorts_and_gathers_of_the_attacks(rows):
 
 
 def test_all_of_todays_parts_at_once(tmp_path):
-  compiled.check_modern_step(compiled.modern_step(tmp_path, 'v5e:2x2'))
+  compiled.check_modern_rows(compiled.modern_rows(tmp_path, 'v5e:2x2'))
