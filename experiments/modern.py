@@ -111,9 +111,9 @@ def make_config(seed: int, variant: str, root: str):
 
 
 def long_config(
-  seed: int, variant: str, root: str
+  seed: int, variant: str, root: str, times: int
 ) -> ml_collections.ConfigDict:
-  """Returns a variant's single head, trained `LONG` times as long."""
+  """Returns a variant's single head, trained several times as long."""
   config = changed(make_config(seed, variant, root), stages=('main_head',))
   spec = config.main_head
   spec.epochs *= times
