@@ -66,7 +66,7 @@ VARIANTS: dict[str, tuple[dict, dict, dict]] = {
     SILU,
     {'extra': {'fraction': 0.5}},
   ),
-  # As configs/digits_modern.py.
+  # The parts of configs/digits_modern.py.
   'together, no generated images': (
     {**AWP, **ONE_CYCLE, **EMA, **SMOOTHING},
     SILU,
