@@ -206,6 +206,7 @@ def run(
         'backbone_options': {},
         'attach': 'block1',
         'aggregator': aggregator,
+        'aggregator_options': {},
         # Per channel; (): images go in as they are, in [0, 1].
         'mean': (),
         'std': (),

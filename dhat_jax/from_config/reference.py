@@ -154,7 +154,7 @@ _MODEL_KEYS = {
   'backbone_options': Key(
     'options of the backbone, a dict; as {"activation": "silu"}'
   ),
-  'aggregator_options': Key('options of an aggregator of your own, a dict'),
+  'aggregator_options': Key('options of the aggregator, a dict'),
   'mean': Key('subtracted from images, per channel; (): nothing', '[0, 1]'),
   'std': Key('images are divided by it, per channel; (): 1', '[0, 1]'),
   'dtype': Key('precision of the network in training', choices=DTYPES),

@@ -37,5 +37,5 @@ def test_a_name_with_choices():
 
 
 def test_a_key_that_may_be_left_out():
-  assert cells('model.aggregator_options')[1:3] == ['dict', '`none`']
+  assert cells('model.aggregator_options')[1:3] == ['dict', '`{}`']
   assert cells('model.backbone_options')[1:3] == ['dict', '`{}`']

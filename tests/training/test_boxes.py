@@ -64,7 +64,8 @@ def test_cutout_at_every_centre(size, channels):
 
 def test_cutout_that_is_larger_than_the_image():
   images = make_images(20)
-  assert not np.any(augment.cutout(size=10)(keys(20), images))
+  with pytest.raises(ValueError, match='cutout: size: got 10, expected at'):
+    augment.cutout(size=10)(keys(20), images)
   partly = np.asarray(augment.cutout(size=6)(keys(20), images))
   assert 0 < (partly != 0).mean() < 0.5
 
@@ -191,13 +192,17 @@ def test_cutmix_with_a_square_of_fixed_size():
   }
   assert {image.tobytes() for image in pasted} == squares
   np.testing.assert_allclose(shares, 1 - pasted.mean(axis=(1, 2)), atol=1e-6)
-  everything, none = cut(augment.cutmix(size=10), 20, HEIGHT, WIDTH)
-  assert everything.all()
-  np.testing.assert_array_equal(none, np.zeros(20))
+  # The largest that leaves a pixel somewhere, and the next one.
+  largest = 2 * max(HEIGHT, WIDTH) - 2
+  pasted, _ = cut(augment.cutmix(size=largest), 400, HEIGHT, WIDTH)
+  assert pasted.mean() > 0.9
+  assert not pasted.all()
+  with pytest.raises(ValueError, match=f'expected at most {largest}: it'):
+    cut(augment.cutmix(size=largest + 1), 4, HEIGHT, WIDTH)
 
 
 FACTORIES = {
-  'cutout': augment.cutout,
+  'cutout': functools.partial(augment.cutout, size=3),
   'random_erasing': augment.random_erasing,
   'cutmix': augment.cutmix,
 }

@@ -115,7 +115,11 @@ def make_augmentation(
       counts[name] += 1
       stream = name if counts[name] == 1 else f'{name}/{counts[name]}'
       chain.append((stream, augmentation))
-  mixing = [stream for stream, part in chain if isinstance(part, Mixing)]
+  mixing = [
+    stream.partition('/')[0]
+    for stream, part in chain
+    if isinstance(part, Mixing)
+  ]
   if len(mixing) > 1:
     raise arguments.mistake(where, mixing, 'at most one that mixes images')
   return _around_mixing(chain) if mixing else _chained(chain)

@@ -36,13 +36,15 @@ def cutout(
     probability: share of the images that are changed.
 
   Raises:
-    ValueError: an argument out of its range.
+    ValueError: an argument out of its range; in the augmentation, a square that
+      covers the images wherever its centre is.
   """
   arguments.integer('size', size, 1)
   arguments.one_of('fill', fill, tuple(_FILLS))
   arguments.number('probability', probability, 0, 1)
 
   def augment(rngs, images):
+    _check_size('cutout', size, images.shape)
     box_rngs, fill_rngs, chance_rngs = _split(rngs, 3)
     sides = jnp.full((images.shape[0], 2), size)
     inside = _centred(box_rngs, sides, images.shape)
@@ -134,7 +136,8 @@ def cutmix(
       for ImageNet.
 
   Raises:
-    ValueError: an argument out of its range.
+    ValueError: an argument out of its range; in the augmentation, a square that
+      covers the images wherever its centre is.
   """
   arguments.number('alpha', alpha, above=0)
   arguments.integer('size', size, 0)
@@ -149,6 +152,7 @@ def cutmix(
   def mix(rngs, images, partners):
     box_rngs, size_rngs, chance_rngs = _split(rngs, 3)
     if size:
+      _check_size('cutmix', size, images.shape)
       sides = jnp.full((images.shape[0], 2), size)
     else:
       ratio = jnp.sqrt(jax.vmap(draw_cut)(size_rngs))[:, None]  # [B, 1]
@@ -160,6 +164,17 @@ def cutmix(
     return jnp.where(inside, partners, images), 1 - pasted
 
   return Mixing(mix)
+
+
+def _check_size(name: str, size: int, shape: tuple[int, ...]) -> None:
+  """Raises ValueError for a square that always covers whole images."""
+  height, width = shape[1:3]
+  largest = 2 * max(height, width) - 2
+  if size > largest:
+    raise ValueError(
+      f'{name}: size: got {size}, expected at most {largest}: it would cover '
+      f'images of {height} x {width} pixels wherever its centre is'
+    )
 
 
 def _split(rngs: chex.PRNGKey, count: int) -> chex.PRNGKey:
