@@ -34,18 +34,17 @@ def title(attack: str) -> str:
 
 
 def attacks(record: Mapping[str, Any]) -> list[str]:
-  """Returns the attacks that all rows have, and the worst case of all."""
-  rows = [row['accuracy'] for row in record['rows']]
-  return [
-    attack
-    for attack in [*rows[0], 'worst_case']
-    if all(attack in row or attack == 'worst_case' for row in rows)
-  ]
+  """Returns the attacks of all rows, and the worst case of each row's."""
+  names = dict.fromkeys(
+    attack for row in record['rows'] for attack in row['accuracy']
+  )
+  return [*names, 'worst_case']
 
 
 def _of(row: Mapping[str, Any], attack: str) -> float:
-  """Returns an accuracy in percent."""
-  return 100 * {**row['accuracy'], 'worst_case': row['worst_case']}[attack]
+  """Returns an accuracy in percent; nan if a row lacks the attack."""
+  known = {**row['accuracy'], 'worst_case': row['worst_case']}
+  return 100 * known.get(attack, math.nan)
 
 
 def _grouped(record: Mapping[str, Any]) -> dict[str, dict[str, list]]:
@@ -62,6 +61,8 @@ def _grouped(record: Mapping[str, Any]) -> dict[str, dict[str, list]]:
 
 def _mean(values: Sequence[float], digits: int = 1) -> str:
   mean, deviation = statistics.mean_and_deviation(values)
+  if math.isnan(mean):
+    return ''
   spread = '' if math.isnan(deviation) else f' ± {deviation:.{digits}f}'
   return f'{mean:.{digits}f}{spread}'
 
@@ -78,7 +79,9 @@ def _interval(
   rows, baseline = (
     [row for row in of if row['seed'] in seeds] for of in (rows, baseline)
   )
-  if not seeds:
+  if not seeds or any(
+    math.isnan(_of(row, attack)) for row in (*rows, *baseline)
+  ):
     return (math.nan,) * 3
   if len(seeds) > 1 or attack == 'worst_case':
     return statistics.over_seeds(

@@ -18,6 +18,7 @@ KINDS = {
   'experiment_ablations': 'experiment',
   'experiment_cifar10_jpeg_cpu': 'experiment',
   'experiment_digits': 'experiment',
+  'experiment_modern': 'experiment',
   'survival': 'survival',
 }
 
