@@ -99,6 +99,22 @@ def test_differences_of_two_seeds():
   assert tables.table(document, 'summary') == lines
 
 
+def test_an_attack_that_a_row_lacks_is_left_blank():
+  document = record(TWO_SEEDS)
+  document['rows'] = [
+    {**entry, 'accuracy': {'clean': entry['accuracy']['clean']}}
+    if entry['variant'] == 'single head'
+    else entry
+    for entry in document['rows']
+  ]
+  _, single, dual = cells(tables.table(document, 'accuracies')[0])
+  assert single[5] == ''
+  assert dual[5] != ''
+  (difference,) = cells(tables.table(document, 'differences')[0])[1:]
+  assert difference[3] == ''
+  assert difference[2] != ''
+
+
 def test_table_of_one_seed_compares_images():
   lines = tables.table(
     record([row('single head', 0, 90, 50), row('DH-AT, mean', 0, 90, 60)]),
