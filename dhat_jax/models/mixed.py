@@ -153,13 +153,7 @@ class _Mix(Aggregator, kw_only=True):
     right = attacked.argmax(axis=1) == held_out.labels
     wrong = clean.argmax(axis=1) != held_out.labels
     needed = math.ceil(100 / max(100 - self.percentile, 1e-6))
-    if not right.any():
-      _logger.warning(
-        'fit of the aggregator: the robust head gets no image right under '
-        '%s; both heads weigh the same',
-        self.attack,
-      )
-    elif right.sum() < needed:
+    if right.sum() < needed:
       _logger.warning(
         'fit of the aggregator: the robust head gets %d images right under '
         '%s; percentile %g means something from %d on',

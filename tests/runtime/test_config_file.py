@@ -73,7 +73,9 @@ def test_home_and_variant(folder, monkeypatch):
 
 
 CHOICES = (
-  'configs/cifar10.py, configs/cifar100.py, configs/digits.py, configs/svhn.py'
+  'configs/cifar10.py, configs/cifar100.py, configs/cifar10_generated.py, '
+  'configs/cifar10_modern.py, configs/digits.py, configs/digits_modern.py, '
+  'configs/svhn.py'
 )
 
 

@@ -114,7 +114,9 @@ def test_partners_are_augmented_and_streams_are_those_of_the_names():
 
 def test_two_devices_mix_as_one():
   mixing = augment.make_augmentation(
-    ('crop_flip', 'cutmix', 'cutout'), crop_padding=1, flip=True
+    ('crop_flip', 'cutmix', {'name': 'cutout', 'size': 2}),
+    crop_padding=1,
+    flip=True,
   )
   rng = jax.random.key(0)
 
