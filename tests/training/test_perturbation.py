@@ -4,22 +4,19 @@ import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from dhat_jax import from_config, losses
-from dhat_jax.attacks import pgd
 from dhat_jax.configs import digits
 from dhat_jax.runtime import devices
 from dhat_jax.training import cost, perturbation
 from dhat_jax.training.perturbation import awp, relative_ascent, sam
 from dhat_jax.training.stages import all_roles
-from dhat_jax.training.state import create_train_state
-from dhat_jax.training.step import make_train_step
-from tests.helpers.tiny import flat, random_like, shapes_of
-from tests.training.test_step import ATTACK, SHAPE, make_batch, make_net
+from tests.helpers.tiny import flat
+from tests.training.test_step import make as make_step
+from tests.training.test_step import make_batch, make_net
 
 PARAMS = {
   'trunk': {
@@ -106,47 +103,17 @@ PERTURBATIONS = {
 }
 
 
-def make(
-  stage,
-  value_and_grad,
-  *,
-  axis_name=None,
-  rate=0.1,
-  ema_decay=0.0,
-  loss=None,
-):
+def make(stage, value_and_grad, **options):
   """Returns (state, step) of a stage on random variables, with decay."""
-  role = all_roles()[stage]
-  tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(rate, 0.9))
-  net = make_net(role.outputs, axis_name=axis_name)
-  shapes = shapes_of(net.clone(axis_name=None), jnp.zeros((1, *SHAPE)))
-  state = create_train_state(
-    net=net,
-    tx=tx,
-    trains=role.trains,
-    rng=jax.random.key(0),
-    image_shape=SHAPE,
-    variables=random_like(shapes, 1),
-    ema=ema_decay > 0,
+  return make_step(
+    stage, augment=None, value_and_grad=value_and_grad, **options
   )
-  step = make_train_step(
-    net=net,
-    tx=tx,
-    loss=loss or losses.trades(beta=6.0),
-    attack=pgd.make_attack(**ATTACK),
-    trains=role.trains,
-    output=role.output,
-    axis_name=axis_name,
-    ema_decay=ema_decay,
-    value_and_grad=value_and_grad,
-  )
-  return state, step
 
 
 @functools.cache
 def stepped(name, stage):
   """Returns (state before, state and metrics after one step)."""
-  state, step = make(stage, PERTURBATIONS[name](), ema_decay=0.5)
+  state, step = make(stage, PERTURBATIONS[name](), decay=0.5)
   return state, *jax.jit(step)(state, make_batch())
 
 

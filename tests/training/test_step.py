@@ -61,13 +61,16 @@ def make(
   decay=0.0,
   dtype=None,
   freeze_statistics=True,
+  augment=flip,
+  rate=0.1,
+  value_and_grad=jax.value_and_grad,
 ):
   """Returns (state, step) of a stage on random variables.
 
   `shared` says whether batch norm sees the whole batch under `axis_name`.
   """
   role = ALL_ROLES[stage]
-  tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9))
+  tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(rate, 0.9))
   network = make_net(
     role.outputs, axis_name=axis_name if shared else None, dtype=dtype
   )
@@ -91,7 +94,8 @@ def make(
     ema_decay=decay,
     freeze_statistics=freeze_statistics,
     axis_name=axis_name,
-    augment=flip,
+    augment=augment,
+    value_and_grad=value_and_grad,
     attack_scale=lambda step: 0.5 * (step + 1),
   )
   return state, step
