@@ -243,8 +243,8 @@ def attack_pass(
   whole = jax.ShapeDtypeStruct(images[:1], jnp.int32)
   arguments = (
     _variables(net, images),
-    *(pixels, whole, jax.ShapeDtypeStruct(images[:1], jnp.bool_), pixels),
-    whole,
+    *(pixels, whole, whole, jax.ShapeDtypeStruct(images[:1], jnp.bool_)),
+    *(pixels, whole),
     jax.eval_shape(lambda: streams.key(0)),
     jax.ShapeDtypeStruct((), jnp.int32),
     jax.ShapeDtypeStruct((), jnp.float32),

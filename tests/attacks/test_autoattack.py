@@ -53,6 +53,32 @@ def test_predictions_say_what_robust_says(standard):
   assert 0 < same.sum() < len(same)
 
 
+def test_each_image_says_what_broke_it_first(standard):
+  images, labels = linear.problem()
+  flags = {'': np.ones(len(labels), bool), **standard.flags}
+  expected = np.full(len(labels), '', '<U16')
+  for before, name in itertools.pairwise(flags):
+    expected[flags[before] & ~flags[name]] = name
+  np.testing.assert_array_equal(standard.broken_by, expected)
+  assert {'clean', 'apgd-ce', ''} <= set(expected)
+  attacked = ~np.isin(expected, ['', 'clean'])
+  np.testing.assert_array_equal(standard.broken_in >= 0, attacked)
+  targeted = np.isin(expected, ['apgd-t', 'fab-t'])
+  assert np.all((standard.broken_in >= 2) == targeted)
+  for inputs, margins in (
+    (images, standard.clean_margins),
+    (standard.images_adv, standard.margins),
+  ):
+    logits = np.array(linear.logits_of(inputs))
+    places = np.arange(len(labels))
+    own = logits[places, labels]
+    logits[places, labels] = -np.inf
+    np.testing.assert_allclose(margins, own - logits.max(axis=1), atol=1e-5)
+  np.testing.assert_array_equal(
+    standard.clean_predictions, np.argmax(linear.logits_of(images), axis=1)
+  )
+
+
 def _two_devices(fn, in_axes):
   """Splits the arguments with axis 0 over both devices."""
   mapped = jax.pmap(fn, in_axes=in_axes)
@@ -159,7 +185,7 @@ def _recording(keys):
 
     def noting(*args):
       if len(args) > 1:
-        keys.append(jax.random.key_data(args[5]).tolist())
+        keys.append(jax.random.key_data(args[6]).tolist())
       return call(*args)
 
     return noting

@@ -59,13 +59,13 @@ def test_resumed_run_gives_the_same_and_repeats_nothing(
       np.testing.assert_array_equal(stored[name], array)
 
 
-def test_pieces_without_predictions_are_predicted_again(standard, tmp_path):
+def test_pieces_of_earlier_versions_are_predicted_again(standard, tmp_path):
   linear.standard(state_dir=tmp_path)
   pieces = sorted(tmp_path.glob('*-*.npz'))
   for path in pieces:
     with np.load(path) as stored:
       arrays = dict(stored)
-    del arrays['predictions']
+    del arrays['predictions'], arrays['margins']
     np.savez(path, **arrays)
   logits_fn, traces = linear.counting()
   _assert_same(linear.standard(logits_fn, state_dir=tmp_path), standard)
@@ -73,6 +73,7 @@ def test_pieces_without_predictions_are_predicted_again(standard, tmp_path):
   for path in pieces:
     with np.load(path) as stored:
       assert stored['predictions'].shape == stored['robust'].shape
+      assert stored['margins'].shape == stored['robust'].shape
 
 
 def test_old_pieces_that_the_network_contradicts_are_attacked_again(tmp_path):
@@ -81,7 +82,7 @@ def test_old_pieces_that_the_network_contradicts_are_attacked_again(tmp_path):
   (path,) = tmp_path.glob('fab-t-*.npz')
   with np.load(path) as stored:
     arrays = dict(stored)
-  del arrays['predictions']
+  del arrays['predictions'], arrays['margins']
   assert len(arrays['rows']) > 0
   # The clean images, which are predicted correctly.
   images, _ = linear.problem()

@@ -31,50 +31,8 @@ from dhat_jax.attacks.autoattack.passes import (
   make_attack,
 )
 from dhat_jax.attacks.autoattack.progress import Progress, Reporter
+from dhat_jax.attacks.autoattack.result import AutoAttackResult
 from dhat_jax.runtime import files, streams
-
-
-@dataclasses.dataclass(frozen=True)
-class AutoAttackResult:
-  """Result of AutoAttack; N images.
-
-  Attributes:
-    robust: bool [N], predicted correctly under all attacks.
-    images_adv: [N, ...], an adversarial image where an attack succeeded, else
-      the image itself.
-    predictions: int32 [N], the classes predicted on `images_adv` during the
-      attack: robust equals predictions == labels. (The network compiled by
-      itself may round differently near a decision boundary.)
-    flags: for 'clean' and after each attack, bool [N].
-    secs: for each attack, its wall time in this call.
-    warnings: reasons to doubt the result.
-  """
-
-  robust: np.ndarray
-  images_adv: np.ndarray
-  predictions: np.ndarray
-  flags: dict[str, np.ndarray]
-  secs: dict[str, float]
-  warnings: list[str]
-
-  def arrays(self) -> dict[str, np.ndarray]:
-    """Returns the arrays per image, by name, as `result.npz` holds them."""
-    return {
-      'robust': self.robust,
-      'images_adv': self.images_adv,
-      'predictions': self.predictions,
-      **self.flags,
-    }
-
-  @property
-  def clean_accuracy(self) -> float:
-    """Share of clean images that are predicted correctly."""
-    return float(np.mean(self.flags['clean']))
-
-  @property
-  def robust_accuracy(self) -> float:
-    """Share of images that are robust to all attacks."""
-    return float(np.mean(self.robust))
 
 
 def _make_budget(
@@ -117,13 +75,21 @@ def _describe_problem(
 
 
 def _make_result(
-  evaluation: Evaluation, flags: dict[str, np.ndarray], warnings: list[str]
+  evaluation: Evaluation,
+  clean: dict[str, np.ndarray],
+  flags: dict[str, np.ndarray],
+  warnings: list[str],
 ) -> AutoAttackResult:
   """Collects the result of an evaluation, with its warnings."""
   return AutoAttackResult(
     robust=evaluation.robust,
     images_adv=evaluation.images_adv,
     predictions=evaluation.predictions,
+    margins=evaluation.margins,
+    clean_margins=clean['margins'],
+    clean_predictions=clean['predictions'],
+    broken_by=evaluation.broken_by,
+    broken_in=evaluation.broken_in,
     flags=flags,
     secs=evaluation.secs,
     warnings=[
@@ -240,6 +206,10 @@ def autoattack(
       predict=make_predict(logits_fn, map_fn, noise_rng),
     )
     logits = evaluation.predict_clean()  # [N, K]
+    clean = {
+      'margins': evaluation.margins.copy(),
+      'predictions': evaluation.predictions.copy(),
+    }
     checks.check_logits(logits, labels, names)
     classes = logits.shape[1]
     warnings = checks.warn_targets(names, classes, n_targets)
@@ -292,6 +262,6 @@ def autoattack(
         reporter=reporter,
       )
       flags[name] = evaluation.robust.copy()
-  result = _make_result(evaluation, flags, warnings)
+  result = _make_result(evaluation, clean, flags, warnings)
   journal.save('result', result.arrays())
   return result

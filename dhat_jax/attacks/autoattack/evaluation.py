@@ -13,6 +13,7 @@ import chex
 import jax
 import numpy as np
 
+from dhat_jax import divergences
 from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.journal import Journal
@@ -48,6 +49,12 @@ class Evaluation:
     robust: bool [N], predicted correctly so far.
     images_adv: [N, ...], the image itself until an attack breaks it.
     predictions: int32 [N], classes predicted on `images_adv`.
+    margins: float [N], the label's logit on `images_adv` less the largest
+      other one.
+    broken_by: str [N], the attack that broke the image first; 'clean' if it was
+      wrong before, '' if it is robust.
+    broken_in: int32 [N], the index of that attack's pass, one of
+      `Budget.passes`; -1 without one.
     zero_gradients: {attack: number of starts where the gradient vanished}.
     broken_gradients: {attack: number of runs of an image in which a gradient
       was not finite}.
@@ -80,6 +87,10 @@ class Evaluation:
     self.robust = np.ones(len(images), bool)
     self.images_adv = images.copy()
     self.predictions = labels.copy()
+    self.margins = np.full(len(images), np.nan, images.dtype)
+    self.broken_by = np.full(len(images), '', '<U16')
+    self.broken_in = np.full(len(images), -1, np.int32)
+    self._ranking = np.zeros((len(images), 0), np.int32)  # [N, K]
     self.zero_gradients = collections.Counter()
     self.broken_gradients = collections.Counter()
     self.secs = {}
@@ -115,6 +126,9 @@ class Evaluation:
     )
     self.robust = balls.is_right(logits, self._labels)
     self.predictions = _classes(logits)
+    self.margins = _margins(logits, self._labels)
+    self.broken_by[~self.robust] = 'clean'
+    self._ranking = np.argsort(logits, axis=1, kind='stable')[:, ::-1]
     return logits
 
   def repeat(
@@ -216,6 +230,7 @@ class Evaluation:
     points, flat, broken = step.run(
       images,
       self._labels[padded],
+      self._targets(step, padded),
       np.arange(self._batch_size) < len(batch),
       images if step.carried is None else step.carried[padded],
       padded.astype(np.int32),
@@ -233,21 +248,31 @@ class Evaluation:
       'indices': batch,
       'robust': robust,
       'predictions': _classes(logits),
+      'margins': _margins(logits, self._labels[batch]),
       'rows': rows,
       'points': points[rows],
       'zero_gradients': np.sum(np.asarray(flat)[: len(batch)]),
       'broken_gradients': np.sum(np.asarray(broken)[: len(batch)]),
     }
 
+  def _targets(self, step: Pass, places: np.ndarray) -> np.ndarray:
+    """Returns the classes that a pass aims at: int32 [B].
+
+    Pass r of a targeted attack aims at the class with the r-th largest logit of
+    the clean image. Other attacks do not look at them.
+    """
+    rank = step.index if step.attack.endswith('-t') else 1
+    return self._ranking[places, rank - 1].astype(np.int32)
+
   def _read(
     self, journal: Journal, name: str, batch: np.ndarray
   ) -> Piece | None:
     """Reads a piece of the journal; None if it has to be computed.
 
-    Pieces of earlier versions have no predictions, and are predicted again.
+    Pieces of earlier versions have no margins, and are predicted again.
     """
     piece = journal.load(name, batch)
-    if piece is None or 'predictions' in piece:
+    if piece is None or 'margins' in piece:
       return piece
     points = self._images[self._pad(batch)]
     points[piece['rows']] = piece['points']
@@ -256,6 +281,7 @@ class Evaluation:
     if not np.array_equal(right, piece['robust']):
       return None
     piece['predictions'] = _classes(logits)
+    piece['margins'] = _margins(logits, self._labels[batch])
     journal.save(name, piece)
     return piece
 
@@ -271,12 +297,20 @@ class Evaluation:
     places = batch[rows[broken]]
     self.images_adv[places] = points[broken]
     self.predictions[places] = piece['predictions'][rows[broken]]
+    self.margins[places] = piece['margins'][rows[broken]]
+    self.broken_by[places] = step.attack
+    self.broken_in[places] = step.index
     self.robust[batch] = robust
 
 
 def _classes(logits: np.ndarray) -> np.ndarray:
   """Predicted classes: [N, K] -> int32 [N]."""
   return np.argmax(logits, axis=1).astype(np.int32)
+
+
+def _margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Label's logit less the largest other one: [N, K], [N] -> [N]."""
+  return -np.asarray(divergences.margin(logits, labels))
 
 
 def make_predict(

@@ -53,9 +53,9 @@ class Journal:
 
   A piece is a dictionary of arrays. `indices` [n] has the examples' places in
   the data set. `robust` bool [n] says whether they withstood. `predictions` int
-  [n] are those on the pass's points. `points` [m, ...] are the points that are
-  still needed, and `rows` [m] says whose they are. `zero_gradients` and
-  `broken_gradients` are their numbers.
+  [n] and `margins` [n] are those on the pass's points. `points` [m, ...] are
+  the points that are still needed, and `rows` [m] says whose they are.
+  `zero_gradients` and `broken_gradients` are their numbers.
   """
 
   def __init__(self, directory: str | os.PathLike | None, problem: dict):

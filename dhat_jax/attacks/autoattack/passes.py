@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from dhat_jax.attacks.apgd import apgd, apgd_targeted
+from dhat_jax.attacks.apgd import apgd
 from dhat_jax.attacks.autoattack.budget import Budget
-from dhat_jax.attacks.fab import fab, fab_targeted
+from dhat_jax.attacks.fab import fab
 from dhat_jax.attacks.square import square_points
 from dhat_jax.runtime import hoisting
 
 # Of the functions that are given to `map_fn`: what is per example, what not.
-ATTACK_AXES = (0, 0, 0, 0, 0, None, None, None)
+ATTACK_AXES = (0, 0, 0, 0, 0, 0, None, None, None)
 
 
 def jit_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
@@ -41,8 +41,8 @@ def jit_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
 def _make_apgd(loss: str, budget: Budget, randomized: bool) -> Callable:
   """One restart of untargeted APGD, see `_MAKERS`."""
 
-  def run(rng, index, points, **batch):
-    del points
+  def run(rng, index, points, targets, **batch):
+    del points, targets
     return apgd(
       rng=jax.random.fold_in(rng, index),
       loss=loss,
@@ -63,9 +63,9 @@ def _make_apgd_targeted(budget: Budget, randomized: bool) -> Callable:
 
   def run(rng, index, points, **batch):
     del points
-    return apgd_targeted(
+    return apgd(
       rng=jax.random.fold_in(rng, index),
-      target_rank=index,
+      loss='targeted_dlr',
       n_iter=budget.n_iter,
       with_zero_gradients=True,
       with_broken_gradients=True,
@@ -79,8 +79,8 @@ def _make_fab(budget: Budget, randomized: bool) -> Callable:
   """One restart of FAB, the first one from the image, see `_MAKERS`."""
   del randomized
 
-  def run(rng, index, points, **batch):
-    del points
+  def run(rng, index, points, targets, **batch):
+    del points, targets
     rng = jax.random.fold_in(rng, index)
     _, points, broken = fab(
       rng=rng,
@@ -99,9 +99,8 @@ def _make_fab_targeted(budget: Budget, randomized: bool) -> Callable:
   del randomized
 
   def run(rng, index, points, **batch):
-    del rng, points
-    _, points, broken = fab_targeted(
-      target_rank=index,
+    del rng, index, points
+    _, points, broken = fab(
       n_iter=budget.n_iter,
       with_broken_gradients=True,
       **batch,
@@ -116,7 +115,8 @@ def _make_square(budget: Budget, randomized: bool) -> Callable:
   del randomized
   pieces = jnp.asarray(budget.square_pieces())
 
-  def run(rng, index, points, **batch):
+  def run(rng, index, points, targets, **batch):
+    del targets
     points = square_points(
       rng=rng,
       first=pieces[index],
@@ -131,9 +131,9 @@ def _make_square(budget: Budget, randomized: bool) -> Callable:
   return run
 
 
-# (budget, randomized) -> (rng, index, points, **batch) -> (points [B, ...],
-# zero_gradients bool [B], broken_gradients bool [B]); `batch` is what all
-# attacks take.
+# (budget, randomized) -> (rng, index, points, targets, **batch) -> (points
+# [B, ...], zero_gradients bool [B], broken_gradients bool [B]); `batch` is what
+# all attacks take.
 _MAKERS = {
   'apgd-ce': functools.partial(_make_apgd, 'ce'),
   'apgd-dlr': functools.partial(_make_apgd, 'dlr'),
@@ -162,19 +162,23 @@ def make_attack(
     randomized: whether logits_fn takes a key.
 
   Returns:
-    (images [B, ...], labels [B], active bool [B], points [B, ...], indices
-    [B], rng, index, epsilon) -> (points [B, ...], zero_gradients bool [B],
-    broken_gradients bool [B]). `ATTACK_AXES` says which are per example.
-    `index` is one of `budget.passes`; one compilation serves all of them.
-    `points` are those of the pass before (Square only).
+    (images [B, ...], labels [B], targets [B], active bool [B], points [B,
+    ...], indices [B], rng, index, epsilon) -> (points [B, ...], zero_gradients
+    bool [B], broken_gradients bool [B]). `ATTACK_AXES` says which are per
+    example. `targets` are the classes that a targeted attack aims at. `index`
+    is one of `budget.passes`; one compilation serves all of them. `points` are
+    those of the pass before (Square only).
   """
   one_pass = _MAKERS[name](budget, randomized)
 
-  def run(images, labels, active, points, indices, rng, index, epsilon):
+  def run(
+    images, labels, targets, active, points, indices, rng, index, epsilon
+  ):
     return one_pass(
       rng,
       index,
       points,
+      targets=targets,
       logits_fn=logits_fn,
       images=images,
       labels=labels,

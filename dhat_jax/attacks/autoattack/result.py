@@ -1,0 +1,72 @@
+"""The result of AutoAttack, image by image."""
+
+import dataclasses
+
+import numpy as np
+
+# Of a result, beside the flags and the images.
+_PER_IMAGE = (
+  'predictions',
+  'margins',
+  'clean_margins',
+  'clean_predictions',
+  'broken_by',
+  'broken_in',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAttackResult:
+  """Result of AutoAttack; N images.
+
+  Attributes:
+    robust: bool [N], predicted correctly under all attacks.
+    images_adv: [N, ...], an adversarial image where an attack succeeded, else
+      the image itself.
+    predictions: int32 [N], the classes predicted on `images_adv` during the
+      attack: robust equals predictions == labels. (The network compiled by
+      itself may round differently near a decision boundary.)
+    margins: float [N], the label's logit on `images_adv` less the largest
+      other one; negative where an attack succeeded.
+    clean_margins: float [N], the same on the images themselves.
+    clean_predictions: int32 [N].
+    broken_by: str [N], the attack that broke the image first; 'clean' if it was
+      wrong before, '' if it is robust.
+    broken_in: int32 [N], which pass of that attack: the number of a restart or
+      of a piece of Square's queries, from 0, or the rank of a target class,
+      from 2; -1 without one.
+    flags: for 'clean' and after each attack, bool [N].
+    secs: for each attack, its wall time in this call.
+    warnings: reasons to doubt the result.
+  """
+
+  robust: np.ndarray
+  images_adv: np.ndarray
+  predictions: np.ndarray
+  margins: np.ndarray
+  clean_margins: np.ndarray
+  clean_predictions: np.ndarray
+  broken_by: np.ndarray
+  broken_in: np.ndarray
+  flags: dict[str, np.ndarray]
+  secs: dict[str, float]
+  warnings: list[str]
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """Returns the arrays per image, by name, as `result.npz` holds them."""
+    return {
+      'robust': self.robust,
+      'images_adv': self.images_adv,
+      **{name: getattr(self, name) for name in _PER_IMAGE},
+      **self.flags,
+    }
+
+  @property
+  def clean_accuracy(self) -> float:
+    """Share of clean images that are predicted correctly."""
+    return float(np.mean(self.flags['clean']))
+
+  @property
+  def robust_accuracy(self) -> float:
+    """Share of images that are robust to all attacks."""
+    return float(np.mean(self.robust))
