@@ -1,9 +1,12 @@
 """Checks a config before anything expensive starts."""
 
+import logging
+
 import ml_collections
 
 from dhat_jax import arguments
 from dhat_jax.from_config import data, evaluation, keys, training
+from dhat_jax.from_config.values import completed
 from dhat_jax.training.stages import JOINT, roles
 
 # Any number will do; of 1, a fraction of an epoch would be no step.
@@ -26,6 +29,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in config.stages:
     training.find_role(config, name)
     _check_stage(config, name)
+    _warn_of_late_parts(config, name)
     if config[name].keep == 'best' and not config.dataset.validation_size:
       raise ValueError(
         f"config.{name}.keep: got 'best', which needs validation images; give "
@@ -54,3 +58,21 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
     num_train=max(config[name].batch_size, 1),
     steps_per_epoch=_STEPS_PER_EPOCH,
   )
+
+
+def _warn_of_late_parts(config: ml_collections.ConfigDict, name: str) -> None:
+  """Warns of parts that would begin when their stage is over."""
+  spec = completed(config)[name]
+  begins = {  # epochs before the part begins
+    'attack.warmup_start_epoch': spec.attack.warmup_start_epoch - 1,
+    'ema.copy_epochs': spec.ema.copy_epochs,
+    'weight_perturbation.start_epoch': (
+      spec.weight_perturbation.get('start_epoch', 1) - 1
+    ),
+  }
+  for key, epochs in begins.items():
+    if epochs >= spec.epochs and epochs > 0:
+      logging.warning(
+        'config.%s.%s: begins after %g epochs of a stage that has %g: never',
+        *(name, key, epochs, spec.epochs),
+      )

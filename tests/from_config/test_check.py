@@ -265,3 +265,30 @@ def test_schedules_reject_negative_warmup():
       steps_per_epoch=5,
       warmup_epochs=-1,
     )
+
+
+@pytest.mark.parametrize(
+  ('path', 'value', 'epochs'),
+  [
+    ('attack.warmup_start_epoch', 4, 3),
+    ('ema.copy_epochs', 3, 3),
+    ('weight_perturbation', {'name': 'awp', 'start_epoch': 4}, 3),
+    ('weight_perturbation', {'name': 'awp', 'start_epoch': 3}, None),
+    ('ema.copy_epochs', 2.9, None),
+  ],
+)
+def test_parts_that_never_begin_are_warned_of(
+  config, caplog, path, value, epochs
+):
+  config.main_head.epochs = 3
+  set_key(
+    config.main_head, path, ConfigDict(value) if type(value) is dict else value
+  )
+  from_config.check(config)
+  lines = [r.getMessage() for r in caplog.records if 'never' in r.getMessage()]
+  if epochs is None:
+    assert not lines
+  else:
+    (line,) = lines
+    assert line.startswith(f'config.main_head.{path}')
+    assert f'begins after {epochs} epochs of a stage that has 3' in line
