@@ -5,7 +5,7 @@ are noted where they occur. `docs/autoattack.md` lists them. One iteration is in
 `apgd_steps`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import chex
 import jax
@@ -14,7 +14,11 @@ import jax.numpy as jnp
 from dhat_jax import divergences
 from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments, balls, finite, logits
-from dhat_jax.attacks.apgd_steps import apgd_init, make_apgd_step
+from dhat_jax.attacks.apgd_steps import (  # noqa: F401
+  apgd_init,
+  make_apgd_step,
+  run_apgd,
+)
 
 LOSSES = ('ce', 'dlr', 'targeted_dlr')
 
@@ -40,18 +44,27 @@ def random_start(
 
 
 def make_loss(
-  loss: str, labels: chex.Array, targets: chex.Array | None
+  loss: str | Sequence[str],
+  labels: chex.Array,
+  targets: chex.Array | None,
+  which: chex.Array | None = None,
 ) -> Callable:
   """Loss of the logits, [B, K] -> [B], to be maximised.
 
   Args:
-    loss: 'ce', 'dlr' or 'targeted_dlr'.
+    loss: 'ce', 'dlr' or 'targeted_dlr'; or several, of which each example has
+      one.
     labels: int [B].
     targets: int [B], for 'targeted_dlr'.
+    which: int [B], each example's place in several losses.
 
   Raises:
     ValueError: unknown loss, or missing targets.
   """
+  if not isinstance(loss, str):
+    return _make_mixed_loss(
+      [make_loss(name, labels, targets) for name in loss], which
+    )
   if loss == 'ce':
     return lambda logits: divergences.cross_entropy(logits, labels)
   if loss == 'dlr':
@@ -60,6 +73,22 @@ def make_loss(
   if targets is None:
     raise ValueError('targeted_dlr: got no targets, expected int [B]')
   return lambda logits: divergences.targeted_dlr(logits, labels, targets)
+
+
+def _make_mixed_loss(losses: Sequence[Callable], which: chex.Array) -> Callable:
+  """Loss [B, K] -> [B] that is another one for each example: which [B]."""
+
+  def mixed(logits):
+    total = jnp.zeros(logits.shape[0], logits.dtype)
+    for place, loss_fn in enumerate(losses):
+      chosen = which == place  # [B]
+      # The others' logits are constants here: no 0 * inf in their gradients.
+      fixed = jax.lax.stop_gradient(logits)
+      values = loss_fn(balls.select(chosen, logits, fixed))
+      total = jnp.where(chosen, values, total)
+    return total
+
+  return mixed
 
 
 def make_evaluate(
@@ -114,7 +143,8 @@ def apgd(
   *,
   epsilon: chex.Numeric,
   norm: str = 'linf',
-  loss: str = 'ce',
+  loss: str | Sequence[str] = 'ce',
+  which: chex.Array | None = None,
   targets: chex.Array | None = None,
   n_iter: int = 100,
   rho: float = 0.75,
@@ -135,10 +165,11 @@ def apgd(
     logits_fn: images -> logits [B, K]; with `randomized`, (images, key).
     images: float [B, ...] in [0, 1].
     labels: int [B].
-    rng: typed key.
+    rng: typed key; or one per example [B], without `randomized`.
     epsilon: radius of the ball, in [0, 1] units; may be traced.
     norm: 'linf' or 'l2'.
-    loss: 'ce', 'dlr' (K >= 3) or 'targeted_dlr' (K >= 4).
+    loss: 'ce', 'dlr' (K >= 3) or 'targeted_dlr' (K >= 4); or several of them.
+    which: int [B], with several losses: the place of each example's.
     targets: int [B], for 'targeted_dlr'. Success is any misclassification.
     n_iter: iterations.
     rho: share of rises below which a window counts as oscillating.
@@ -161,14 +192,15 @@ def apgd(
   Raises:
     ValueError: see `arguments` and `logits.problem`.
   """
-  balls.check_keys('rng', rng, one=True)
   balls.check_choice('norm', norm, balls.NORMS)
   arguments.length('epsilon', epsilon, norm)
   integer('n_iter', n_iter, least=1)
   integer('eot_iter', eot_iter, least=1)
   arguments.share('rho', rho)
   arguments.flag('randomized', randomized)
-  balls.check_choice('loss', loss, LOSSES)
+  balls.check_keys('rng', rng, one=randomized or jnp.ndim(rng) != 1)
+  for name in [loss] if isinstance(loss, str) else loss:
+    balls.check_choice('loss', name, LOSSES)
   logits_fn, images, labels = logits.problem(
     logits_fn, images, labels, rng=rng if randomized else None
   )
@@ -176,10 +208,17 @@ def apgd(
   if targets is not None:
     targets = arguments.classes('targets', targets, len(images))
   active, indices = balls.whole_batch(images, active, indices)
-  start_rng, noise_rng = jax.random.split(rng)
+  start_rng, noise_rng = (
+    jax.random.split(rng)
+    if rng.ndim == 0
+    else (
+      jax.vmap(jax.random.split)(rng)[:, 0],
+      None,
+    )
+  )
   evaluate = make_evaluate(
     logits_fn,
-    make_loss(loss, labels, targets),
+    make_loss(loss, labels, targets, which),
     labels,
     noise_rng if randomized else None,
     eot_iter,
@@ -188,18 +227,14 @@ def apgd(
     points = random_start(start_rng, indices, images, epsilon, norm)
   else:
     points = jnp.clip(jnp.asarray(images_start, images.dtype), 0.0, 1.0)
-  state = apgd_init(evaluate, points, epsilon)
-  flat = balls.norms(state.gradients, 'linf') == 0
-  flat &= ~state.broken_gradients
-  step = make_apgd_step(
-    evaluate, images, epsilon=epsilon, norm=norm, n_iter=n_iter, rho=rho
+  state = run_apgd(
+    evaluate, points, images, epsilon=epsilon, norm=norm, n_iter=n_iter, rho=rho
   )
-  state = jax.lax.fori_loop(0, n_iter, step, state)
   robust = state.robust | ~active
   images_adv = balls.select(robust, images, state.images_adv)
   extras = []
   if with_zero_gradients:
-    extras.append(flat & active)
+    extras.append(state.flat & active)
   if with_broken_gradients:
     extras.append(state.broken_gradients & active)
   return robust, images_adv, *extras

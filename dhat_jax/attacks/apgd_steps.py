@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,6 +32,7 @@ class ApgdState(NamedTuple):
   robust: chex.Array  # bool [B], predicted correctly at every iterate
   images_adv: chex.Array  # [B, ...], latest misclassified iterate
   broken_gradients: chex.Array  # bool [B], an entry was not finite so far
+  flat: chex.Array  # bool [B], the gradient at the start vanished
 
 
 def check_windows(n_iter: int) -> np.ndarray:
@@ -80,7 +82,17 @@ def apgd_init(
   evaluate: Callable, points: chex.Array, epsilon: chex.Numeric
 ) -> ApgdState:
   """Evaluates the start; steps begin at 2 epsilon."""
-  losses, correct, gradients = evaluate(points, 0)
+  return _begin(points, *evaluate(points, 0), epsilon)
+
+
+def _begin(
+  points: chex.Array,
+  losses: chex.Array,
+  correct: chex.Array,
+  gradients: chex.Array,
+  epsilon: chex.Numeric,
+) -> ApgdState:
+  """State at an evaluated start."""
   broken = finite.any_broken(gradients)
   gradients = finite.without_broken(gradients)
   return ApgdState(
@@ -102,6 +114,7 @@ def apgd_init(
     robust=correct,
     images_adv=points,
     broken_gradients=broken,
+    flat=(balls.norms(gradients, 'linf') == 0) & ~broken,
   )
 
 
@@ -204,3 +217,45 @@ def make_apgd_step(
     return _reconsider(state, windows[i], rho)
 
   return step
+
+
+def run_apgd(
+  evaluate: Callable,
+  points: chex.Array,
+  images: chex.Array,
+  *,
+  epsilon: chex.Numeric,
+  norm: str,
+  n_iter: int,
+  rho: float,
+) -> ApgdState:
+  """Evaluates the start and takes all steps.
+
+  The start is the loop's first iteration. So the program holds the network and
+  its gradient once, which halves the time to compile it.
+
+  Args:
+    evaluate: of `apgd.make_evaluate`.
+    points: float [B, ...], the start.
+    images: float [B, ...] in [0, 1], the centres of the balls.
+    epsilon: radius; may be traced.
+    norm: 'linf' or 'l2'.
+    n_iter: iterations.
+    rho: as for `make_apgd_step`.
+  """
+  windows = jnp.asarray(check_windows(n_iter))
+
+  def step(i, state):
+    first = i == 0
+    moved = _move(state, images, i - 1, epsilon, norm)
+    points = jnp.where(first, state.points, moved)
+    evaluated = points, *evaluate(points, i)
+    begun = _begin(*evaluated, epsilon)
+    stepped = _reconsider(_record(state, *evaluated), windows[i - 1], rho)
+    return jax.tree.map(lambda a, b: jnp.where(first, a, b), begun, stepped)
+
+  zeros = jnp.zeros(len(points), points.dtype)
+  blank = _begin(
+    points, zeros, jnp.ones(len(points), bool), jnp.zeros_like(points), epsilon
+  )
+  return jax.lax.fori_loop(0, n_iter + 1, step, blank)

@@ -249,7 +249,7 @@ def draw_each(
 
   Args:
     sample: (key, shape) -> array, as in `jax.random`.
-    rng: typed key shared by all examples.
+    rng: typed key shared by all examples, or one per example [B].
     indices: int [B], each example's place in the data set. Draws depend on this
       and rng only, so any batches give the same.
     shape: of one example's draw.
@@ -257,9 +257,8 @@ def draw_each(
   Returns:
     [B, *shape].
   """
-  return _draw(
-    sample, jax.vmap(jax.random.fold_in, (None, 0))(rng, indices), shape
-  )
+  axes = (None if rng.ndim == 0 else 0, 0)
+  return _draw(sample, jax.vmap(jax.random.fold_in, axes)(rng, indices), shape)
 
 
 def draw_perturbations(
@@ -268,7 +267,7 @@ def draw_perturbations(
   """Draws U(-1, 1) per value in Linf, N(0, 1) in L2, to be scaled.
 
   Args:
-    rng: typed key shared by all examples.
+    rng: typed key shared by all examples, or one per example [B].
     indices: int [B], see `draw_each`.
     images: float [B, ...], whose shape and dtype the draws have.
     norm: 'linf' or 'l2'.

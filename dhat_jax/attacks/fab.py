@@ -242,12 +242,12 @@ def fab(
     logits_fn: images -> logits [B, K].
     images: float [B, ...] in [0, 1].
     labels: int [B].
-    rng: typed key; used only for random starts.
+    rng: typed key, or one per example [B]; used only for random starts.
     epsilon: radius within which a perturbation counts, in [0, 1] units.
     norm: 'linf' or 'l2'.
     targets: int [B], whose boundary is approached; None: the nearest.
     random: start at a random point at half of epsilon, not at the image; may
-      be traced.
+      be traced, and bool [B].
     n_iter: iterations.
     alpha_max: largest share of the step back to the image's projection.
     eta: overshoot over the boundary.
@@ -281,9 +281,10 @@ def fab(
   if rng is None and not arguments.is_traced(random) and random:
     raise ValueError('rng: got None, expected a typed key for a random start')
   if rng is not None:
-    balls.check_keys('rng', rng, one=True)
+    balls.check_keys('rng', rng, one=jnp.ndim(rng) != 1)
     start = random_start(rng, indices, images, epsilon, norm)
-    points = jnp.where(random, start, images)
+    random = jnp.broadcast_to(random, (len(images),))
+    points = balls.select(random, start, images)
   state = fab_init(points, images)
   step = make_fab_step(
     logits_fn,

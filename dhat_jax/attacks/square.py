@@ -223,9 +223,13 @@ def square_points(
 
   def ask(carry):
     query, best, margins = carry
-    proposed = propose(best, query, draws.query(query))
+    # The start is evaluated here too: the program holds the network once.
+    begins = query < first
+    number = jnp.maximum(query, 0)
+    proposed = propose(best, number, draws.query(number))
+    proposed = jnp.where(begins, best, proposed)
     new = margins_of(proposed)
-    better = (margins > 0) & ((new < margins) | (new <= 0))
+    better = (margins > 0) & ((new < margins) | (new <= 0)) | begins
     return (
       query + 1,
       balls.select(better, proposed, best),
@@ -236,7 +240,8 @@ def square_points(
   begin = start(images, epsilon, draws.start())  # [B, H, W, C]
   if points is not None:
     begin = jnp.where(jnp.equal(first, 0), begin, points)
-  carry = jnp.asarray(first, jnp.int32), begin, margins_of(begin)
+  unknown = jnp.full(len(images), jnp.inf, images.dtype)
+  carry = jnp.asarray(first, jnp.int32) - 1, begin, unknown
   return jax.lax.while_loop(unfinished, ask, carry)[1]
 
 

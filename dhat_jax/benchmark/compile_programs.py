@@ -244,9 +244,8 @@ def attack_pass(
   arguments = (
     _variables(net, images),
     *(pixels, whole, whole, jax.ShapeDtypeStruct(images[:1], jnp.bool_)),
-    *(pixels, whole),
-    jax.eval_shape(lambda: streams.key(0)),
-    jax.ShapeDtypeStruct((), jnp.int32),
+    *(pixels, whole, whole, whole),
+    jax.eval_shape(lambda: streams.key(0)[None]),
     jax.ShapeDtypeStruct((), jnp.float32),
   )
   axes = 0, *passes.ATTACK_AXES

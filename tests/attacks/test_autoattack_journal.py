@@ -59,38 +59,6 @@ def test_resumed_run_gives_the_same_and_repeats_nothing(
       np.testing.assert_array_equal(stored[name], array)
 
 
-def test_pieces_of_earlier_versions_are_predicted_again(standard, tmp_path):
-  linear.standard(state_dir=tmp_path)
-  pieces = sorted(tmp_path.glob('*-*.npz'))
-  for path in pieces:
-    with np.load(path) as stored:
-      arrays = dict(stored)
-    del arrays['predictions'], arrays['margins']
-    np.savez(path, **arrays)
-  logits_fn, traces = linear.counting()
-  _assert_same(linear.standard(logits_fn, state_dir=tmp_path), standard)
-  assert len(traces) == 1  # predicted, not attacked
-  for path in pieces:
-    with np.load(path) as stored:
-      assert stored['predictions'].shape == stored['robust'].shape
-      assert stored['margins'].shape == stored['robust'].shape
-
-
-def test_old_pieces_that_the_network_contradicts_are_attacked_again(tmp_path):
-  options = {'n_targets': 1, 'state_dir': tmp_path}
-  first = linear.attack('fab-t', **options)
-  (path,) = tmp_path.glob('fab-t-*.npz')
-  with np.load(path) as stored:
-    arrays = dict(stored)
-  del arrays['predictions'], arrays['margins']
-  assert len(arrays['rows']) > 0
-  # The clean images, which are predicted correctly.
-  images, _ = linear.problem()
-  arrays['points'] = images[arrays['indices'][arrays['rows']]]
-  np.savez(path, **arrays)
-  _assert_same(linear.attack('fab-t', **options), first)
-
-
 def test_interrupted_square_goes_on_from_its_best_points(tmp_path):
   options = {'epsilon': 0.02, 'batch_size': 8, 'state_dir': tmp_path}
   plain = linear.attack('square', epsilon=0.02, batch_size=8, n_queries=80)
@@ -99,7 +67,7 @@ def test_interrupted_square_goes_on_from_its_best_points(tmp_path):
   again = linear.attack('square', n_queries=80, **options)
   np.testing.assert_array_equal(again.images_adv, plain.images_adv)
   # Points of robust images are kept for the last piece alone.
-  with np.load(tmp_path / 'square-00-00000.npz') as piece:
+  with np.load(tmp_path / 'square-00000.npz') as piece:
     assert not np.any(piece['robust'][piece['rows']])
 
 
@@ -146,15 +114,16 @@ def test_another_jitted_network_is_seen_by_its_logits(tmp_path):
     linear.attack('fab-t', logits_fn=jax.jit(_elsewhere), **options)
 
 
-def test_state_that_does_not_say_whose_it_is_is_refused(tmp_path):
+@pytest.mark.parametrize('key', ['network', 'packed_batches'])
+def test_state_that_does_not_say_whose_it_is_is_refused(tmp_path, key):
   """Of earlier versions."""
   options = {'state_dir': tmp_path, 'n_targets': 1, 'n_iter': 2}
   linear.attack('fab-t', **options)
   path = tmp_path / 'problem.json'
   problem = json.loads(path.read_text())
-  del problem['network']
+  del problem[key]
   path.write_text(json.dumps(problem))
-  with pytest.raises(ValueError, match=r'network: got .*, stored None'):
+  with pytest.raises(ValueError, match=f'{key}: got .*, stored None'):
     linear.attack('fab-t', **options)
 
 

@@ -7,11 +7,12 @@ before it left robust. `docs/autoattack.md` compares it with the reference.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dhat_jax.arguments import integer
@@ -19,16 +20,23 @@ from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks import logits as networks
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.attacks.autoattack.budget import Budget
-from dhat_jax.attacks.autoattack.evaluation import Evaluation, make_predict
+from dhat_jax.attacks.autoattack.evaluation import (
+  Attack,
+  Evaluation,
+  make_predict,
+)
 from dhat_jax.attacks.autoattack.journal import (
   Journal,
   digest,
   network_digest,
 )
+from dhat_jax.attacks.autoattack.packing import size_of_batches
 from dhat_jax.attacks.autoattack.passes import (
   ATTACK_AXES,
+  family,
   jit_hoisted,
   make_attack,
+  mixes_passes,
 )
 from dhat_jax.attacks.autoattack.progress import Progress, Reporter
 from dhat_jax.attacks.autoattack.result import AutoAttackResult
@@ -102,6 +110,38 @@ def _make_result(
   )
 
 
+def _make_attacks(
+  names: tuple[str, ...],
+  make: Callable,
+  map_fn: Callable,
+  rng: chex.PRNGKey,
+  randomized: bool,
+) -> Iterator[Attack]:
+  """Yields the attacks in order, with programs that compile when first used.
+
+  Args:
+    names: of the attacks.
+    make: names -> function, as `passes.make_attack`.
+    map_fn: (fn, in_axes) -> compiled fn.
+    rng: typed key.
+    randomized: whether the network is.
+  """
+  programs = {}
+  for name in names:
+    together = family(name, names)
+    if together not in programs:
+      programs[together] = map_fn(make(together), ATTACK_AXES)
+    yield Attack(
+      name,
+      programs[together],
+      which=together.index(name),
+      rngs=jnp.stack(
+        [streams.fold_in(rng, f'autoattack/{other}') for other in together]
+      ),
+      mixed=mixes_passes(name, randomized),
+    )
+
+
 def autoattack(
   logits_fn: Callable,
   images: chex.Array,
@@ -145,8 +185,9 @@ def autoattack(
     attacks: names, for 'custom'.
     rng: typed threefry key; default `streams.key(0)`. The flags depend on it,
       but not on how the images are split into batches.
-    batch_size: of all compiled calls; partial batches are padded and masked.
-      A multiple of the devices' number if `map_fn` uses several.
+    batch_size: the largest of all compiled calls. They all have one size, with
+      even shares of the images, on a CPU at most 32. A multiple of the devices'
+      number if `map_fn` uses several.
     n_iter: iterations of APGD and FAB. The standard is 100.
     n_queries: of Square. The standard is 5000.
     n_restarts: of apgd-ce, apgd-dlr and fab; default by version.
@@ -192,9 +233,10 @@ def autoattack(
   images, labels = checks.check_inputs(images, labels, names)
   rng = streams.key(0) if rng is None else rng
   balls.check_keys('rng', rng, one=True)
-  if map_fn is None:
-    map_fn = jit_hoisted
-    batch_size = min(batch_size, len(images))
+  size = size_of_batches(
+    len(images), batch_size, 1 if map_fn is None else jax.device_count()
+  )
+  map_fn = map_fn or jit_hoisted
   noise_rng = streams.fold_in(rng, 'autoattack/noise') if randomized else None
 
   with jax.default_matmul_precision(precision):
@@ -202,7 +244,7 @@ def autoattack(
       images,
       labels,
       epsilon=epsilon,
-      batch_size=batch_size,
+      batch_size=size,
       predict=make_predict(logits_fn, map_fn, noise_rng),
     )
     logits = evaluation.predict_clean()  # [N, K]
@@ -232,6 +274,7 @@ def autoattack(
       version=version,
       attacks=names,
       batch_size=batch_size,
+      packed_batches=size,
       randomized=randomized,
       precision=precision,
     )
@@ -239,7 +282,7 @@ def autoattack(
     if state_dir is not None:
       problem['network'] = network_digest(
         logits_fn,
-        np.broadcast_to(images[:1], (batch_size, *images.shape[1:])),
+        np.broadcast_to(images[:1], (size, *images.shape[1:])),
         [] if noise_rng is None else [noise_rng],
       )
     journal = Journal(state_dir, problem)
@@ -247,19 +290,19 @@ def autoattack(
       # One more prediction would shift a randomised network's noise.
       probe = {} if randomized else {'logits of a probe': evaluation.probe()}
       journal.check_close('network', {'clean logits': logits, **probe})
-    reporter = Reporter(progress, budget, names, classes, batch_size)
+    reporter = Reporter(progress, budget, names, classes, size)
     flags = {'clean': evaluation.robust.copy()}
-    for name in names:
-      attack = make_attack(
-        name, logits_fn, norm=norm, budget=budget, randomized=randomized
-      )
+    make = functools.partial(
+      make_attack,
+      logits_fn=logits_fn,
+      norm=norm,
+      budget=budget,
+      randomized=randomized,
+    )
+    for attack in _make_attacks(names, make, map_fn, rng, randomized):
+      name = attack.name
       evaluation.attack(
-        name,
-        map_fn(attack, ATTACK_AXES),
-        budget=budget,
-        rng=streams.fold_in(rng, f'autoattack/{name}'),
-        journal=journal,
-        reporter=reporter,
+        attack, budget=budget, journal=journal, reporter=reporter
       )
       flags[name] = evaluation.robust.copy()
   result = _make_result(evaluation, clean, flags, warnings)

@@ -1,11 +1,12 @@
 """One evaluation by AutoAttack: the images left, and what broke the others.
 
 Every attack sees only the images that all attacks before it left robust. After
-each pass broken images are dropped, and the others are packed into new batches.
+each batch broken images are dropped, and the others are packed into new ones.
 """
 
 import collections
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from dhat_jax import divergences
 from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.journal import Journal
+from dhat_jax.attacks.autoattack.packing import Packing, counted
 from dhat_jax.attacks.autoattack.progress import Reporter
 from dhat_jax.attacks.logits import check_finite
 
@@ -24,22 +26,27 @@ Piece = dict[str, np.ndarray]  # see `journal.Journal`
 
 
 @dataclasses.dataclass(frozen=True)
-class Pass:
-  """One restart, target rank or piece of an attack.
+class Attack:
+  """One attack of the ensemble.
 
   Attributes:
-    attack: its name.
-    index: one of `Budget.passes`.
-    run: compiled, see `passes.make_attack`.
-    rng: typed key of the attack.
-    carried: [N, ...], the points from which Square continues; else None.
+    name: of `checks.NAMES`.
+    run: its compiled program, see `passes.make_attack`.
+    which: its place among the attacks of the program.
+    rngs: typed keys [A] of these attacks.
+    mixed: whether items of different passes may share a batch.
   """
 
-  attack: str
-  index: int
+  name: str
   run: Callable
-  rng: chex.PRNGKey
-  carried: np.ndarray | None
+  which: int
+  rngs: chex.PRNGKey
+  mixed: bool
+
+  @property
+  def carries(self) -> bool:
+    """Whether a pass continues from the points of the one before."""
+    return self.name == 'square'
 
 
 class Evaluation:
@@ -171,136 +178,139 @@ class Evaluation:
 
   def attack(
     self,
-    name: str,
-    run: Callable,
+    attack: Attack,
     *,
     budget: Budget,
-    rng: chex.PRNGKey,
     journal: Journal,
     reporter: Reporter,
   ) -> None:
     """Runs all passes of one attack on the images that are still robust.
 
     Args:
-      name: of the attack.
-      run: compiled, see `passes.make_attack`.
+      attack: its name and program.
       budget: determines the passes.
-      rng: typed key of the attack.
       journal: where finished batches are stored and read.
       reporter: called after each batch.
     """
-    if not budget.passes(name):
-      raise ValueError(f'{name}: got a budget of no passes, expected one')
     started = time.perf_counter()
-    carried = self._images.copy() if name == 'square' else None
-    before = []
-    for index in budget.passes(name):
-      step = Pass(name, index, run, rng, carried)
-      pieces = self._run_pass(step, journal, reporter)
-      if carried is not None:
-        for piece_name, batch in before:
-          journal.strip(piece_name, batch)
-      before = pieces
-    self.secs[name] = time.perf_counter() - started
-
-  def _run_pass(
-    self, step: Pass, journal: Journal, reporter: Reporter
-  ) -> list[tuple[str, np.ndarray]]:
-    """Runs or reads one pass; returns its pieces' names and places."""
-    pieces = []
-    batches = self._batches(np.flatnonzero(self.robust))
-    for number, batch in enumerate(batches):
-      name = f'{step.attack}-{step.index:02d}-{number:05d}'
-      piece = self._read(journal, name, batch)
+    packing = Packing(
+      budget.passes(attack.name),
+      np.flatnonzero(self.robust),
+      self._batch_size,
+      mixed=attack.mixed,
+    )
+    carried = self._images.copy() if attack.carries else None
+    stored, stripped = [], 0  # Square's batches: (name, key), and how many
+    for number in itertools.count():
+      passes, places = packing.take(self.robust)
+      if not len(places):
+        break
+      name = f'{attack.name}-{number:05d}'
+      key = {'indices': places, 'passes': passes}
+      piece = journal.load(name, key)
       fresh = piece is None
       if fresh:
-        piece = self._attack_batch(step, batch)
+        piece = key | self._attack_batch(attack, passes, places, carried)
         journal.save(name, piece)
-      self._apply(step, batch, piece)
-      pieces.append((name, batch))
+      self._apply(attack, piece, carried)
+      stored.append((name, key))
+      if attack.carries:
+        stripped = self._strip(journal, stored, stripped)
       reporter(
-        step.attack, step.index, self.robust, number + 1, len(batches), fresh
+        attack.name, passes, packing.left(self.robust), self.robust, fresh
       )
-    return pieces
+    self.secs[attack.name] = time.perf_counter() - started
 
-  def _attack_batch(self, step: Pass, batch: np.ndarray) -> Piece:
-    """Runs one pass on one batch."""
-    padded = self._pad(batch)
-    images = self._images[padded]
-    points, flat, broken = step.run(
+  def _attack_batch(
+    self,
+    attack: Attack,
+    passes: np.ndarray,
+    places: np.ndarray,
+    carried: np.ndarray | None,
+  ) -> Piece:
+    """Runs the items of one batch: passes int32 [n], places int [n]."""
+    count = len(places)
+    padded, indices = self._pad(passes), self._pad(places)
+    images = self._images[indices]
+    points, flat, broken = attack.run(
       images,
-      self._labels[padded],
-      self._targets(step, padded),
-      np.arange(self._batch_size) < len(batch),
-      images if step.carried is None else step.carried[padded],
-      padded.astype(np.int32),
-      step.rng,
-      np.int32(step.index),
+      self._labels[indices],
+      self._targets(attack, padded, indices),
+      np.arange(self._batch_size) < count,
+      images if carried is None else carried[indices],
+      indices.astype(np.int32),
+      padded,
+      np.full(self._batch_size, attack.which, np.int32),
+      attack.rngs,
       self._epsilon,
     )
     points = np.asarray(points)
-    arguments.in_box(f'{step.attack}: its images', points)
-    logits = self._logits(points, batch, step.attack)
-    robust = balls.is_right(logits, self._labels[batch])
+    arguments.in_box(f'{attack.name}: its images', points)
+    logits = self._logits(points, places, attack.name)
+    robust = balls.is_right(logits, self._labels[places])
     # Square continues from all points, other attacks from the broken ones.
-    rows = np.flatnonzero(~robust | (step.carried is not None))
+    rows = np.flatnonzero(~robust | attack.carries)
     return {
-      'indices': batch,
       'robust': robust,
       'predictions': _classes(logits),
-      'margins': _margins(logits, self._labels[batch]),
+      'margins': _margins(logits, self._labels[places]),
       'rows': rows,
       'points': points[rows],
-      'zero_gradients': np.sum(np.asarray(flat)[: len(batch)]),
-      'broken_gradients': np.sum(np.asarray(broken)[: len(batch)]),
+      'zero_gradients': np.asarray(flat)[:count],
+      'broken_gradients': np.asarray(broken)[:count],
     }
 
-  def _targets(self, step: Pass, places: np.ndarray) -> np.ndarray:
-    """Returns the classes that a pass aims at: int32 [B].
+  def _strip(
+    self, journal: Journal, stored: list[tuple[str, Piece]], stripped: int
+  ) -> int:
+    """Drops points of robust images that a later batch of Square has too.
+
+    Args:
+      journal: where the batches are.
+      stored: name, places and passes of all batches.
+      stripped: how many of them were stripped before.
+
+    Returns:
+      How many are stripped now.
+    """
+    newest = stored[-1][1]['passes'][0]
+    # The pass before this one has been followed by all of this one only when
+    # the next begins.
+    while stored[stripped][1]['passes'][0] < newest - 1:
+      journal.strip(*stored[stripped])
+      stripped += 1
+    return stripped
+
+  def _targets(
+    self, attack: Attack, passes: np.ndarray, places: np.ndarray
+  ) -> np.ndarray:
+    """Returns the classes that items aim at: int32 [B].
 
     Pass r of a targeted attack aims at the class with the r-th largest logit of
     the clean image. Other attacks do not look at them.
     """
-    rank = step.index if step.attack.endswith('-t') else 1
-    return self._ranking[places, rank - 1].astype(np.int32)
+    ranks = passes if attack.name.endswith('-t') else 1
+    return self._ranking[places, ranks - 1].astype(np.int32)
 
-  def _read(
-    self, journal: Journal, name: str, batch: np.ndarray
-  ) -> Piece | None:
-    """Reads a piece of the journal; None if it has to be computed.
-
-    Pieces of earlier versions have no margins, and are predicted again.
-    """
-    piece = journal.load(name, batch)
-    if piece is None or 'margins' in piece:
-      return piece
-    points = self._images[self._pad(batch)]
-    points[piece['rows']] = piece['points']
-    logits = self._logits(points, batch, name)
-    right = balls.is_right(logits, self._labels[batch])
-    if not np.array_equal(right, piece['robust']):
-      return None
-    piece['predictions'] = _classes(logits)
-    piece['margins'] = _margins(logits, self._labels[batch])
-    journal.save(name, piece)
-    return piece
-
-  def _apply(self, step: Pass, batch: np.ndarray, piece: Piece) -> None:
+  def _apply(
+    self, attack: Attack, piece: Piece, carried: np.ndarray | None
+  ) -> None:
     """Applies a piece: robust flags, adversarial images, Square's points."""
     robust, rows, points = (piece[key] for key in ('robust', 'rows', 'points'))
-    self.zero_gradients[step.attack] += int(piece['zero_gradients'])
-    # Pieces of earlier versions did not count them.
-    self.broken_gradients[step.attack] += int(piece.get('broken_gradients', 0))
-    if step.carried is not None:
-      step.carried[batch[rows]] = points
-    broken = ~robust[rows]  # of the rows
-    places = batch[rows[broken]]
-    self.images_adv[places] = points[broken]
-    self.predictions[places] = piece['predictions'][rows[broken]]
-    self.margins[places] = piece['margins'][rows[broken]]
-    self.broken_by[places] = step.attack
-    self.broken_in[places] = step.index
-    self.robust[batch] = robust
+    passes, places = piece['passes'], piece['indices']
+    if carried is not None:
+      carried[places[rows]] = points
+    counts = counted(places, robust)
+    for key in ('zero_gradients', 'broken_gradients'):
+      getattr(self, key)[attack.name] += int(np.sum(piece[key] & counts))
+    breaks = counts & ~robust  # [n], the items that broke their image first
+    here = breaks[rows]
+    self.images_adv[places[rows[here]]] = points[here]
+    for name in ('predictions', 'margins'):
+      getattr(self, name)[places[breaks]] = piece[name][breaks]
+    self.broken_by[places[breaks]] = attack.name
+    self.broken_in[places[breaks]] = passes[breaks]
+    self.robust[places[breaks]] = False
 
 
 def _classes(logits: np.ndarray) -> np.ndarray:

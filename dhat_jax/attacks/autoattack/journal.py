@@ -51,11 +51,12 @@ def network_digest(
 class Journal:
   """One file per finished batch in a directory; without one, nothing.
 
-  A piece is a dictionary of arrays. `indices` [n] has the examples' places in
-  the data set. `robust` bool [n] says whether they withstood. `predictions` int
-  [n] and `margins` [n] are those on the pass's points. `points` [m, ...] are
-  the points that are still needed, and `rows` [m] says whose they are.
-  `zero_gradients` and `broken_gradients` are their numbers.
+  A piece is a dictionary of arrays, about n items. `indices` [n] has the places
+  of their images in the data set, `passes` [n] the passes over them. `robust`
+  bool [n] says whether they withstood. `predictions` int [n] and `margins` [n]
+  are those on the pass's points. `points` [m, ...] are the points that are
+  still needed, and `rows` [m] says whose they are. `zero_gradients` and
+  `broken_gradients` bool [n] say where there were any.
   """
 
   def __init__(self, directory: str | os.PathLike | None, problem: dict):
@@ -133,11 +134,17 @@ class Journal:
           f'{name}: its {key} are others. Use another directory or delete it.'
         )
 
-  def load(self, name: str, indices: np.ndarray) -> dict | None:
+  def load(
+    self, name: str, key: dict[str, np.ndarray]
+  ) -> dict[str, np.ndarray] | None:
     """Returns the piece with that name, or None.
 
+    Args:
+      name: of the piece.
+      key: those of its arrays that must be the same.
+
     Raises:
-      ValueError: the file is damaged, or is about other examples.
+      ValueError: the file is damaged, or is about other examples or passes.
     """
     if self._directory is None:
       return None
@@ -145,8 +152,9 @@ class Journal:
     if not path.exists():
       return None
     piece = self._read(path)
-    if not np.array_equal(piece.get('indices'), indices):
-      raise ValueError(f'{path} is about other examples than expected')
+    for array, expected in key.items():
+      if not np.array_equal(piece.get(array), expected):
+        raise ValueError(f'{path} is about other {array} than expected')
     return piece
 
   def _read(self, path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -163,12 +171,14 @@ class Journal:
     if self._directory is not None:
       files.write_npz(str(self._directory / f'{name}.npz'), piece)
 
-  def strip(self, name: str, indices: np.ndarray) -> None:
+  def strip(self, name: str, key: dict[str, np.ndarray]) -> None:
     """Drops the points of robust examples; a later piece has them."""
-    piece = self.load(name, indices)
+    piece = self.load(name, key)
     if piece is None:
       return
     broken = ~piece['robust'][piece['rows']]
+    if broken.all():
+      return
     piece['rows'] = piece['rows'][broken]
     piece['points'] = piece['points'][broken]
     self.save(name, piece)

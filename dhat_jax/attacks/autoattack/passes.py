@@ -1,8 +1,13 @@
-"""The attacks of AutoAttack as compiled passes over batches of one shape."""
+"""The attacks of AutoAttack as compiled programs for batches of one shape.
+
+A batch takes items: an image and one of the passes over it. A program serves
+all passes of its attacks. All variants of APGD share one.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -12,8 +17,10 @@ from dhat_jax.attacks.fab import fab
 from dhat_jax.attacks.square import square_points
 from dhat_jax.runtime import hoisting
 
-# Of the functions that are given to `map_fn`: what is per example, what not.
-ATTACK_AXES = (0, 0, 0, 0, 0, 0, None, None, None)
+# Of the functions that are given to `map_fn`: what is per item, what not.
+ATTACK_AXES = (0, 0, 0, 0, 0, 0, 0, 0, None, None)
+# What APGD maximises, by the name of the attack.
+_APGD_LOSSES = {'apgd-ce': 'ce', 'apgd-dlr': 'dlr', 'apgd-t': 'targeted_dlr'}
 
 
 def jit_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
@@ -38,14 +45,27 @@ def jit_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
   return call
 
 
-def _make_apgd(loss: str, budget: Budget, randomized: bool) -> Callable:
-  """One restart of untargeted APGD, see `_MAKERS`."""
+def _item_keys(
+  rngs: chex.PRNGKey, which: chex.Array, passes: chex.Array
+) -> chex.PRNGKey:
+  """Keys of the items, of their attacks and passes: [A], [B], [B] -> [B]."""
+  return jax.vmap(jax.random.fold_in)(rngs[which], passes)
 
-  def run(rng, index, points, targets, **batch):
-    del points, targets
+
+def _make_apgd(
+  names: Sequence[str], budget: Budget, randomized: bool
+) -> Callable:
+  """APGD with the losses of some attacks, see `_MAKERS`."""
+  losses = tuple(_APGD_LOSSES[name] for name in names)
+
+  def run(rngs, which, passes, points, **batch):
+    del points
+    rng = _item_keys(rngs, which, passes)
     return apgd(
-      rng=jax.random.fold_in(rng, index),
-      loss=loss,
+      # The items of a randomised network share a pass, and its noise.
+      rng=rng[0] if randomized else rng,
+      loss=losses if len(losses) > 1 else losses[0],
+      which=which,
       n_iter=budget.n_iter,
       eot_iter=budget.eot_iter,
       randomized=randomized,
@@ -57,34 +77,17 @@ def _make_apgd(loss: str, budget: Budget, randomized: bool) -> Callable:
   return run
 
 
-def _make_apgd_targeted(budget: Budget, randomized: bool) -> Callable:
-  """One target rank of APGD, see `_MAKERS`."""
-  del randomized
+def _make_fab(
+  names: Sequence[str], budget: Budget, randomized: bool
+) -> Callable:
+  """FAB with restarts, the first one from the image, see `_MAKERS`."""
+  del names, randomized
 
-  def run(rng, index, points, **batch):
-    del points
-    return apgd(
-      rng=jax.random.fold_in(rng, index),
-      loss='targeted_dlr',
-      n_iter=budget.n_iter,
-      with_zero_gradients=True,
-      with_broken_gradients=True,
-      **batch,
-    )[1:]
-
-  return run
-
-
-def _make_fab(budget: Budget, randomized: bool) -> Callable:
-  """One restart of FAB, the first one from the image, see `_MAKERS`."""
-  del randomized
-
-  def run(rng, index, points, targets, **batch):
+  def run(rngs, which, passes, points, targets, **batch):
     del points, targets
-    rng = jax.random.fold_in(rng, index)
     _, points, broken = fab(
-      rng=rng,
-      random=index > 0,
+      rng=_item_keys(rngs, which, passes),
+      random=passes > 0,
       n_iter=budget.n_iter,
       with_broken_gradients=True,
       **batch,
@@ -94,12 +97,14 @@ def _make_fab(budget: Budget, randomized: bool) -> Callable:
   return run
 
 
-def _make_fab_targeted(budget: Budget, randomized: bool) -> Callable:
-  """One target rank of FAB, see `_MAKERS`."""
-  del randomized
+def _make_fab_targeted(
+  names: Sequence[str], budget: Budget, randomized: bool
+) -> Callable:
+  """FAB towards target classes, see `_MAKERS`."""
+  del names, randomized
 
-  def run(rng, index, points, **batch):
-    del rng, index, points
+  def run(rngs, which, passes, points, **batch):
+    del rngs, which, passes, points
     _, points, broken = fab(
       n_iter=budget.n_iter,
       with_broken_gradients=True,
@@ -110,17 +115,20 @@ def _make_fab_targeted(budget: Budget, randomized: bool) -> Callable:
   return run
 
 
-def _make_square(budget: Budget, randomized: bool) -> Callable:
+def _make_square(
+  names: Sequence[str], budget: Budget, randomized: bool
+) -> Callable:
   """One piece of Square's queries, see `_MAKERS`."""
-  del randomized
+  del names, randomized
   pieces = jnp.asarray(budget.square_pieces())
 
-  def run(rng, index, points, targets, **batch):
+  def run(rngs, which, passes, points, targets, **batch):
     del targets
+    # All items of a batch are in the same piece: they share the windows.
     points = square_points(
-      rng=rng,
-      first=pieces[index],
-      last=pieces[index + 1],
+      rng=rngs[which[0]],
+      first=pieces[passes[0]],
+      last=pieces[passes[0] + 1],
       points=points,
       n_queries=budget.n_queries,
       **batch,
@@ -131,31 +139,45 @@ def _make_square(budget: Budget, randomized: bool) -> Callable:
   return run
 
 
-# (budget, randomized) -> (rng, index, points, targets, **batch) -> (points
-# [B, ...], zero_gradients bool [B], broken_gradients bool [B]); `batch` is what
-# all attacks take.
+# (names, budget, randomized) -> (rngs [A], which [B], passes [B], points [B,
+# ...], targets [B], **batch) -> (points [B, ...], zero_gradients bool [B],
+# broken_gradients bool [B]); `batch` is what all attacks take.
 _MAKERS = {
-  'apgd-ce': functools.partial(_make_apgd, 'ce'),
-  'apgd-dlr': functools.partial(_make_apgd, 'dlr'),
-  'apgd-t': _make_apgd_targeted,
+  'apgd': _make_apgd,
   'fab': _make_fab,
   'fab-t': _make_fab_targeted,
   'square': _make_square,
 }
 
 
+def family(name: str, names: Sequence[str]) -> tuple[str, ...]:
+  """Returns the attacks among `names` that share a program with `name`."""
+  if name not in _APGD_LOSSES:
+    return (name,)
+  return tuple(other for other in names if other in _APGD_LOSSES)
+
+
+def mixes_passes(name: str, randomized: bool) -> bool:
+  """Whether items of different passes may share a batch.
+
+  Pieces of Square follow each other, with windows that a batch shares. The
+  noise of a randomised network hangs on the pass.
+  """
+  return name != 'square' and not randomized
+
+
 def make_attack(
-  name: str,
+  names: str | Sequence[str],
   logits_fn: Callable,
   *,
   norm: str,
   budget: Budget,
   randomized: bool = False,
 ) -> Callable:
-  """Creates one pass of an attack on one batch, for jit or pmap.
+  """Creates the program of some attacks on one batch, for jit or pmap.
 
   Args:
-    name: of the attack.
+    names: an attack, or those of a `family`.
     logits_fn: images -> logits; with `randomized`, (images, key).
     norm: 'linf' or 'l2'.
     budget: iterations and queries.
@@ -163,20 +185,33 @@ def make_attack(
 
   Returns:
     (images [B, ...], labels [B], targets [B], active bool [B], points [B,
-    ...], indices [B], rng, index, epsilon) -> (points [B, ...], zero_gradients
-    bool [B], broken_gradients bool [B]). `ATTACK_AXES` says which are per
-    example. `targets` are the classes that a targeted attack aims at. `index`
-    is one of `budget.passes`; one compilation serves all of them. `points` are
-    those of the pass before (Square only).
+    ...], indices [B], passes [B], which [B], rngs [A], epsilon) -> (points [B,
+    ...], zero_gradients bool [B], broken_gradients bool [B]). `ATTACK_AXES`
+    says which are per item. `targets` are the classes that a targeted attack
+    aims at. `points` are those of the pass before (Square only). `passes` are
+    from `budget.passes`. `which` is an item's place in `names`, and `rngs` are
+    the keys of these attacks.
   """
-  one_pass = _MAKERS[name](budget, randomized)
+  names = (names,) if isinstance(names, str) else tuple(names)
+  maker = 'apgd' if names[0] in _APGD_LOSSES else names[0]
+  run_items = _MAKERS[maker](names, budget, randomized)
 
   def run(
-    images, labels, targets, active, points, indices, rng, index, epsilon
+    images,
+    labels,
+    targets,
+    active,
+    points,
+    indices,
+    passes,
+    which,
+    rngs,
+    epsilon,
   ):
-    return one_pass(
-      rng,
-      index,
+    return run_items(
+      rngs,
+      which,
+      passes,
       points,
       targets=targets,
       logits_fn=logits_fn,

@@ -15,7 +15,8 @@ class Progress:
 
   Attributes:
     attack: name of the running attack.
-    share: of this attack's passes and batches that is done, in [0, 1].
+    share: of this attack's work that is done, in [0, 1]; that on images which
+      broke meanwhile counts as done.
     robust: number of images not yet broken.
     total: number of images.
     secs: since the start of the call.
@@ -59,13 +60,15 @@ class Reporter:
       batch_size: images at once.
     """
     self._show = print if progress is True else progress or None
-    self._plan = [
-      (name, index, budget.cost(name, index, classes))
+    self._costs = {
+      name: {
+        index: budget.cost(name, index, classes)
+        for index in budget.passes(name)
+      }
       for name in names
-      for index in budget.passes(name)
-    ]
-    self._budget = budget
+    }
     self._batch_size = batch_size
+    self._planned = {}  # of each attack: items at its start
     self._started = time.perf_counter()
     self._spent = 0  # cost of the batches that ran in this call
     self._waited = 0.0  # for what was read from disk
@@ -74,55 +77,53 @@ class Reporter:
   def __call__(
     self,
     name: str,
-    index: int,
+    passes: np.ndarray,
+    left: np.ndarray,
     robust: np.ndarray,
-    done: int,
-    count: int,
     fresh: bool,
   ) -> None:
-    """Reports that `done` of `count` batches of a pass are finished.
+    """Reports that a batch is finished.
 
     Args:
       name: of the attack.
-      index: of the pass.
+      passes: int [n], of the batch's items.
+      left: int [m], passes of the attack's items that are left.
       robust: bool [N], so far.
-      done: batches of this pass that are finished.
-      count: batches of this pass.
       fresh: whether the batch was computed, not read from disk.
     """
     now = time.perf_counter()
-    place = [step[:2] for step in self._plan].index((name, index))
+    costs = self._costs[name]
     if fresh:
-      self._spent += self._plan[place][2]
+      self._spent += max(costs[index] for index in passes.tolist())
     else:
       self._waited += now - self._last
     self._last = now
     if not self._show:
       return
+    cost_left = sum(costs[index] for index in left.tolist())
+    planned = self._planned.setdefault(
+      name, cost_left + sum(costs[index] for index in passes.tolist())
+    )
     secs = now - self._started
-    cost_left = self._cost_left(place, int(robust.sum()), count - done)
     rate = (secs - self._waited) / max(self._spent, 1)
-    passes = self._budget.passes(name)
-    share = (passes.index(index) + done / count) / len(passes)
+    batches = cost_left / self._batch_size  # worth of one item each
+    batches += self._later(name, int(robust.sum()))
     self._show(
       Progress(
         attack=name,
-        share=share,
+        share=1 - cost_left / planned,
         robust=int(robust.sum()),
         total=robust.size,
         secs=secs,
-        secs_left=cost_left * rate,
+        secs_left=batches * rate,
       )
     )
 
-  def _cost_left(self, place: int, robust: int, batches: int) -> int:
-    """Cost of the rest, if no further image breaks.
-
-    Args:
-      place: of the running pass in the plan.
-      robust: number of images.
-      batches: of the running pass that are left.
-    """
-    later_batches = -(-robust // self._batch_size)  # of each later pass
-    later = sum(cost for _, _, cost in self._plan[place + 1 :])
-    return batches * self._plan[place][2] + later_batches * later
+  def _later(self, name: str, robust: int) -> float:
+    """Cost of the attacks after this one, if no further image breaks."""
+    names = list(self._costs)
+    later = sum(
+      sum(self._costs[other].values())
+      for other in names[names.index(name) + 1 :]
+    )
+    return later * -(-robust // self._batch_size)
