@@ -12,7 +12,7 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -284,7 +284,9 @@ def main(
   num_train: int,
   caption: dict[str, Any],
 ) -> None:
-  """Makes what is missing of an experiment, then writes its JSON.
+  """Makes what is missing of an experiment; writes its JSON after each run.
+
+  Runs that another process is at are left to it.
 
   Args:
     entries: of all seeds.
@@ -317,12 +319,57 @@ def make(
   for run in runs:
     from_config.check(run.config)
     check_workdir(run.config, os.path.join(options.workdir, run.name))
-  for index, run in enumerate(runs, 1):
-    print(f'--- run {index} of {len(runs)}: {run.name}', flush=True)
-    perform(run, options.workdir)
+  table = {
+    'image_shape': image_shape,
+    'num_train': num_train,
+    'caption': caption,
+  }
+  for _ in perform_all(runs, options.workdir):
+    write(entries, options, **table)
+  write(entries, options, **table)
+
+
+def perform_all(runs: Sequence[Run], root: str) -> Iterator[Run]:
+  """Performs the first run that no other process is at, until none is left.
+
+  Args:
+    runs: in the order of their importance.
+    root: the experiment's workdir.
+
+  Yields:
+    Each run once it is done.
+  """
+  pending = list(runs)
+  while pending:
+    for run in pending:
+      left = len(pending) - 1
+      print(f'--- run {run.name}; after it: {left}', flush=True)
+      try:
+        perform(run, root)
+      except lock.InUseError as error:
+        print(f'left to another process: {error}', flush=True)
+        continue
+      break
+    else:
+      names = ', '.join(run.name for run in pending)
+      print(f'not made here, other processes are at work: {names}', flush=True)
+      return
+    pending.remove(run)
     # The compiled programs of many runs would fill the process's memory maps.
     jax.clear_caches()
     gc.collect()
+    yield run
+
+
+def write(
+  entries: Sequence[Entry],
+  options: argparse.Namespace,
+  *,
+  image_shape: tuple[int, int, int],
+  num_train: int,
+  caption: dict[str, Any],
+) -> None:
+  """Writes the JSON of what is made; arguments as of `main`."""
   costs, rows = {}, []  # a cost is the same for all seeds
   for entry in entries:
     row = record(entry, options.workdir)

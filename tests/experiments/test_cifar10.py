@@ -1,0 +1,133 @@
+"""The experiment on CIFAR-10, with tiny stand-ins of its images."""
+
+import dataclasses
+import os
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dhat_jax import from_config
+from dhat_jax.runtime import documents, lock
+from experiments import cifar10, runs
+from tests.helpers import tiny  # noqa: F401 - registers the backbone 'tiny'
+
+SHAPE = (32, 32, 3)
+TINY = cifar10.Scale(
+  backbone='tiny',
+  wide='tiny',
+  epochs=(1.0, 1.0, 1.0),
+  wide_epochs=2.0,
+  attack={'steps': 1, 'step_size_255': 8.0},
+  test_images=20,
+  every_steps=1,
+  evaluation={'batch_size': 20, 'attacks': ('clean', 'pgd_2')},
+  digests=None,
+  overrides={
+    'dataset.validation_size': 20,
+    'validation.attack': 'pgd_2',
+    'main_head.batch_size': 10,
+    'second_head.batch_size': 10,
+    'aggregator.batch_size': 10,
+  },
+)
+
+
+def make_arrays():
+  """Random images, in the arrays of Keras."""
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for split, count in (('train', 40), ('test', 30)):
+    arrays[f'x_{split}'] = rng.integers(256, size=(count, *SHAPE), dtype='u1')
+    arrays[f'y_{split}'] = rng.permutation(count).astype('u1') % 10
+  return arrays
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+  folder = tmp_path / 'data'
+  folder.mkdir()
+  np.savez(folder / 'cifar10.npz', **make_arrays())
+  return str(folder)
+
+
+@pytest.fixture
+def options(tmp_path, data_dir):
+  return types.SimpleNamespace(
+    seeds=(0,),
+    workdir=str(tmp_path / 'runs'),
+    json=str(tmp_path / 'table.json'),
+    data_dir=data_dir,
+    autoattack=False,
+  )
+
+
+def test_a_folder_gives_the_same_arrays(tmp_path, data_dir, monkeypatch):
+  monkeypatch.setenv('DHAT_JAX_CACHE', str(tmp_path / 'cache'))
+  arrays = make_arrays()
+  for split in ('train', 'test'):
+    rows = zip(arrays[f'x_{split}'], arrays[f'y_{split}'], strict=True)
+    for index, (image, label) in enumerate(rows):
+      folder = tmp_path / 'folder' / split / str(label)
+      folder.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(image).save(folder / f'{index}.png')
+  datasets = map(cifar10.load, (data_dir, str(tmp_path / 'folder')))
+  first, second = (
+    [cifar10.ordered(part).digest() for part in (d.train, d.test)]
+    for d in datasets
+  )
+  assert first == second
+
+
+def test_other_images_are_refused(tmp_path, data_dir):
+  scale = dataclasses.replace(TINY, digests=cifar10.DIGESTS)
+  path = tmp_path / 'images.npz'
+  with pytest.raises(ValueError, match='expected those of the original'):
+    cifar10.write_images(data_dir, str(path), scale)
+  assert not path.exists()
+
+
+@pytest.mark.parametrize('scale', cifar10.SCALES.values(), ids=cifar10.SCALES)
+def test_equal_terms(scale, data_dir):
+  """The wide head and DH-AT: as many parameters, as many multiply-adds."""
+  path = os.path.join(data_dir, 'cifar10.npz')
+  entries = cifar10.of_seed(scale, 3, path)
+  for entry in entries:
+    from_config.check(entry.run.config)
+    assert entry.run.config.seed == 3
+    if entry.run.source is not None:
+      runs._same_beginning(entry.run)
+  rows = {entry.variant: entry for entry in entries}
+  wide, dual = (
+    runs.cost(rows[name], SHAPE, 49_000)
+    for name in ('single head, wide', 'DH-AT, pairwise')
+  )
+  assert wide == pytest.approx(dual, rel=0.01)
+
+
+def test_a_seed_is_complete_before_the_next_one():
+  entries = cifar10.in_order(cifar10.SCALES['cpu'], (1, 7), 'images.npz')
+  names = list(dict.fromkeys(entry.run.name for entry in entries))
+  assert names[:4] == ['0/dual', '0/wide', '0/classwise', '0/mixed']
+  assert names[4:7] == ['1/dual', '2/dual', '7/dual']
+  assert len(names) == 16
+
+
+@pytest.mark.slow
+def test_from_end_to_end(options):
+  """Trains; leaves a run to another process; goes on."""
+  busy = os.path.join(options.workdir, '0', 'dual')
+  with lock.held(busy):
+    cifar10.perform(options, TINY)
+  document = documents.read(options.json)
+  # Those that begin as the first one wait for it.
+  assert [row['run'] for row in document['rows']] == ['0/wide']
+  assert document['missing'] == 5
+  cifar10.perform(options, TINY)
+  document = documents.read(options.json)
+  assert document['missing'] == 0
+  assert document['experiment'] == 'cifar10'
+  for row in document['rows']:
+    assert row['n_test'] == 20
+    assert list(row['accuracy']) == ['clean', 'pgd_2']
