@@ -58,8 +58,6 @@ EVALUATION = {
   'audit': False,
   'audit_queries': 0,  # AutoAttack has its own Square
 }
-# What `--autoattack` adds to a run's evaluation.
-AUTOATTACK = {'attacks': (*EVALUATION['attacks'], 'autoattack'), 'audit': True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +75,7 @@ class Scale:
     seeds: which.
     every_steps: steps between checkpoints.
     evaluation: values of `config.evaluation`.
+    last_attack: what `--autoattack` adds to it, beside the audit.
     digests: of the data; None: any images.
     overrides: {dotted key: value} of the configs, before all others.
   """
@@ -91,6 +90,7 @@ class Scale:
   seeds: tuple[int, ...] = (0,)
   every_steps: int = 2000
   evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  last_attack: str = 'autoattack'
   digests: Mapping[str, str] | None = dataclasses.field(
     default_factory=lambda: DIGESTS
   )
@@ -240,7 +240,7 @@ def of_seed(scale: Scale, seed: int, path: str) -> list[Entry]:
   classwise = changed(config, model__aggregator='classwise')
   classwise = Run(f'{seed}/classwise', classwise, dual, STAGES[:2])
   mixed = recipes.mixed(changed(config))
-  mixed.evaluation.audit = EVALUATION['audit']  # `--autoattack` makes it
+  mixed.evaluation.audit = False  # `--autoattack` makes it
   mixed = Run(f'{seed}/mixed', mixed, dual, STAGES[:1])
   rows = (
     ('single head', dual, 'main'),
@@ -265,27 +265,29 @@ def in_order(scale: Scale, seeds: tuple[int, ...], path: str) -> list[Entry]:
   return entries + later
 
 
-def is_attacked(entry: Entry, root: str) -> bool:
-  """Returns whether AutoAttack's results of a row are there."""
+def is_attacked(entry: Entry, root: str, name: str) -> bool:
+  """Returns whether an attack's results of a row are there."""
   results = documents.read(os.path.join(root, entry.run.name, 'results.json'))
   names = results['accuracy'][entry.output]
-  return any(name.startswith('autoattack') for name in names)
+  return any(got.partition('(')[0] == name for got in names)
 
 
-def attack(entries: list[Entry], root: str) -> None:
-  """Evaluates the trained runs of some rows again, with AutoAttack.
+def attack(entries: list[Entry], root: str, name: str) -> None:
+  """Evaluates the trained runs of some rows again: one more attack, the audit.
 
   Args:
     entries: the rows.
     root: the experiment's workdir.
+    name: of the attack.
   """
   for entry in entries:
     directory = os.path.join(root, entry.run.name)
     trained = os.path.exists(os.path.join(directory, 'results.json'))
-    if not trained or is_attacked(entry, root):
+    if not trained or is_attacked(entry, root, name):
       continue
     config = copy.deepcopy(entry.run.config)
-    config.evaluation.update(**AUTOATTACK)
+    config.evaluation.attacks += (name,)
+    config.evaluation.audit = True
     try:
       train_and_evaluate(config, directory, mode='evaluate')
     except lock.InUseError as error:
@@ -335,7 +337,8 @@ def perform(options: argparse.Namespace, scale: Scale) -> None:
     }
     runs.make(entries, options, **table)
     if options.autoattack:
-      attack([e for e in entries if e.seed in options.seeds], options.workdir)
+      wanted = [e for e in entries if e.seed in options.seeds]
+      attack(wanted, options.workdir, scale.last_attack)
       runs.make(entries, options, **table)
 
 

@@ -23,6 +23,7 @@ TINY = cifar10.Scale(
   test_images=20,
   every_steps=1,
   evaluation={'batch_size': 20, 'attacks': ('clean', 'pgd_2')},
+  last_attack='fgsm',
   digests=None,
   overrides={
     'dataset.validation_size': 20,
@@ -88,20 +89,31 @@ def test_other_images_are_refused(tmp_path, data_dir):
   assert not path.exists()
 
 
-@pytest.mark.parametrize('scale', cifar10.SCALES.values(), ids=cifar10.SCALES)
-def test_equal_terms(scale, data_dir):
-  """The wide head and DH-AT: as many parameters, as many multiply-adds."""
+def check_rows(scale, data_dir):
+  """Asserts that the runs of a seed can be made; returns its rows."""
   path = os.path.join(data_dir, 'cifar10.npz')
-  entries = cifar10.of_seed(scale, 3, path)
-  for entry in entries:
-    from_config.check(entry.run.config)
-    assert entry.run.config.seed == 3
-    if entry.run.source is not None:
-      runs._same_beginning(entry.run)
-  rows = {entry.variant: entry for entry in entries}
+  rows = {entry.variant: entry for entry in cifar10.of_seed(scale, 3, path)}
+  for run in {entry.run.name: entry.run for entry in rows.values()}.values():
+    from_config.check(run.config)
+    assert run.config.seed == 3
+    if run.source is not None:
+      runs._same_beginning(run)
+  return rows['single head, wide'], rows['DH-AT, pairwise']
+
+
+def test_equal_terms(data_dir):
+  """The wide head and DH-AT: as many parameters, as many multiply-adds."""
   wide, dual = (
-    runs.cost(rows[name], SHAPE, 49_000)
-    for name in ('single head, wide', 'DH-AT, pairwise')
+    runs.cost(entry, SHAPE, 49_000)
+    for entry in check_rows(cifar10.SCALES['cpu'], data_dir)
+  )
+  assert wide == pytest.approx(dual, rel=0.01)
+
+
+def test_equal_parameters_on_a_gpu(data_dir):
+  wide, dual = (
+    runs.parameters(entry.run.config, entry.output, SHAPE)
+    for entry in check_rows(cifar10.SCALES['gpu'], data_dir)
   )
   assert wide == pytest.approx(dual, rel=0.01)
 
@@ -114,20 +126,17 @@ def test_a_seed_is_complete_before_the_next_one():
   assert len(names) == 16
 
 
-@pytest.mark.slow
 def test_from_end_to_end(options):
-  """Trains; leaves a run to another process; goes on."""
-  busy = os.path.join(options.workdir, '0', 'dual')
-  with lock.held(busy):
+  """Trains what no other process is at, attacks it, goes on where it was."""
+  with lock.held(os.path.join(options.workdir, '0', 'dual')):
+    cifar10.perform(options, TINY)
+    options.autoattack = True
     cifar10.perform(options, TINY)
   document = documents.read(options.json)
-  # Those that begin as the first one wait for it.
-  assert [row['run'] for row in document['rows']] == ['0/wide']
-  assert document['missing'] == 5
-  cifar10.perform(options, TINY)
-  document = documents.read(options.json)
-  assert document['missing'] == 0
   assert document['experiment'] == 'cifar10'
-  for row in document['rows']:
-    assert row['n_test'] == 20
-    assert list(row['accuracy']) == ['clean', 'pgd_2']
+  # Those that begin as the other process's run wait for it.
+  (row,) = document['rows']
+  assert row['variant'] == 'single head, wide'
+  assert document['missing'] == 5
+  assert row['n_test'] == 20
+  assert list(row['accuracy']) == ['clean', 'pgd_2', 'fgsm']
