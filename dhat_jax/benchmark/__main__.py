@@ -13,6 +13,10 @@ r"""Measures speed on this machine.
 --what=autoattack   AutoAttack's attacks against pyautoattack's, taking turns.
                     With --workdir on a trained run and its test images;
                     without it on random ones, on which nothing breaks.
+--what=parity       AutoAttack's attacks and pyautoattack's, image by image:
+                    robust flags under several seeds of each side, margins, and
+                    each side's adversarial images judged by both networks.
+                    --workdir as above.
 --what=compile      What the compilers for TPUs and GPUs make of the programs:
                     training steps, evaluation, passes of AutoAttack. Runs
                     nothing and needs no accelerator. --target=h100:2 needs the
@@ -20,7 +24,7 @@ r"""Measures speed on this machine.
 --what=largest      The largest batch per device that the memory of --target's
                     one device holds, for each stage and --backbones.
 
-Two need the PyTorch originals, peer and autoattack: pip install
+Three need the PyTorch originals, peer, autoattack and parity: pip install
 'dhat_jax[oracle]'.
 
 --stage=NAME        One stage; default: all of the config.
@@ -34,6 +38,7 @@ Two need the PyTorch originals, peer and autoattack: pip install
 --images=256        Images that are attacked.
 --n_iter=100        Iterations of APGD and FAB.
 --n_queries=5000    Queries of Square.
+--seeds=3           Runs of each side with other random draws (parity).
 --steps=300         Steps of --what=pipeline.
 --repeats=5         Timed calls.
 --cpu_devices=N     Simulated CPU devices.
@@ -65,6 +70,7 @@ WHAT = (
   'scaling',
   'peer',
   'autoattack',
+  'parity',
   'compile',
   'largest',
 )
@@ -77,6 +83,7 @@ READ_BY = {
   'target': RESUMABLE,
   'programs': ('compile',),
   'backbones': ('largest',),
+  'seeds': ('parity',),
 }
 # Those of which a measurement takes several.
 SEVERAL = {'batch_size': ('training',), 'dtype': ('training', 'compile')}
@@ -84,6 +91,7 @@ INTEGERS = {
   'images': 256,
   'n_iter': 100,
   'n_queries': 5000,
+  'seeds': 3,
   'steps': 300,
   'repeats': 5,
 }
@@ -176,7 +184,8 @@ def _arguments(
     options = {'targets': values.target, 'backbones': values.backbones}
     return (stages, values.dtype[0]), options
   budget = {'n_iter': values.n_iter, 'n_queries': values.n_queries}
-  return (values.workdir, values.images, sizes[0]), repeats | budget
+  options = {'seeds': values.seeds} if values.what == 'parity' else repeats
+  return (values.workdir, values.images, sizes[0]), options | budget
 
 
 def _previous(

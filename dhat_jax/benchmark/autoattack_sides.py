@@ -14,7 +14,12 @@ import numpy as np
 
 from dhat_jax import arguments, convert, from_config, run
 from dhat_jax.attacks import balls
-from dhat_jax.attacks.autoattack import autoattack, checks, passes
+from dhat_jax.attacks.autoattack import (
+  AutoAttackResult,
+  autoattack,
+  checks,
+  passes,
+)
 from dhat_jax.pytorch import jax_module
 from dhat_jax.runtime import files, streams, workdir
 
@@ -155,11 +160,15 @@ class Ours:
     del progress
     self.batches += 1
 
-  def __call__(self) -> np.ndarray:
-    """Attacks: robust bool [N]."""
+  def attack(self, seed: int = 0) -> AutoAttackResult:
+    """Attacks all images; every seed runs the same compiled programs."""
     self._map_fn.restart()
     self.batches = 0
-    return self._call().robust
+    return self._call(rng=streams.key(seed))
+
+  def __call__(self) -> np.ndarray:
+    """Attacks: robust bool [N]."""
+    return self.attack().robust
 
 
 class Theirs:
@@ -194,13 +203,24 @@ class Theirs:
       attack.n_iter = budget.n_iter
     self._original = original
 
-  def __call__(self) -> np.ndarray:
-    """Attacks: robust bool [N]."""
+  def attack(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Attacks all images.
+
+    Returns:
+      Robust bool [N]; and images [N, H, W, C], adversarial where they are not
+      robust.
+    """
+    self._original.seed = seed
     points, _ = self._original.run_standard_evaluation(
       self._images, self._labels
     )
     predicted = torch_logits(self._net, points).argmax(axis=1)
-    return predicted == self._labels.cpu().numpy()
+    images = points.cpu().numpy().transpose(0, 2, 3, 1)
+    return predicted == self._labels.cpu().numpy(), images
+
+  def __call__(self) -> np.ndarray:
+    """Attacks: robust bool [N]."""
+    return self.attack()[0]
 
 
 def import_original() -> Any:
