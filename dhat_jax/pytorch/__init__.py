@@ -1,1 +1,1 @@
-"""PyTorch: state dicts, networks, and JAX functions as modules."""
+"""PyTorch: state dicts, networks, functions of JAX as modules and back."""

@@ -18,7 +18,9 @@ PHRASES = {
   r'\b(is|are|was|were) missed\b': 'what was measured',
   r'somebody else\'s (?!checkpoint)': 'another',
 }
-PROSE = [page for page in PAGES if page.parent in (ROOT, DOCS)]
+PROSE = [
+  page for page in PAGES if page.parent in (ROOT, DOCS, DOCS / 'callables')
+]
 
 
 def prose(text):
