@@ -74,6 +74,44 @@ def _combine(runs: Sequence[Runs], seeds: int) -> Runs:
   }
 
 
+def compare_sides(
+  problem: Problem,
+  torch_net: Any,
+  judge: parity_flags.Judge,
+  budget: Budget,
+  batch_size: int,
+  seeds: int,
+  *,
+  report: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+  """Attacks a problem on both sides: a row for each attack, and for all.
+
+  Args:
+    problem: what both sides attack.
+    torch_net: its network in PyTorch.
+    judge: of `parity_flags.make_judge`.
+    budget: of both sides.
+    batch_size: on our side.
+    seeds: runs of each side.
+    report: called with a line after each attack.
+
+  Returns:
+    Rows of `parity_flags.compare`.
+  """
+  rows, runs = [], []
+  for name in (*STANDARD, COMBINED):
+    if name == COMBINED:
+      runs.append(_combine(runs, seeds))
+    else:
+      numbers = range(1 if name in DETERMINISTIC else seeds)
+      runs.append(
+        _attack(name, problem, torch_net, budget, batch_size, numbers)
+      )
+    rows.append(parity_flags.compare(name, runs[-1], problem, judge))
+    report(_line(rows[-1]))
+  return rows
+
+
 def run(
   config: ml_collections.ConfigDict,
   directory: str | None = None,
@@ -114,17 +152,11 @@ def run(
   budget = Budget(
     n_iter=n_iter, n_queries=n_queries, n_targets=min(9, classes - 1)
   )
-  size = min(batch_size, len(problem.images))
   judge = parity_flags.make_judge(problem, torch_net)
-  rows, runs = [], []
-  for name in (*STANDARD, COMBINED):
-    if name == COMBINED:
-      runs.append(_combine(runs, seeds))
-    else:
-      numbers = range(1 if name in DETERMINISTIC else seeds)
-      runs.append(_attack(name, problem, torch_net, budget, size, numbers))
-    rows.append(parity_flags.compare(name, runs[-1], problem, judge))
-    report(_line(rows[-1]))
+  size = min(batch_size, len(problem.images))
+  rows = compare_sides(
+    problem, torch_net, judge, budget, size, seeds, report=report
+  )
   clean = judge(problem.images)
   return {
     'source': problem.source,

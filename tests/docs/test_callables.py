@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import errors, nnx
 
-from dhat_jax.attacks.autoattack import autoattack
+from dhat_jax.attacks.autoattack import checks
 from dhat_jax.runtime import hoisting
 from tests.docs.pages import DOCS, blocks, files
 
@@ -113,14 +113,14 @@ def test_dropout_left_on_in_nnx(names_of):
   with pytest.raises(errors.TraceContextError):
     jax.make_jaxpr(lambda x: net(x))(images)
   graph, state = nnx.split(net)
-  result = autoattack(
-    lambda x: nnx.merge(graph, state, copy=True)(x),
-    images,
-    labels,
-    epsilon=0.1,
-    **BUDGET,
-  )
-  assert 'other images of the batch' in ''.join(result.warnings)
+
+  def predict(images):
+    return np.asarray(nnx.merge(graph, state, copy=True)(images))
+
+  logits = predict(images)
+  assert checks.warn_randomized([logits, predict(images)], labels) == []
+  (warning,) = checks.warn_batch(logits, predict(images[::-1])[::-1])
+  assert 'other images of the batch' in warning
 
 
 def test_mistakes_in_equinox(names_of):
