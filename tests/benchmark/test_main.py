@@ -75,6 +75,8 @@ def test_pipeline(capsys):
       r"got \['float32', 'bfloat16'\], expected one for --what=largest",
     ),
     (['--what=largest', '--batch_size=8'], r'--batch_size: got --what=largest'),
+    (['--seeds=2'], r"no effect, choices are \('parity',\)"),
+    (['--what=parity', '--seeds=1'], 'seeds: got 1, expected'),
     (['--dtype='], '--dtype: got nothing, expected one or more'),
     (['--out=nowhere/x.json'], "'nowhere' is no folder"),
     (['surplus'], r"arguments: got \['surplus'\]"),
