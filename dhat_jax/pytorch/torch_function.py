@@ -9,9 +9,9 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dhat_jax.attacks import arguments
 from dhat_jax.pytorch.jax_module import import_torch
 
 
@@ -30,7 +30,8 @@ def as_jax(net: Any) -> Callable[[chex.Array], chex.Array]:
       parameters.
 
   Returns:
-    images [B, H, W, C] in [0, 1] -> logits [B, K] of the images' dtype.
+    images float [B, H, W, C] in [0, 1] -> logits [B, K]; float64 for images in
+    float64, else float32. Other images raise ValueError.
 
   Raises:
     ImportError: PyTorch is not installed.
@@ -68,7 +69,8 @@ def as_jax(net: Any) -> Callable[[chex.Array], chex.Array]:
     gradient = gradient.permute(0, 2, 3, 1).contiguous()
     return gradient.cpu().numpy().astype(images.dtype)
 
-  return _differentiable(forward, backward)
+  logits_fn = _differentiable(forward, backward)
+  return lambda images: logits_fn(arguments.float_images(images, rank=4))
 
 
 def _differentiable(forward: Callable, backward: Callable) -> Callable:
@@ -94,4 +96,4 @@ def _differentiable(forward: Callable, backward: Callable) -> Callable:
     )
 
   logits_fn.defvjp(lambda images: (logits_fn(images), images), pull_back)
-  return lambda images: logits_fn(jnp.asarray(images))
+  return logits_fn

@@ -89,5 +89,7 @@ def test_mistakes_are_named():
   net.eval()[1].train()
   with pytest.raises(ValueError, match=r'net: got training mode \(1\), expect'):
     torch_function.as_jax(net)
+  with pytest.raises(ValueError, match=r'images: got uint8 \(2, 3, 5, 2\)'):
+    torch_function.as_jax(Smooth().eval())(np.uint8(random_images(2)))
   with pytest.raises(TypeError, match=r'net: got function, expected a torch'):
     torch_function.as_jax(smooth)
