@@ -18,7 +18,7 @@ import numpy as np
 from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks import logits as networks
-from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack import checks, image_table
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.evaluation import (
   Attack,
@@ -84,6 +84,9 @@ def _describe_problem(
 
 def _make_result(
   evaluation: Evaluation,
+  images: np.ndarray,
+  labels: np.ndarray,
+  norm: str,
   clean: dict[str, np.ndarray],
   flags: dict[str, np.ndarray],
   warnings: list[str],
@@ -98,6 +101,11 @@ def _make_result(
     clean_predictions=clean['predictions'],
     broken_by=evaluation.broken_by,
     broken_in=evaluation.broken_in,
+    targets=image_table.broken_targets(
+      evaluation.broken_by, evaluation.broken_in, evaluation.ranking
+    ),
+    changes=image_table.changes(images, evaluation.images_adv, norm),
+    labels=labels,
     flags=flags,
     secs=evaluation.secs,
     warnings=[
@@ -305,6 +313,8 @@ def autoattack(
         attack, budget=budget, journal=journal, reporter=reporter
       )
       flags[name] = evaluation.robust.copy()
-  result = _make_result(evaluation, clean, flags, warnings)
+  result = _make_result(
+    evaluation, images, labels, norm, clean, flags, warnings
+  )
   journal.save('result', result.arrays())
   return result

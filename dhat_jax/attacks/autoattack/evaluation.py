@@ -138,6 +138,11 @@ class Evaluation:
     self._ranking = np.argsort(logits, axis=1, kind='stable')[:, ::-1]
     return logits
 
+  @property
+  def ranking(self) -> np.ndarray:
+    """The classes that targeted passes aim at, by rank from 1: int [N, K]."""
+    return self._ranking
+
   def repeat(
     self, predict_pair: Callable | None, repeats: int = 5
   ) -> tuple[list[np.ndarray], np.ndarray]:

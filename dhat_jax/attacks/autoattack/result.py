@@ -1,8 +1,11 @@
 """The result of AutoAttack, image by image."""
 
 import dataclasses
+import os
 
 import numpy as np
+
+from dhat_jax.attacks.autoattack import image_table
 
 # Of a result, beside the flags and the images.
 _PER_IMAGE = (
@@ -12,6 +15,9 @@ _PER_IMAGE = (
   'clean_predictions',
   'broken_by',
   'broken_in',
+  'targets',
+  'changes',
+  'labels',
 )
 
 
@@ -35,6 +41,10 @@ class AutoAttackResult:
     broken_in: int32 [N], which pass of that attack: the number of a restart or
       of a piece of Square's queries, from 0, or the rank of a target class,
       from 2; -1 without one.
+    targets: int32 [N], the target class of that pass; -1 without one.
+    changes: float [N], the norm of `images_adv` less the images, in the norm of
+      the attack.
+    labels: int32 [N].
     flags: for 'clean' and after each attack, bool [N].
     secs: for each attack, its wall time in this call.
     warnings: reasons to doubt the result.
@@ -48,18 +58,38 @@ class AutoAttackResult:
   clean_predictions: np.ndarray
   broken_by: np.ndarray
   broken_in: np.ndarray
+  targets: np.ndarray
+  changes: np.ndarray
+  labels: np.ndarray
   flags: dict[str, np.ndarray]
   secs: dict[str, float]
   warnings: list[str]
+
+  def per_image(self) -> dict[str, np.ndarray]:
+    """Returns the arrays of numbers per image, without images and flags."""
+    return {name: getattr(self, name) for name in _PER_IMAGE}
 
   def arrays(self) -> dict[str, np.ndarray]:
     """Returns the arrays per image, by name, as `result.npz` holds them."""
     return {
       'robust': self.robust,
       'images_adv': self.images_adv,
-      **{name: getattr(self, name) for name in _PER_IMAGE},
+      **self.per_image(),
       **self.flags,
     }
+
+  @property
+  def table(self) -> list[image_table.Row]:
+    """One row per image, as a dict; see `image_table.rows` for the columns."""
+    return image_table.rows(self.per_image())
+
+  def write_csv(self, path: str | os.PathLike) -> None:
+    """Writes `table` as CSV, atomically.
+
+    Args:
+      path: the file; its folder is created if necessary.
+    """
+    image_table.write_csv(path, self.table)
 
   @property
   def clean_accuracy(self) -> float:
