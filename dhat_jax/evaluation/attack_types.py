@@ -13,6 +13,7 @@ import numpy as np
 from dhat_jax.attacks import arguments
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.datasets.base import Split
+from dhat_jax.evaluation import broken
 from dhat_jax.evaluation.evaluator import Target, joined
 from dhat_jax.evaluation.records import (
   NO_WORKSPACE,
@@ -302,6 +303,7 @@ class EnsembleAttack(EvaluationAttack):
       'accuracy_after': {
         name: float(flags.mean()) for name, flags in record.flags.items()
       },
+      'broken_by': broken.counts(record.flags),
       'warnings': list(record.warnings),
     }
 
@@ -342,6 +344,7 @@ class EnsembleAttack(EvaluationAttack):
       target.scored,
       predictions=result.predictions,
       flags=result.flags,
+      **broken.stored(result, images),
       warnings=tuple(result.warnings),
       images_adv=result.images_adv if workspace.keep_images else None,
     )

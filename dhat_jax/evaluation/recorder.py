@@ -7,6 +7,7 @@ from typing import Any
 import chex
 
 from dhat_jax.datasets.base import Split
+from dhat_jax.evaluation import broken
 from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.evaluator import Target
 from dhat_jax.evaluation.records import Record, Workspace
@@ -82,6 +83,7 @@ class Recorder:
         f'{name}: got a record of {len(record.robust)} images, expected '
         f'{expected}'
       )
+    broken.write_table(self._store.directory, name, record, labels)
     return record
 
   def _images_path(self, target: str, attack: str) -> str | None:

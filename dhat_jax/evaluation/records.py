@@ -14,6 +14,7 @@ EXAMPLES = 10
 NO_CLASS = -1
 _PREDICTIONS = '_predictions'
 _FLAGS = 'flags/'
+_PER_IMAGE = 'table/'
 # Of the arrays on disk; a record of another version is computed again.
 SCHEMA_VERSION = 2
 
@@ -59,6 +60,11 @@ class Record:
       None.
     flags: {attack: bool [n]}: robust to the attacks of an ensemble up to this
       one, in the order in which they ran.
+    per_image: {name: [n]}: what an ensemble says of each image, see
+      `AutoAttackResult`; empty in records of earlier versions.
+    pictures: float16 [A, 2, H, W, C], for each of its attacks the first image
+      that it broke, before and after, or None.
+    picture_places: int32 [A], which images these are, or None.
     warnings: reasons to doubt it.
     images_adv: float [n, H, W, C] if they were requested; not stored.
   """
@@ -69,6 +75,9 @@ class Record:
   predictions: Mapping[str, np.ndarray]
   examples: np.ndarray | None = None
   flags: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  per_image: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  pictures: np.ndarray | None = None
+  picture_places: np.ndarray | None = None
   warnings: tuple[str, ...] = ()
   images_adv: np.ndarray | None = None
 
@@ -123,6 +132,8 @@ class Record:
     if self.flags:
       name, flags = list(self.flags.items())[-1]
       said[f'flags of {name!r}'] = flags
+    if self.per_image:
+      said['`broken_by`'] = self.per_image['broken_by'] == ''
     for what, flags in said.items():
       wrong = int((flags != self.robust).sum())
       if wrong:
@@ -132,7 +143,11 @@ class Record:
         )
 
   def _per_image(self) -> list[np.ndarray]:
-    return [*self.predictions.values(), *self.flags.values()]
+    return [
+      *self.predictions.values(),
+      *self.flags.values(),
+      *self.per_image.values(),
+    ]
 
   def scored(self, output: str, labels: np.ndarray) -> np.ndarray:
     """Returns where another output is correct on these images: transfer.
@@ -158,8 +173,11 @@ class Record:
       arrays[f'{name}{_PREDICTIONS}'] = values
     for name, values in self.flags.items():
       arrays[f'{_FLAGS}{name}'] = values
-    if self.examples is not None:
-      arrays['examples'] = self.examples
+    for name, values in self.per_image.items():
+      arrays[f'{_PER_IMAGE}{name}'] = values
+    for name in ('examples', 'pictures', 'picture_places'):
+      if getattr(self, name) is not None:
+        arrays[name] = getattr(self, name)
     if self.flags or self.warnings:
       arrays['warnings'] = np.array(self.warnings, dtype=np.str_)
     return arrays
@@ -190,18 +208,26 @@ class Record:
       predictions={
         key.removesuffix(_PREDICTIONS): values
         for key, values in arrays.items()
-        if key.endswith(_PREDICTIONS)
+        if key.endswith(_PREDICTIONS) and '/' not in key
       },
-      flags={
-        key.removeprefix(_FLAGS): values
-        for key, values in arrays.items()
-        if key.startswith(_FLAGS)
-      },
+      flags=_below(_FLAGS, arrays),
+      per_image=_below(_PER_IMAGE, arrays),
       examples=arrays.get('examples'),
+      pictures=arrays.get('pictures'),
+      picture_places=arrays.get('picture_places'),
       warnings=tuple(np.asarray(arrays.get('warnings', ())).tolist()),
     )
     record.check(labels[: len(record.robust)])
     return record
+
+
+def _below(prefix: str, arrays: Arrays) -> Arrays:
+  """Returns the arrays whose names have a prefix, without it."""
+  return {
+    key.removeprefix(prefix): values
+    for key, values in arrays.items()
+    if key.startswith(prefix)
+  }
 
 
 @dataclasses.dataclass(frozen=True)

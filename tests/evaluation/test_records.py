@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dhat_jax.attacks import balls
+from dhat_jax.evaluation import broken
 from dhat_jax.evaluation.records import (
   NO_CLASS,
   Record,
@@ -63,11 +64,20 @@ def test_disagreement_is_an_error():
     make(flags={'square': np.array([1, 0, 0, 0], bool)})
   with pytest.raises(ValueError, match='expected 4 everywhere'):
     make(flags={'square': np.array([1, 1, 0], bool)})
+  broken_by = np.array(['', '', 'square', ''])
+  with pytest.raises(ValueError, match=r'`broken_by` and `robust` .*on 1 of 4'):
+    make(per_image={'broken_by': broken_by})
 
 
 def test_arrays_come_back():
   record = make(
     flags={'square': np.array([1, 1, 0, 0], bool)},
+    per_image={
+      'broken_by': np.array(['', '', 'clean', 'square']),
+      'clean_predictions': np.array([0, 1, 0, 0], np.int32),
+    },
+    pictures=np.zeros((1, 2, 3, 3, 1), np.float16),
+    picture_places=np.array([3], np.int32),
     warnings=('odd',),
     examples=np.zeros((2, 3, 3, 1), np.float16),
     images_adv=np.zeros((4, 3, 3, 1)),
@@ -80,6 +90,10 @@ def test_arrays_come_back():
     'main_predictions',
     'second_predictions',
     'flags/square',
+    'table/broken_by',
+    'table/clean_predictions',
+    'pictures',
+    'picture_places',
     'warnings',
     'examples',
   }
@@ -89,6 +103,8 @@ def test_arrays_come_back():
   for key, value in again.arrays().items():
     np.testing.assert_array_equal(value, arrays[key])
   assert again.warnings == ('odd',)
+  assert set(again.predictions) == {'main', 'second'}
+  assert set(again.per_image) == {'broken_by', 'clean_predictions'}
   arrays['main_predictions'] = np.zeros(4, np.int32)
   with pytest.raises(ValueError, match='predictions and `robust` disagree'):
     Record.from_arrays(arrays, labels, 'main')
@@ -100,3 +116,13 @@ def test_arrays_come_back():
 def test_example_places():
   assert example_places(3) == [0, 1, 2]
   assert example_places(101) == [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
+
+
+def test_counts_by_hand():
+  flags = {
+    'clean': np.array([1, 1, 1, 0], bool),
+    'apgd-ce': np.array([1, 1, 1, 0], bool),
+    'square': np.array([1, 0, 0, 0], bool),
+  }
+  assert broken.counts(flags) == {'clean': 1, 'apgd-ce': 0, 'square': 2}
+  assert broken.counts({}) == {}

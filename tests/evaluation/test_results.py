@@ -1,5 +1,7 @@
 """The whole evaluation: exact counts, what the results hold."""
 
+import collections
+import csv
 import dataclasses
 import json
 import os
@@ -154,6 +156,51 @@ def test_autoattack_is_part_of_the_results(case, tmp_path):
   assert results['worst_case']['aggregated'] == worst.mean()
   # Where only one output is attacked the others have nothing to say.
   assert results['autoattack']['main'] == {}
+  _check_table(case[2], tmp_path / 'aggregated', name, found)
+  _read_without_table(case, tmp_path, name, options, results)
+
+
+def _check_table(split, folder, name, found):
+  """The CSV has a row per image, and as many of each attack as counted."""
+  with open(folder / f'{name}.csv', encoding='utf-8') as file:
+    rows = list(csv.DictReader(file))
+  assert [int(row['label']) for row in rows] == split.labels[:30].tolist()
+  counts = collections.Counter(row['broken_by'] for row in rows)
+  assert counts.pop('') == 30 - sum(found['broken_by'].values())
+  assert +collections.Counter(found['broken_by']) == counts
+  assert list(found['broken_by']) == list(found['accuracy_after'])
+  broken_by = np.array([row['broken_by'] for row in rows])
+  with np.load(folder / f'{name}.npz') as arrays:
+    places, (before, after) = (
+      arrays['picture_places'],
+      np.moveaxis(arrays['pictures'].astype(float), 1, 0),
+    )
+  attacks = [attack for attack in found['broken_by'] if counts[attack]][1:]
+  assert broken_by[places].tolist() == attacks
+  for place, attack in zip(places, attacks, strict=True):
+    assert place == np.flatnonzero(broken_by == attack)[0]
+  images = split.images[places] / 255
+  np.testing.assert_allclose(before, images, atol=1e-3)
+  changes = np.abs(after - before).reshape(len(places), -1).max(axis=1)
+  expected = [float(rows[place]['change']) for place in places]
+  np.testing.assert_allclose(changes, expected, atol=2e-3)
+
+
+def _read_without_table(case, folder, name, options, results):
+  """A record of before there were tables is read, not computed again."""
+  path = folder / 'aggregated' / f'{name}.npz'
+  with np.load(path) as file:
+    arrays = {
+      key: values
+      for key, values in file.items()
+      if not key.startswith(('table/', 'picture'))
+    }
+  np.savez(path, **arrays)
+  (folder / 'aggregated' / f'{name}.csv').unlink()
+  stamp = path.stat().st_mtime_ns
+  assert tiny_suite.run(*case, folder, **options) == results
+  assert path.stat().st_mtime_ns == stamp
+  assert not path.with_suffix('.csv').exists()
 
 
 def test_logits_that_are_not_finite_are_wrong(case, caplog):

@@ -1,0 +1,83 @@
+"""Which attack of an ensemble broke which image, in a record and as CSV."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dhat_jax.attacks.autoattack import image_table
+from dhat_jax.evaluation.records import Record
+from dhat_jax.runtime import processes
+
+# Of the arrays of a result, what a record holds elsewhere.
+_KNOWN = ('labels', 'predictions')
+
+
+def stored(result: Any, images: np.ndarray) -> dict[str, Any]:
+  """Returns what a record holds of each image, and pictures of the first ones.
+
+  Args:
+    result: an `AutoAttackResult` on n images.
+    images: float [n, H, W, C], the clean ones.
+
+  Returns:
+    The fields `per_image`, `picture_places` and `pictures` of `Record`.
+  """
+  places = _first_places(result.broken_by, tuple(result.flags))
+  pictures = np.stack([images[places], result.images_adv[places]], axis=1)
+  return {
+    'per_image': {
+      name: values
+      for name, values in result.per_image().items()
+      if name not in _KNOWN
+    },
+    'picture_places': np.array(places, np.int32),
+    'pictures': pictures.astype(np.float16),  # [A, 2, H, W, C]
+  }
+
+
+def _first_places(broken_by: np.ndarray, names: tuple[str, ...]) -> list[int]:
+  """Returns the first image that each attack broke, in the attacks' order."""
+  attacks = [name for name in names if name != 'clean' and name in broken_by]
+  return [int(np.argmax(broken_by == name)) for name in attacks]
+
+
+def counts(flags: Mapping[str, np.ndarray]) -> dict[str, int]:
+  """Counts the images that each attack broke first.
+
+  Args:
+    flags: {attack: bool [n]}, robust after it, in the order of the attacks.
+
+  Returns:
+    {attack: number}; 'clean' are the images that were wrong before.
+  """
+  lost, before = {}, None
+  for name, robust in flags.items():
+    left = int(robust.sum())
+    lost[name] = (len(robust) if before is None else before) - left
+    before = left
+  return lost
+
+
+def write_table(
+  directory: str | None, name: str, record: Record, labels: np.ndarray
+) -> None:
+  """Writes a row per image as CSV, where the record can tell.
+
+  Args:
+    directory: of the records; None writes nothing.
+    name: of the file, below the folder, without suffix.
+    record: of an ensemble; others, and those of earlier versions, cannot tell.
+    labels: int [N], the first n of which belong to the record.
+  """
+  if directory is None or not record.per_image or not processes.is_first():
+    return
+  rows = image_table.rows(
+    {
+      **record.per_image,
+      'labels': labels[: len(record.robust)],
+      'predictions': record.predictions[record.output],
+    }
+  )
+  image_table.write_csv(os.path.join(directory, f'{name}.csv'), rows)
