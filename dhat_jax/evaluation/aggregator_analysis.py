@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from dhat_jax.datasets.base import Split
+from dhat_jax.evaluation.evaluator import Target
 from dhat_jax.models.dual_head import part_variables
 from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.runtime import devices
@@ -34,6 +36,21 @@ def fitted(net: nn.Module, variables: Any) -> dict[str, float]:
   part = OUTPUTS[aggregated(net.outputs)].parts[-1]
   params = devices.to_host(part_variables(variables, part)['params'])
   return {name: float(value) for name, value in params.items()}
+
+
+def influence_of(target: Target, split: Split) -> dict[str, np.ndarray]:
+  """Returns `influence` of a target's network on a split's clean images.
+
+  Args:
+    target: any of the network's.
+    split: uint8 images.
+  """
+  images = np.asarray(split.images, np.float32) / 255
+  logits = target.evaluator.logits(
+    target.variables, Split(images, split.labels)
+  )
+  variables = devices.to_host(target.variables)
+  return influence(target.evaluator.net, variables, logits)
 
 
 def influence(

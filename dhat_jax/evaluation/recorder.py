@@ -5,14 +5,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
+import tqdm
 
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import broken
 from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.evaluator import Target
+from dhat_jax.evaluation.plan import Job, Plan
 from dhat_jax.evaluation.records import Record, Workspace
 from dhat_jax.evaluation.store import Arrays, Store
-from dhat_jax.runtime import files, processes
+from dhat_jax.runtime import files, preemption, processes, streams
+from dhat_jax.runtime.progress import progress_bar, throttled
+
+Records = dict[tuple[str, str], Record]
 
 
 class Recorder:
@@ -108,3 +113,56 @@ class Recorder:
       'robust': record.robust,
     }
     files.write_npz(path, arrays)
+
+
+def record_all(
+  todo: list[Job],
+  split: Split,
+  store: Store,
+  *,
+  seed: int,
+  plan: Plan,
+  progress: str | None,
+) -> Records:
+  """Runs all jobs in order, or reads their stored records.
+
+  Args:
+    todo: the jobs.
+    split: uint8 images; all of them count.
+    store: of the finished records.
+    seed: of all noise.
+    plan: which attacks' images are written, and whether.
+    progress: title of a progress bar; None shows none.
+
+  Returns:
+    {(target, attack): record}.
+  """
+  silent = progress is None or not processes.is_first()
+  with progress_bar(
+    progress or '', len(todo), unit='attack', disable=silent
+  ) as bar:
+    recorder = Recorder(
+      split,
+      store,
+      rng=streams.key(seed),
+      export=[a.name for a in plan.attacks] if plan.export_images else (),
+      show=_show(bar, silent=silent),
+    )
+    records = {}
+    for job in todo:
+      records[job.key] = recorder.record(job.target, job.attack)
+      bar.update()
+      preemption.stop_here('the evaluation')
+    return records
+
+
+def _show(bar: tqdm.tqdm, *, silent: bool) -> Callable[[str], None]:
+  """Returns the function that long attacks call at each batch, and stop in."""
+  show = None if silent else throttled(bar)
+
+  def show_and_stop(text: str) -> None:
+    preemption.stop_here('the evaluation')
+    if show is not None:
+      show(text)
+
+  return show_and_stop

@@ -5,14 +5,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from dhat_jax.datasets.base import Split
-from dhat_jax.evaluation import aggregator_analysis, audit, audit_targets
+from dhat_jax.evaluation import (
+  aggregator_analysis,
+  audit,
+  audit_targets,
+  best_known,
+)
 from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.evaluator import Evaluator, Target
-from dhat_jax.evaluation.plan import Job, Plan, jobs
-from dhat_jax.evaluation.recorder import Recorder
+from dhat_jax.evaluation.plan import Plan, jobs
+from dhat_jax.evaluation.recorder import Records, record_all
 from dhat_jax.evaluation.records import (
   SCHEMA_VERSION,
   Record,
@@ -21,16 +25,7 @@ from dhat_jax.evaluation.records import (
 from dhat_jax.evaluation.schema import Results
 from dhat_jax.evaluation.store import Store, digest
 from dhat_jax.models.outputs import OUTPUTS, final
-from dhat_jax.runtime import (
-  devices,
-  preemption,
-  processes,
-  provenance,
-  streams,
-)
-from dhat_jax.runtime.progress import progress_bar, throttled
-
-Records = dict[tuple[str, str], Record]
+from dhat_jax.runtime import devices, provenance
 
 
 def evaluate(
@@ -61,8 +56,8 @@ def evaluate(
 
   Returns:
     What `docs/results_schema.md` describes: outputs, accuracy, worst_case,
-    per_class, confusion, examples and, if planned, autoattack, sweep,
-    loss_by_steps, audit.
+    per_class, confusion, examples and, if planned, autoattack, best_known,
+    sweep, loss_by_steps, audit.
   """
   store = Store(directory, _identity(evaluator, variables, split, seed))
   replicated = devices.replicate(variables)
@@ -75,7 +70,7 @@ def evaluate(
     bypass=audit_targets.bypass(targets[audited]) if audited else None,
     surrogate=audit_targets.surrogate(targets[audited]) if audited else None,
   )
-  records = _records(
+  records = record_all(
     todo, split, store, seed=seed, plan=plan, progress=progress
   )
   findings = _Findings(
@@ -106,47 +101,6 @@ def _identity(
       'schema_version': SCHEMA_VERSION,
     }
   )
-
-
-def _records(
-  todo: list[Job],
-  split: Split,
-  store: Store,
-  *,
-  seed: int,
-  plan: Plan,
-  progress: str | None,
-) -> Records:
-  """Runs all jobs in order, or reads their stored records."""
-  silent = progress is None or not processes.is_first()
-  with progress_bar(
-    progress or '', len(todo), unit='attack', disable=silent
-  ) as bar:
-    recorder = Recorder(
-      split,
-      store,
-      rng=streams.key(seed),
-      export=[a.name for a in plan.attacks] if plan.export_images else (),
-      show=_show(bar, silent=silent),
-    )
-    records = {}
-    for job in todo:
-      records[job.key] = recorder.record(job.target, job.attack)
-      bar.update()
-      preemption.stop_here('the evaluation')
-    return records
-
-
-def _show(bar: tqdm.tqdm, *, silent: bool) -> Callable[[str], None]:
-  """Returns the function that long attacks call at each batch, and stop in."""
-  show = None if silent else throttled(bar)
-
-  def show_and_stop(text: str) -> None:
-    preemption.stop_here('the evaluation')
-    if show is not None:
-      show(text)
-
-  return show_and_stop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,6 +155,11 @@ class _Findings:
       results['heads'] = self._heads(self.audited)
       if self.plan.audit:
         results['audit'] = self._audit(self.audited)
+    best = best_known.report(
+      self.plan, self.records, self.split.labels, self.targets
+    )
+    if best:
+      results['best_known'] = best
     return results
 
   def _each(self, function: Callable[[str], Any]) -> dict[str, Any]:
@@ -315,18 +274,11 @@ class _Findings:
 
   def _influence(self, output: str) -> dict[str, list[float]]:
     target = self.targets[output]
-
-    def make():
-      images = np.asarray(self.split.images, np.float32) / 255
-      split = Split(images, self.split.labels)
-      logits = target.evaluator.logits(target.variables, split)
-      variables = devices.to_host(target.variables)
-      return aggregator_analysis.influence(
-        target.evaluator.net, variables, logits
-      )
-
-    settings = {'images': aggregator_analysis.IMAGES}
-    influence = self.store.get('influence', settings, make)
+    influence = self.store.get(
+      'influence',
+      {'images': aggregator_analysis.IMAGES},
+      lambda: aggregator_analysis.influence_of(target, self.split),
+    )
     return {head: values.tolist() for head, values in influence.items()}
 
   def _audit(self, output: str) -> dict[str, Any]:

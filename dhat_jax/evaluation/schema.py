@@ -21,6 +21,7 @@ class Results(TypedDict):
   confusion: ByOutput
   examples: dict[str, list[int]]
   autoattack: NotRequired[ByOutput]
+  best_known: NotRequired[ByOutput]
   sweep: NotRequired[ByOutput]
   loss_by_steps: NotRequired[ByOutput]
   heads: NotRequired[dict[str, Any]]

@@ -31,8 +31,19 @@ def _audit(flags: list[Mapping[str, Any]]) -> list[str]:
   ]
 
 
+def _best_known(best: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """Returns a line for each output that other attacks break more of."""
+  lines = [
+    f'best known accuracy of {output}: {100 * row["accuracy"]:.2f}. '
+    f'{row["sentence"]}'
+    for output, row in best.items()
+    if row['made_the_difference']
+  ]
+  return ['', *lines] if lines else []
+
+
 def summary(results: Mapping[str, Any]) -> str:
-  """Formats accuracies, the audit's red flags and the natural twin.
+  """Formats accuracies, best known ones, red flags and the natural twin.
 
   Args:
     results: as in results.json.
@@ -48,6 +59,7 @@ def summary(results: Mapping[str, Any]) -> str:
     f'{results["dataset"]}, epsilon {epsilon:.4f} ({255 * epsilon:.1f}/255)',
     table(accuracy),
   ]
+  lines += _best_known(results.get('best_known', {}))
   if 'audit' in results:
     lines += ['', *_audit(results['audit']['flags'])]
   if 'natural' in results:

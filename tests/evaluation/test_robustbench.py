@@ -27,6 +27,18 @@ def test_robustbench_entry():
   assert entry['unreliable'] is False
   assert entry['additional_data'] is False
   assert 'extra images' not in entry['footnote']
+  assert 'external' not in entry
+  sentence = 'transfer_main breaks 3 images that AutoAttack left robust.'
+  best = {'accuracy': 0.52789, 'images': 10_000, 'sentence': sentence}
+  entry = robustbench.entry({**results, 'best_known': {'main': best}})
+  assert entry['external'] == '52.79'
+  assert entry['autoattack_acc'] == '53.08'
+  assert entry['footnote'].endswith(sentence)
+  # Of fewer images than AutoAttack's: another number.
+  best = {'main': {**best, 'images': 9_000}}
+  entry = robustbench.entry({**results, 'best_known': best})
+  assert 'external' not in entry
+  assert sentence not in entry['footnote']
   results['config']['dataset'] = {'extra': {'files': ['a'], 'fraction': 0.7}}
   results['config']['model']['backbone'] = 'dm_wrn28_10'
   entry = robustbench.entry(results)

@@ -40,3 +40,18 @@ def test_summary_shows_the_audit_and_the_twin():
   )
   assert '1 RED FLAGS\n  RED FLAG a: b.' in text
   assert text.split('\n')[-1].split() == ['main', '95.00']
+
+
+def test_summary_shows_the_best_known_accuracy_where_it_is_lower():
+  best = {
+    'accuracy': 0.4,
+    'sentence': 'square breaks 1 image that AutoAttack left robust.',
+    'made_the_difference': [{'name': 'square'}],
+  }
+  text = summary({**RESULTS, 'best_known': {'main': best}})
+  assert text.split('\n')[-1] == (
+    'best known accuracy of main: 40.00. square breaks 1 image that AutoAttack '
+    'left robust.'
+  )
+  best['made_the_difference'] = []
+  assert summary({**RESULTS, 'best_known': {'main': best}}) == summary(RESULTS)
