@@ -10,9 +10,6 @@ from dhat_jax.attacks.autoattack import image_table
 from dhat_jax.evaluation.records import Record
 from dhat_jax.runtime import processes
 
-# Of the arrays of a result, what a record holds elsewhere.
-_KNOWN = ('labels', 'predictions')
-
 
 def stored(result: Any, images: np.ndarray) -> dict[str, Any]:
   """Returns what a record holds of each image, and pictures of the first ones.
@@ -27,11 +24,7 @@ def stored(result: Any, images: np.ndarray) -> dict[str, Any]:
   places = _first_places(result.broken_by, tuple(result.flags))
   pictures = np.stack([images[places], result.images_adv[places]], axis=1)
   return {
-    'per_image': {
-      name: values
-      for name, values in result.per_image().items()
-      if name not in _KNOWN
-    },
+    'per_image': result.per_image(),
     'picture_places': np.array(places, np.int32),
     'pictures': pictures.astype(np.float16),  # [A, 2, H, W, C]
   }
@@ -60,24 +53,15 @@ def counts(flags: Mapping[str, np.ndarray]) -> dict[str, int]:
   return lost
 
 
-def write_table(
-  directory: str | None, name: str, record: Record, labels: np.ndarray
-) -> None:
+def write_table(directory: str | None, name: str, record: Record) -> None:
   """Writes a row per image as CSV, where the record can tell.
 
   Args:
     directory: of the records; None writes nothing.
     name: of the file, below the folder, without suffix.
     record: of an ensemble; others, and those of earlier versions, cannot tell.
-    labels: int [N], the first n of which belong to the record.
   """
   if directory is None or not record.per_image or not processes.is_first():
     return
-  rows = image_table.rows(
-    {
-      **record.per_image,
-      'labels': labels[: len(record.robust)],
-      'predictions': record.predictions[record.output],
-    }
-  )
+  rows = image_table.rows(record.per_image)
   image_table.write_csv(os.path.join(directory, f'{name}.csv'), rows)

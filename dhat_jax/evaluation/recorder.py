@@ -88,7 +88,7 @@ class Recorder:
         f'{name}: got a record of {len(record.robust)} images, expected '
         f'{expected}'
       )
-    broken.write_table(self._store.directory, name, record, labels)
+    broken.write_table(self._store.directory, name, record)
     return record
 
   def _images_path(self, target: str, attack: str) -> str | None:

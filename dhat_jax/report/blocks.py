@@ -50,6 +50,8 @@ class Grid:
     caption: what stands above it; '' for nothing.
     copied: what its copies hold where that is laid out otherwise.
     is_sortable: whether a click on a heading sorts it.
+    filters: columns with a menu that shows some of the rows; such a table is
+      long, and scrolls inside of its own frame.
   """
 
   template: ClassVar[str] = 'grid'
@@ -59,6 +61,12 @@ class Grid:
   caption: str = ''
   copied: Table | None = None
   is_sortable: bool = False
+  filters: Sequence[str] = ()
+
+  @property
+  def filter_places(self) -> str:
+    """The places of the filters' columns: '2 3'."""
+    return ' '.join(str(self.table.header.index(n)) for n in self.filters)
 
   @property
   def copies(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from dhat_jax.report import pairs, tables, theme
+from dhat_jax.report import broken, headline, pairs, tables, theme
 from dhat_jax.report.blocks import Block, Grid, Picture, Sentence
 from dhat_jax.report.read import Run
 from dhat_jax.report.tables import Table, percent
@@ -96,6 +96,55 @@ def picture(
     ]
 
   return show
+
+
+def autoattack(run: Run) -> list[Block]:
+  """How many images each attack broke, which ones, and the first of each."""
+  name = headline.autoattack_name(run)
+  output = broken.attacked(run, name)
+  if output is None:
+    return []
+  details = run.results.get('autoattack', {}).get(output, {}).get(name)
+  shown: list[Block] = []
+  if details:
+    caption = (
+      f'Of the output “{run.label(output)}”, {details["images"]} images.'
+    )
+    shown.append(Grid(broken.counts(details), caption=caption))
+  table = broken.table_of(run, output, name)
+  if table is None:
+    text = (
+      'Which images these are is not known: their record is missing, of an '
+      'earlier version, or not of these results.'
+    )
+    return [*shown, Sentence(text)]
+  return [*shown, *_first_images(run, output, name), _listed(run, output, name)]
+
+
+def _first_images(run: Run, output: str, name: str) -> list[Block]:
+  """The figure of the first image that each attack broke."""
+
+  def first_images(run: Run, width: float) -> Figure | None:
+    return broken.first_images(run, output, name, width)
+
+  alt = 'The first image that each attack broke, before and after'
+  return picture(first_images, alt)(run)
+
+
+def _listed(run: Run, output: str, name: str) -> Grid:
+  """The list of images, which filters and sorts."""
+  table = broken.table_of(run, output, name)
+  listed = broken.listed(run, table)
+  return Grid(
+    listed,
+    caption=broken.caption(
+      f'evaluation/{output}/{name}.csv',
+      len(listed.rows),
+      len(table['broken_by']),
+    ),
+    is_sortable=True,
+    filters=broken.FILTERS,
+  )
 
 
 def audit(run: Run) -> list[Block]:

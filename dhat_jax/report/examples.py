@@ -48,25 +48,39 @@ def examples(run: Run, width: float) -> Figure | None:
   shown = _NARROW_IMAGES if width <= NARROW_INCHES else None
   places = run.results['examples']['places'][:shown]
   labels = run.results['examples']['labels'][:shown]
-  # As large as can be shown around gray.
-  factor = max(1, min(_MAX_FACTOR, int(0.5 / run.results['epsilon'])))
   before, after = (
     arrays['examples'][:shown].astype(float) for arrays in (clean, attacked)
   )  # [n, H, W, C]
-  rows = {
-    'clean': before,
-    f'change x {factor}': 0.5 + factor * (after - before),
-    'attacked': after,
-  }
   figure, grid = new_figure(3, len(places), width=width, height=3.8)
-  for axes, (title, images) in zip(grid, rows.items(), strict=True):
-    _show_row(axes, title, images)
+  show_changes(grid, before, after, epsilon=run.results['epsilon'])
   for axes, label in zip(grid[0], labels, strict=True):
     axes.set_title(run.class_names[label], fontsize=8)
   for axes, arrays in ((grid[0], clean), (grid[2], attacked)):
     for cell, place, label in zip(axes, places, labels, strict=True):
       cell.set_xlabel(_predictions(run, arrays, place, label), fontsize=7)
   return figure
+
+
+def show_changes(
+  grid: np.ndarray, before: np.ndarray, after: np.ndarray, *, epsilon: float
+) -> None:
+  """Draws images, what an attack changed, and the result: a row each.
+
+  Args:
+    grid: axes [3, n].
+    before: float [n, H, W, C] in [0, 1].
+    after: likewise.
+    epsilon: radius of the attack; small changes are enlarged.
+  """
+  # As large as can be shown around gray.
+  factor = max(1, min(_MAX_FACTOR, int(0.5 / epsilon)))
+  rows = {
+    'clean': before,
+    f'change x {factor}': 0.5 + factor * (after - before),
+    'attacked': after,
+  }
+  for axes, (title, images) in zip(grid, rows.items(), strict=True):
+    _show_row(axes, title, images)
 
 
 def _show_row(axes: np.ndarray, title: str, images: np.ndarray) -> None:

@@ -69,3 +69,27 @@ def table(run: Run) -> Table:
     ]
     rows.append([output.label, *cells])
   return Table(['output', *heads], rows)
+
+
+def best_known(run: Run) -> tuple[str, str] | None:
+  """Returns (title, text) of the best known accuracy.
+
+  Returns:
+    None where it was not computed, or is AutoAttack's.
+  """
+  known = run.results.get('best_known', {})
+  outputs = [o for o in run.outputs if o.name in known]
+  if not outputs:
+    return None
+  final = run.final_output
+  output = final if final in outputs else outputs[-1]
+  numbers = known[output.name]
+  lost = numbers['autoattack'] - numbers['accuracy']
+  if lost <= 0:
+    return None
+  return (
+    f'Best known accuracy: {percent(numbers["accuracy"])} %.',
+    f'All attacks together leave {output.phrase} {100 * lost:.1f} points less '
+    f'than AutoAttack alone, on {numbers["images"]} images: '
+    f'{numbers["sentence"]}',
+  )

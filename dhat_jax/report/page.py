@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from dhat_jax.report import comparison, sections, summary
-from dhat_jax.report.blocks import Block, Sentence, files_of
+from dhat_jax.report.blocks import Block, Grid, Sentence, files_of
 from dhat_jax.report.read import Run
 from dhat_jax.report.sections import SECTIONS, Missing, Section
 
@@ -72,21 +72,33 @@ def render(runs: Sequence[Run]) -> Page:
   """Returns the page of some runs, at least one."""
   compared = _or_sentence(lambda: comparison.blocks(runs))
   chapters = [_chapter(run) for run in runs]
-  html = _ENVIRONMENT.get_template('page.html').render(
-    title='Dual Head Adversarial Training: ' + ', '.join(r.name for r in runs),
-    comparison=compared,
-    chapters=chapters,
-  )
-  shown = compared + [
+  in_chapters = [
     block
     for chapter in chapters
     for _, blocks in chapter.sections
     for block in blocks
   ]
+  html = _ENVIRONMENT.get_template('page.html').render(
+    title='Dual Head Adversarial Training: ' + ', '.join(r.name for r in runs),
+    comparison=compared,
+    chapters=chapters,
+    scripts=_scripts((compared if len(runs) > 1 else []) + in_chapters),
+  )
+  shown = compared + in_chapters
   files: dict[str, bytes] = {}
   for block in shown:
     files |= files_of(block)
   return Page(html, files)
+
+
+def _scripts(blocks: Sequence[Block]) -> list[str]:
+  """Returns the scripts that the blocks of a page use."""
+  grids = [block for block in blocks if isinstance(block, Grid)]
+  used = {
+    'sort.js': any(grid.is_sortable for grid in grids),
+    'filter.js': any(grid.filters for grid in grids),
+  }
+  return [script for script, is_used in used.items() if is_used]
 
 
 def _chapter(run: Run) -> Chapter:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dhat_jax.report import commands, contents, examples, headline, plots
+from dhat_jax.report import commands, contents, examples, plots
 from dhat_jax.report.blocks import Block
 from dhat_jax.report.contents import picture
 from dhat_jax.report.read import Run
@@ -108,6 +108,16 @@ SECTIONS = (
     commands.loss_by_steps,
   ),
   Section(
+    'AutoAttack',
+    'which attack breaks the most, and how far the margin of the images falls. '
+    'Robust images with a small margin before are the next to break.',
+    'The attacks run one after the other, on what the others left. A margin is '
+    "the right class's logit (score) less the largest other one. Where says "
+    'which restart, target class or piece of the queries broke an image.',
+    contents.autoattack,
+    commands.autoattack,
+  ),
+  Section(
     'Audit',
     'the red flags, and the last column: attacks without the gradients '
     'should find few images that the attack with gradients missed.',
@@ -184,6 +194,4 @@ def not_run(run: Run) -> list[Missing]:
   """Returns the lines of what is no section, but was not measured either."""
   if not run.outputs:
     return [Missing('Evaluation', command=commands.train(run))]
-  if headline.autoattack_name(run) is None:
-    return [Missing('AutoAttack', command=commands.autoattack(run))]
   return []

@@ -18,6 +18,10 @@ def blocks(run: Run) -> list[Block]:
   ]
   if run.outputs:
     shown.append(Grid(headline.table(run), caption=_caption(run)))
+  best = headline.best_known(run)
+  if best:
+    title, text = best
+    shown.append(Sentence(text, title=title))
   texts = [*notes(run, failures), *sanity.warnings(run)]
   return [*shown, Notes(texts)] if texts else shown
 

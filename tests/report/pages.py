@@ -10,6 +10,7 @@ from dhat_jax.report.write import write
 VOID = {'meta', 'img', 'br', 'link', 'source', 'wbr'}
 TEMPLATES = pathlib.Path(dhat_jax.report.__file__).parent / 'templates'
 SCRIPT = (TEMPLATES / 'sort.js').read_text()
+FILTER = (TEMPLATES / 'filter.js').read_text()
 SVG = 'data:image/svg+xml;base64,'
 
 
@@ -52,9 +53,11 @@ def check(text):
     assert source.startswith(SVG)
   assert all(link[1:] in checker.ids for link in checker.links)
   assert not checker.tags & {'iframe', 'object', 'link'}
-  # The one script is the page's own.
-  script = f'<script>\n{SCRIPT.rstrip()}</script>'
-  assert text.count('<script') == text.count(script) <= 1
+  # The scripts are the page's own.
+  known = [f'<script>\n{s.rstrip()}</script>' for s in (SCRIPT, FILTER)]
+  counts = [text.count(script) for script in known]
+  assert text.count('<script') == sum(counts)
+  assert max(counts) <= 1
   assert '@import' not in text
   assert 'url(' not in text
   return checker

@@ -52,8 +52,8 @@ def test_each_line_is_one_section_that_is_not_shown(tmp_path):
   shown = re.findall(r'<h3 id=.*?>(.*?)</h3>', text)
   titles = {section.title for section in sections.SECTIONS}
   lines = missing_lines(text)
-  assert lines.keys() - titles == {'AutoAttack'}
-  assert sorted([*shown, *lines]) == sorted([*titles, 'AutoAttack'])
+  assert 'AutoAttack' in lines
+  assert sorted([*shown, *lines]) == sorted(titles)
   # After everything else.
   assert text.index('class="missing"') > text.rindex('<h3 id=')
 

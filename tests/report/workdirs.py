@@ -166,3 +166,56 @@ def make(directory, seed=0, shift=0.0, results=None, channels=3):
   for attack, images in (('clean', clean), ('pgd_2', clean + np.float16(0.02))):
     np.savez(folder / f'{attack}.npz', examples=images, **predictions)
   return str(directory)
+
+
+# Four images: robust, wrong before, and broken in two ways.
+BROKEN = {
+  'labels': np.array([0, 0, 1, 1], np.int32),
+  'clean_predictions': np.array([0, 1, 1, 1], np.int32),
+  'predictions': np.array([0, 1, 0, 0], np.int32),
+  'broken_by': np.array(['', 'clean', 'apgd-t', 'square']),
+  'broken_in': np.array([-1, -1, 2, 5], np.int32),
+  'targets': np.array([-1, -1, 0, -1], np.int32),
+  'changes': np.array([0, 0, 0.02, 0.019], np.float32),
+  'clean_margins': np.array([1.5, -0.25, 0.5, 2], np.float32),
+  'margins': np.array([1.5, -0.25, -0.125, -0.0625], np.float32),
+}
+
+
+def make_attacked(directory, best=None, **arrays):
+  """Writes a whole workdir with AutoAttack on the aggregated output.
+
+  Args:
+    directory: its path.
+    best: `best_known` of the aggregated output; None: none.
+    **arrays: others in place of `BROKEN`'s.
+
+  Returns:
+    Its path as text.
+  """
+  results = results_of()
+  table = {**BROKEN, **arrays}
+  robust = table['broken_by'] == ''
+  count = len(robust)
+  results['accuracy']['aggregated']['autoattack'] = float(robust.mean())
+  results['autoattack'] = {
+    'aggregated': {
+      'autoattack': {
+        'images': count,
+        'accuracy_after': {'clean': 0.75, 'apgd-t': 0.5, 'square': 0.25},
+        'broken_by': {'clean': 1, 'apgd-t': 1, 'square': 1},
+      }
+    }
+  }
+  if best:
+    results['best_known'] = {'aggregated': best}
+  path = make(directory, results=results)
+  pictures = np.random.default_rng(1).uniform(size=(2, 2, 6, 6, 3))
+  np.savez(
+    directory / 'evaluation' / 'aggregated' / 'autoattack.npz',
+    robust=robust,
+    picture_places=np.array([2, 3], np.int32),
+    pictures=pictures.astype(np.float16),
+    **{f'table/{name}': values for name, values in table.items()},
+  )
+  return path
