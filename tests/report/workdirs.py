@@ -183,7 +183,7 @@ BROKEN = {
 
 
 def make_attacked(directory, best=None, **arrays):
-  """Writes a whole workdir with AutoAttack on the aggregated output.
+  """Writes a workdir of few figures, with AutoAttack on the aggregated output.
 
   Args:
     directory: its path.
@@ -194,6 +194,8 @@ def make_attacked(directory, best=None, **arrays):
     Its path as text.
   """
   results = results_of()
+  for key in ('sweep', 'loss_by_steps', 'confusion', 'heads', 'examples'):
+    del results[key]
   table = {**BROKEN, **arrays}
   robust = table['broken_by'] == ''
   count = len(robust)
