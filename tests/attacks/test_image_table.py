@@ -16,18 +16,18 @@ ARRAYS = {
   'broken_by': np.array(['', 'clean', 'apgd-t', 'square', 'apgd-ce']),
   'broken_in': np.array([-1, -1, 3, 7, 0], np.int32),
   'targets': np.array([-1, -1, 2, -1, -1], np.int32),
-  'changes': np.array([0, 0, 0.25, 0.5, 0.125], np.float32),
+  'changes': np.array([0, 0, 0.25, 0.5, 0.2], np.float32),
   'clean_margins': np.array([4, -1, 2, 3, 1], np.float32),
   'margins': np.array([4, -1, -0.5, -2, -3], np.float32),
 }
 CSV = """\
 place,label,clean_prediction,attacked_prediction,robust,broken_by,\
 target_class,target_rank,restart,piece,change,clean_margin,attacked_margin
-0,3,3,,True,,,,,,,4.0,
-1,0,1,,False,clean,,,,,,-1.0,
-2,1,1,0,False,apgd-t,2,3,,,0.25,2.0,-0.5
-3,2,2,4,False,square,,,,7,0.5,3.0,-2.0
-4,4,4,1,False,apgd-ce,,,0,,0.125,1.0,-3.0
+0,3,3,,True,,,,,,,4,
+1,0,1,,False,clean,,,,,,-1,
+2,1,1,0,False,apgd-t,2,3,,,0.25,2,-0.5
+3,2,2,4,False,square,,,,7,0.5,3,-2
+4,4,4,1,False,apgd-ce,,,0,,0.2,1,-3
 """
 
 

@@ -127,6 +127,8 @@ def _row(place: int, image: Mapping[str, Any]) -> Row:
 def write_csv(path: str | os.PathLike, table: Iterable[Row]) -> None:
   """Writes rows as CSV with a header, atomically; None becomes empty.
 
+  Numbers have seven digits, which is what float32 holds.
+
   Args:
     path: the file; its folder is created if necessary.
     table: from `rows`.
@@ -137,4 +139,11 @@ def write_csv(path: str | os.PathLike, table: Iterable[Row]) -> None:
   with files.replacing(files.user_path(os.fspath(path)), 'w') as file:
     writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows(map(_texts, table))
+
+
+def _texts(row: Row) -> dict[str, Any]:
+  return {
+    name: f'{value:.7g}' if isinstance(value, float) else value
+    for name, value in row.items()
+  }
