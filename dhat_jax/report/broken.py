@@ -14,6 +14,7 @@ from dhat_jax.report.theme import NARROW_INCHES, new_figure
 # So many images are listed at most, to keep the page light.
 LONGEST = 600
 _NARROW_IMAGES = 4  # as many side by side can be seen on a phone
+_IMAGE_INCHES = 1.3
 _CLEAN = 'wrong when clean'
 _TABLE = 'table/'  # of the names of the arrays per image
 HEADER = [
@@ -109,10 +110,15 @@ def first_images(
   if not len(places):
     return None
   before, after = np.moveaxis(arrays['pictures'][shown].astype(float), 1, 0)
-  figure, grid = new_figure(3, len(places), width=width, height=3.8)
+  needed = _IMAGE_INCHES * (len(places) + 0.5)  # and the titles at the left
+  figure, grid = new_figure(
+    3, len(places), width=min(width, needed), height=3.8
+  )
   show_changes(grid, before, after, epsilon=run.results['epsilon'])
   for column, place in zip(grid.T, places, strict=True):
-    column[0].set_title(table['broken_by'][place], fontsize=8)
+    column[0].set_title(
+      f'{table["broken_by"][place]}\nimage {place}', fontsize=8
+    )
     for cell, classes in ((column[0], 'labels'), (column[2], 'predictions')):
       text = _class(run, table[classes][place])
       cell.set_xlabel(text, fontsize=7)

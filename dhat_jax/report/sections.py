@@ -112,8 +112,10 @@ SECTIONS = (
     'which attack breaks the most, and how far the margin of the images falls. '
     'Robust images with a small margin before are the next to break.',
     'The attacks run one after the other, on what the others left. A margin is '
-    "the right class's logit (score) less the largest other one. Where says "
-    'which restart, target class or piece of the queries broke an image.',
+    "the right class's logit (score) less the largest other one. The pictures "
+    'are the first image that each attack broke; below is the predicted class. '
+    'Where says which restart, target class or piece of the queries broke an '
+    'image.',
     contents.autoattack,
     commands.autoattack,
   ),

@@ -4,8 +4,8 @@
     python docs/tools/tables.py --check    exit with 1 if they are out of date
 
 A marker `<!-- table: NAME -->` is a document of `dhat_jax.runtime.documents`;
-`NAME__VIEW` asks for a view of an experiment's: `accuracies`, `differences` or
-`summary`.
+`NAME__VIEW` asks for a view: of an experiment `accuracies`, `differences` or
+`summary`, of a run `broken`.
 """
 
 import importlib
@@ -48,7 +48,8 @@ def accuracy_rows(
 
 def run_table(document: Mapping[str, Any], view: str) -> list[str]:
   """Returns the table of a run's results, with its caption."""
-  del view
+  if view == 'broken':
+    return broken_table(document)
   results = document.get('results', document)
   machine = document['machine']
   if isinstance(machine, str):  # of version 1
@@ -71,6 +72,48 @@ def run_table(document: Mapping[str, Any], view: str) -> list[str]:
     f'{results["seed"]}; {seconds:.0f} s on {provenance.describe(machine)}. '
     f'{document.get("note", "")}'.rstrip(),
   ]
+
+
+def broken_table(document: Mapping[str, Any]) -> list[str]:
+  """Returns how many images each attack of AutoAttack broke first."""
+  results = document.get('results', document)
+  best = results.get('best_known', {})
+  names, rows = {}, []
+  for output, attacks in results['autoattack'].items():
+    for name, numbers in attacks.items():
+      if not name.startswith('autoattack'):
+        continue  # one of its attacks alone
+      counts = broken_by(numbers)
+      names |= dict.fromkeys(counts)
+      robust = numbers['images'] - sum(counts.values())
+      row = [output, *map(str, counts.values()), str(robust)]
+      if output in best:
+        known = best[output]
+        row.append(str(round(known['accuracy'] * known['images'])))
+      rows.append(row)
+  names = ['wrong when clean' if n == 'clean' else n for n in names]
+  headers = ['output', *names, 'robust']
+  if best:
+    headers.append('robust to all attacks')
+  return [
+    documents.markdown_table(headers, rows, left=1),
+    '',
+    f'Of the {results["n_test"]} test images of '
+    f'{document.get("data_name", results["dataset"])}: how many each attack '
+    'broke first.',
+  ]
+
+
+def broken_by(numbers: Mapping[str, Any]) -> dict[str, int]:
+  """Returns {attack: images that it broke first}; older results have shares."""
+  if 'broken_by' in numbers:
+    return numbers['broken_by']
+  after = numbers['accuracy_after']
+  left = [numbers['images'], *(numbers['images'] * s for s in after.values())]
+  return {
+    name: round(before) - round(now)
+    for name, before, now in zip(after, left, left[1:], strict=False)
+  }
 
 
 def benchmark_table(document: Mapping[str, Any], view: str) -> list[str]:

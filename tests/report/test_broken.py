@@ -69,7 +69,10 @@ def test_page_with_scripts_and_pictures(text, folder):
   figure = broken.first_images(
     run, 'aggregated', 'autoattack', theme.WIDE_INCHES
   )
-  assert [axes.get_title() for axes in figure.axes[:2]] == ['apgd-t', 'square']
+  assert [axes.get_title() for axes in figure.axes[:2]] == [
+    'apgd-t\nimage 2',
+    'square\nimage 3',
+  ]
   assert [axes.get_xlabel() for axes in figure.axes[4:]] == ['cat', 'cat']
 
 
