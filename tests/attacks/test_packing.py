@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -64,8 +65,22 @@ def test_an_item_counts_only_if_its_image_was_robust_until_then():
 
 
 NAMES = ('apgd-ce', 'apgd-t', 'fab', 'square')
-BUDGET = Budget(n_iter=3, n_queries=12, n_restarts=3, n_targets=4)
-EPSILON = 0.01
+BUDGET = Budget(n_iter=1, n_queries=12, n_restarts=3, n_targets=4)
+EPSILON = 0.02
+
+
+def _curved(images):
+  """Logits that rise and fall, so that restarts and targets matter."""
+  logits = linear.logits_of(images)
+  return logits + 3 * jnp.sin(5 * logits[:, ::-1])
+
+
+def _problem():
+  """40 images, the first 3 labels wrong."""
+  images, labels = linear.problem(count=40, wrong=0)
+  labels = np.array(jnp.argmax(_curved(images), axis=1))
+  labels[:3] = (labels[:3] + 1) % 5
+  return images, labels
 
 
 def _run_pass(name, images, labels, rng, index, active):
@@ -76,18 +91,16 @@ def _run_pass(name, images, labels, rng, index, active):
     return square(linear.logits_of, images, labels, rng, n_queries=12, **batch)
   batch['n_iter'] = BUDGET.n_iter
   if name == 'fab':
-    return fab(linear.logits_of, images, labels, rng, random=index > 0, **batch)
+    return fab(_curved, images, labels, rng, random=index > 0, **batch)
   if name == 'apgd-ce':
-    return apgd(linear.logits_of, images, labels, rng, **batch)
-  return apgd_targeted(
-    linear.logits_of, images, labels, rng, target_rank=index, **batch
-  )
+    return apgd(_curved, images, labels, rng, **batch)
+  return apgd_targeted(_curved, images, labels, rng, target_rank=index, **batch)
 
 
 def _one_pass_at_a_time():
   """What AutoAttack is defined as: every pass sees what is still robust."""
-  images, labels = linear.problem()
-  robust = np.argmax(linear.logits_of(images), axis=1) == labels
+  images, labels = _problem()
+  robust = np.argmax(_curved(images), axis=1) == labels
   images_adv = images.copy()
   broken_by = np.where(robust, '', 'clean').astype('<U16')
   broken_in = np.full(len(labels), -1)
@@ -104,13 +117,13 @@ def _one_pass_at_a_time():
 
 
 def test_packed_passes_equal_one_pass_at_a_time():
-  images, labels = linear.problem()
+  images, labels = _problem()
   robust, images_adv, broken_by, broken_in = _one_pass_at_a_time()
   # Something breaks in the first pass of an attack, and in a later one.
-  assert {0, 1, 3} <= set(broken_in[~robust].tolist())
+  assert {0, 1, 2, 3, 4} <= set(broken_in[~robust].tolist())
   batches = []
   result = autoattack(
-    linear.logits_of,
+    _curved,
     images,
     labels,
     epsilon=EPSILON,
