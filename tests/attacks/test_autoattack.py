@@ -117,11 +117,11 @@ def test_compiles_once_whatever_is_left_to_attack(name):
     name, logits_fn=logits_fn, epsilon=1e-6, n_targets=1, batch_size=20
   )
   logits_fn, often = linear.counting()
-  # 20 images in batches of at most 8; then fewer and fewer.
+  # 20 images in batches of at most 8: 7 each. Of Square's 17: 6 each.
   result = linear.attack(name, logits_fn=logits_fn, batch_size=8)
   assert 0 < result.robust.sum() < 17
   assert len(often) == len(once)
-  assert {shape[0] for shape in often} == {7}
+  assert {shape[0] for shape in often} == {7, 6 if name == 'square' else 7}
 
 
 def test_only_robust_images_are_attacked_again():

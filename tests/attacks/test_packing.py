@@ -17,12 +17,12 @@ from dhat_jax.attacks.square import square
 from dhat_jax.runtime import streams
 from tests.attacks import linear
 
-# On a CPU a batch takes at most 32.
+# On a CPU a batch takes at most 64.
 SIZES = [
   ((20, 8, 1), 7),
   ((20, 250, 1), 20),
-  ((256, 250, 1), 32),
-  ((33, 250, 1), 17),
+  ((256, 250, 1), 64),
+  ((65, 250, 1), 33),
   ((20, 20, 2), 20),
   ((21, 22, 2), 22),
   ((256, 64, 4), 64),

@@ -20,11 +20,7 @@ from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks import logits as networks
 from dhat_jax.attacks.autoattack import checks, image_table
 from dhat_jax.attacks.autoattack.budget import Budget
-from dhat_jax.attacks.autoattack.evaluation import (
-  Attack,
-  Evaluation,
-  make_predict,
-)
+from dhat_jax.attacks.autoattack.evaluation import Evaluation, make_predict
 from dhat_jax.attacks.autoattack.journal import (
   Journal,
   digest,
@@ -33,6 +29,7 @@ from dhat_jax.attacks.autoattack.journal import (
 from dhat_jax.attacks.autoattack.packing import size_of_batches
 from dhat_jax.attacks.autoattack.passes import (
   ATTACK_AXES,
+  Attack,
   family,
   jit_hoisted,
   make_attack,
@@ -193,9 +190,9 @@ def autoattack(
     attacks: names, for 'custom'.
     rng: typed threefry key; default `streams.key(0)`. The flags depend on it,
       but not on how the images are split into batches.
-    batch_size: the largest of all compiled calls. They all have one size, with
-      even shares of the images, on a CPU at most 32. A multiple of the devices'
-      number if `map_fn` uses several.
+    batch_size: the largest of all compiled calls. A multiple of the devices'
+      number if `map_fn` uses several. Batches are even shares of the images; on
+      a CPU they have at most 64 (Square: 32).
     n_iter: iterations of APGD and FAB. The standard is 100.
     n_queries: of Square. The standard is 5000.
     n_restarts: of apgd-ce, apgd-dlr and fab; default by version.
@@ -241,9 +238,8 @@ def autoattack(
   images, labels = checks.check_inputs(images, labels, names)
   rng = streams.key(0) if rng is None else rng
   balls.check_keys('rng', rng, one=True)
-  size = size_of_batches(
-    len(images), batch_size, 1 if map_fn is None else jax.device_count()
-  )
+  devices = 1 if map_fn is None else jax.device_count()
+  size = size_of_batches(len(images), batch_size, devices)
   map_fn = map_fn or jit_hoisted
   noise_rng = streams.fold_in(rng, 'autoattack/noise') if randomized else None
 
@@ -253,6 +249,7 @@ def autoattack(
       labels,
       epsilon=epsilon,
       batch_size=size,
+      devices=devices,
       predict=make_predict(logits_fn, map_fn, noise_rng),
     )
     logits = evaluation.predict_clean()  # [N, K]

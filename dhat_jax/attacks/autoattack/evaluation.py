@@ -5,7 +5,6 @@ each batch broken images are dropped, and the others are packed into new ones.
 """
 
 import collections
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable
@@ -14,39 +13,19 @@ import chex
 import jax
 import numpy as np
 
-from dhat_jax import divergences
 from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.journal import Journal
-from dhat_jax.attacks.autoattack.packing import Packing, counted
+from dhat_jax.attacks.autoattack.packing import (
+  Packing,
+  counted,
+  size_of_batches,
+)
+from dhat_jax.attacks.autoattack.passes import Attack
 from dhat_jax.attacks.autoattack.progress import Reporter
 from dhat_jax.attacks.logits import check_finite
 
 Piece = dict[str, np.ndarray]  # see `journal.Journal`
-
-
-@dataclasses.dataclass(frozen=True)
-class Attack:
-  """One attack of the ensemble.
-
-  Attributes:
-    name: of `checks.NAMES`.
-    run: its compiled program, see `passes.make_attack`.
-    which: its place among the attacks of the program.
-    rngs: typed keys [A] of these attacks.
-    mixed: whether items of different passes may share a batch.
-  """
-
-  name: str
-  run: Callable
-  which: int
-  rngs: chex.PRNGKey
-  mixed: bool
-
-  @property
-  def carries(self) -> bool:
-    """Whether a pass continues from the points of the one before."""
-    return self.name == 'square'
 
 
 class Evaluation:
@@ -75,6 +54,7 @@ class Evaluation:
     *,
     epsilon: float,
     batch_size: int,
+    devices: int = 1,
     predict: Callable,
   ):
     """Starts an evaluation; call `predict_clean` first.
@@ -83,13 +63,15 @@ class Evaluation:
       images: float [N, ...] in [0, 1].
       labels: int32 [N].
       epsilon: radius of the ball.
-      batch_size: of all compiled calls.
+      batch_size: of the predictions, and the largest of the attacks.
+      devices: over which batches are split.
       predict: images [batch_size, ...] -> logits [batch_size, K], compiled.
     """
     self._images = images
     self._labels = labels
     self._epsilon = np.asarray(epsilon, images.dtype)
     self._batch_size = batch_size
+    self._devices = devices
     self._predict = predict
     self.robust = np.ones(len(images), bool)
     self.images_adv = images.copy()
@@ -107,16 +89,16 @@ class Evaluation:
     size = self._batch_size
     return [indices[n : n + size] for n in range(0, len(indices), size)]
 
-  def _pad(self, batch: np.ndarray) -> np.ndarray:
-    """Repeats the first place up to the batch size."""
-    missing = self._batch_size - len(batch)
-    return np.concatenate([batch, np.repeat(batch[:1], missing)])
+  def _pad(self, batch: np.ndarray, size: int | None = None) -> np.ndarray:
+    """Repeats the first row up to a size, by default that of predictions."""
+    missing = (size or self._batch_size) - len(batch)
+    return np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)])
 
   def _logits(
     self, points: chex.Array, batch: np.ndarray, where: str
   ) -> np.ndarray:
-    """Predicts points of a padded batch: finite logits [n, K]."""
-    logits = np.asarray(self._predict(points))[: len(batch)]
+    """Predicts the first n points, of a batch: finite logits [n, K]."""
+    logits = np.asarray(self._predict(self._pad(points)))[: len(batch)]
     check_finite(logits, where)
     return logits
 
@@ -198,11 +180,12 @@ class Evaluation:
       reporter: called after each batch.
     """
     started = time.perf_counter()
+    places = np.flatnonzero(self.robust)
+    size = self._batch_size
+    if attack.carries and len(places):
+      size = size_of_batches(len(places), size, self._devices, mixed=False)
     packing = Packing(
-      budget.passes(attack.name),
-      np.flatnonzero(self.robust),
-      self._batch_size,
-      mixed=attack.mixed,
+      budget.passes(attack.name), places, size, mixed=attack.mixed
     )
     carried = self._images.copy() if attack.carries else None
     stored, stripped = [], 0  # Square's batches: (name, key), and how many
@@ -215,7 +198,7 @@ class Evaluation:
       piece = journal.load(name, key)
       fresh = piece is None
       if fresh:
-        piece = key | self._attack_batch(attack, passes, places, carried)
+        piece = key | self._attack_batch(attack, passes, places, size, carried)
         journal.save(name, piece)
       self._apply(attack, piece, carried)
       stored.append((name, key))
@@ -231,21 +214,22 @@ class Evaluation:
     attack: Attack,
     passes: np.ndarray,
     places: np.ndarray,
+    size: int,
     carried: np.ndarray | None,
   ) -> Piece:
     """Runs the items of one batch: passes int32 [n], places int [n]."""
     count = len(places)
-    padded, indices = self._pad(passes), self._pad(places)
+    padded, indices = self._pad(passes, size), self._pad(places, size)
     images = self._images[indices]
     points, flat, broken = attack.run(
       images,
       self._labels[indices],
       self._targets(attack, padded, indices),
-      np.arange(self._batch_size) < count,
+      np.arange(size) < count,
       images if carried is None else carried[indices],
       indices.astype(np.int32),
       padded,
-      np.full(self._batch_size, attack.which, np.int32),
+      np.full(size, attack.which, np.int32),
       attack.rngs,
       self._epsilon,
     )
@@ -268,7 +252,7 @@ class Evaluation:
   def _strip(
     self, journal: Journal, stored: list[tuple[str, Piece]], stripped: int
   ) -> int:
-    """Drops points of robust images that a later batch of Square has too.
+    """Drops points of robust images that a whole later pass of Square has.
 
     Args:
       journal: where the batches are.
@@ -279,8 +263,6 @@ class Evaluation:
       How many are stripped now.
     """
     newest = stored[-1][1]['passes'][0]
-    # The pass before this one has been followed by all of this one only when
-    # the next begins.
     while stored[stripped][1]['passes'][0] < newest - 1:
       journal.strip(*stored[stripped])
       stripped += 1
@@ -324,8 +306,14 @@ def _classes(logits: np.ndarray) -> np.ndarray:
 
 
 def _margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Label's logit less the largest other one: [N, K], [N] -> [N]."""
-  return -np.asarray(divergences.margin(logits, labels))
+  """Label's logit less the largest other one: [N, K], [N] -> [N].
+
+  In NumPy: JAX would compile it for every N.
+  """
+  places = np.arange(len(labels))
+  others = logits.copy()
+  others[places, labels] = -np.inf
+  return logits[places, labels] - others.max(axis=1)
 
 
 def make_predict(

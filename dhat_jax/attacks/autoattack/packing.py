@@ -10,21 +10,28 @@ import jax
 import numpy as np
 
 # On a CPU a network's time per image hardly depends on the batch's size, and in
-# smaller batches fewer slots stay empty.
-_LARGEST_ON_CPU = 32
+# smaller batches fewer slots stay empty. Square cannot fill them with others.
+_LARGEST_ON_CPU = 64
+_LARGEST_ON_CPU_ALONE = 32
 
 
-def size_of_batches(count: int, batch_size: int, devices: int = 1) -> int:
+def size_of_batches(
+  count: int, batch_size: int, devices: int = 1, *, mixed: bool = True
+) -> int:
   """Returns the size of the compiled batches: even shares of the images.
 
   Args:
     count: number of images.
     batch_size: the largest size; a multiple of `devices`.
     devices: over which a batch is split.
+    mixed: whether items of different passes may share a batch.
   """
   most = batch_size
   if jax.default_backend() == 'cpu':
-    most = min(most, _LARGEST_ON_CPU * devices)
+    most = min(
+      most,
+      devices * (_LARGEST_ON_CPU if mixed else _LARGEST_ON_CPU_ALONE),
+    )
   size = -(-count // -(-count // most))
   return min(-(-size // devices) * devices, batch_size)
 
