@@ -14,11 +14,7 @@ import jax.numpy as jnp
 from dhat_jax import divergences
 from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments, balls, finite, logits
-from dhat_jax.attacks.apgd_steps import (  # noqa: F401
-  apgd_init,
-  make_apgd_step,
-  run_apgd,
-)
+from dhat_jax.attacks.apgd_steps import apgd_init, make_apgd_step
 
 LOSSES = ('ce', 'dlr', 'targeted_dlr')
 
@@ -227,9 +223,11 @@ def apgd(
     points = random_start(start_rng, indices, images, epsilon, norm)
   else:
     points = jnp.clip(jnp.asarray(images_start, images.dtype), 0.0, 1.0)
-  state = run_apgd(
-    evaluate, points, images, epsilon=epsilon, norm=norm, n_iter=n_iter, rho=rho
+  step = make_apgd_step(
+    evaluate, images, epsilon=epsilon, norm=norm, n_iter=n_iter, rho=rho
   )
+  state = apgd_init(points, epsilon)
+  state = jax.lax.fori_loop(0, n_iter + 1, step, state)
   robust = state.robust | ~active
   images_adv = balls.select(robust, images, state.images_adv)
   extras = []

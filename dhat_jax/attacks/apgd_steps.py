@@ -78,11 +78,11 @@ def project(
   return jnp.clip(images + deltas * lengths, 0.0, 1.0)
 
 
-def apgd_init(
-  evaluate: Callable, points: chex.Array, epsilon: chex.Numeric
-) -> ApgdState:
-  """Evaluates the start; steps begin at 2 epsilon."""
-  return _begin(points, *evaluate(points, 0), epsilon)
+def apgd_init(points: chex.Array, epsilon: chex.Numeric) -> ApgdState:
+  """State at a start [B, ...] that iteration 0 will evaluate."""
+  zeros = jnp.zeros(len(points), points.dtype)
+  right = jnp.ones(len(points), bool)
+  return _begin(points, zeros, right, jnp.zeros_like(points), epsilon)
 
 
 def _begin(
@@ -92,7 +92,7 @@ def _begin(
   gradients: chex.Array,
   epsilon: chex.Numeric,
 ) -> ApgdState:
-  """State at an evaluated start."""
+  """State at an evaluated start; steps begin at 2 epsilon."""
   broken = finite.any_broken(gradients)
   gradients = finite.without_broken(gradients)
   return ApgdState(
@@ -198,7 +198,10 @@ def make_apgd_step(
   n_iter: int,
   rho: float,
 ) -> Callable:
-  """One iteration, (i, state) -> state; i counts from 0.
+  """One iteration, (i, state) -> state.
+
+  Iteration 0 evaluates the start, and 1 ... n_iter take steps. So a loop's
+  program holds the network and its gradient once, and compiles faster.
 
   Args:
     evaluate: of `apgd.make_evaluate`.
@@ -211,51 +214,12 @@ def make_apgd_step(
   windows = jnp.asarray(check_windows(n_iter))
 
   def step(i, state):
-    points = _move(state, images, i, epsilon, norm)
-    losses, correct, gradients = evaluate(points, i + 1)
-    state = _record(state, points, losses, correct, gradients)
-    return _reconsider(state, windows[i], rho)
-
-  return step
-
-
-def run_apgd(
-  evaluate: Callable,
-  points: chex.Array,
-  images: chex.Array,
-  *,
-  epsilon: chex.Numeric,
-  norm: str,
-  n_iter: int,
-  rho: float,
-) -> ApgdState:
-  """Evaluates the start and takes all steps.
-
-  The start is the loop's first iteration. So the program holds the network and
-  its gradient once, which halves the time to compile it.
-
-  Args:
-    evaluate: of `apgd.make_evaluate`.
-    points: float [B, ...], the start.
-    images: float [B, ...] in [0, 1], the centres of the balls.
-    epsilon: radius; may be traced.
-    norm: 'linf' or 'l2'.
-    n_iter: iterations.
-    rho: as for `make_apgd_step`.
-  """
-  windows = jnp.asarray(check_windows(n_iter))
-
-  def step(i, state):
-    first = i == 0
+    starts = jnp.equal(i, 0)
     moved = _move(state, images, i - 1, epsilon, norm)
-    points = jnp.where(first, state.points, moved)
+    points = jnp.where(starts, state.points, moved)
     evaluated = points, *evaluate(points, i)
     begun = _begin(*evaluated, epsilon)
     stepped = _reconsider(_record(state, *evaluated), windows[i - 1], rho)
-    return jax.tree.map(lambda a, b: jnp.where(first, a, b), begun, stepped)
+    return jax.tree.map(lambda a, b: jnp.where(starts, a, b), begun, stepped)
 
-  zeros = jnp.zeros(len(points), points.dtype)
-  blank = _begin(
-    points, zeros, jnp.ones(len(points), bool), jnp.zeros_like(points), epsilon
-  )
-  return jax.lax.fori_loop(0, n_iter + 1, step, blank)
+  return step

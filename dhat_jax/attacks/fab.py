@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from dhat_jax.arguments import integer
-from dhat_jax.attacks import arguments, balls, finite, hyperplanes, logits
+from dhat_jax.attacks import (
+  arguments,
+  balls,
+  boundaries,
+  finite,
+  hyperplanes,
+  logits,
+)
 
 _PROJECT = {
   'linf': hyperplanes.project_linf,
@@ -34,88 +41,6 @@ class FabState(NamedTuple):
 def _flat(values: chex.Array) -> chex.Array:
   """Joins all axes but the batch's: [B, ...] -> [B, D]."""
   return values.reshape(values.shape[0], -1)
-
-
-def targeted_boundary(
-  logits_fn: Callable,
-  points: chex.Array,
-  labels: chex.Array,
-  targets: chex.Array,
-) -> tuple[chex.Array, chex.Array]:
-  """Linearises z_t - z_y: one evaluation, one gradient.
-
-  Args:
-    logits_fn: images -> logits [B, K].
-    points: float [B, ...].
-    labels: int [B].
-    targets: int [B].
-
-  Returns:
-    values [B] of z_t - z_y; gradients [B, ...], with 0 for entries that are not
-    finite; bool [B], whether there was such an entry.
-  """
-
-  def total(points):
-    predicted = logits_fn(points)
-    true = jnp.take_along_axis(predicted, labels[:, None], axis=1)[:, 0]
-    other = jnp.take_along_axis(predicted, targets[:, None], axis=1)[:, 0]
-    return jnp.sum(other - true), other - true
-
-  (_, values), gradients = jax.value_and_grad(total, has_aux=True)(points)
-  broken = finite.any_broken(gradients)
-  return values, finite.without_broken(gradients), broken
-
-
-def nearest_boundary(
-  logits_fn: Callable, points: chex.Array, labels: chex.Array, norm: str
-) -> tuple[chex.Array, chex.Array]:
-  """Linearises z_k - z_y for the class whose linear boundary is nearest.
-
-  One evaluation and K gradients, one at a time to save memory.
-
-  Args:
-    logits_fn: images -> logits [B, K].
-    points: float [B, ...].
-    labels: int [B].
-    norm: of the distance; gradients are measured in the dual norm.
-
-  Returns:
-    values [B] of z_k - z_y; gradients [B, ...] and bool [B], as
-    `targeted_boundary`.
-  """
-  predicted, pull_back = jax.vjp(logits_fn, points)
-  classes = predicted.shape[1]
-  true = jax.nn.one_hot(labels, classes, dtype=predicted.dtype)  # [B, K]
-  gaps = predicted - jnp.sum(predicted * true, axis=1, keepdims=True)  # [B, K]
-
-  def compare(k, best):
-    distances, values, gradients, _ = best
-    other = jax.nn.one_hot(jnp.full_like(labels, k), classes, dtype=true.dtype)
-    (slope,) = pull_back(other - true)  # [B, ...]
-    broken = best[3] | finite.any_broken(slope)
-    slope = finite.without_broken(slope)
-    gap = jnp.take(gaps, k, axis=1)
-    if norm == 'linf':
-      size = balls.sum_features(jnp.abs(slope))
-    else:
-      size = balls.norms(slope, 'l2')
-    distance = jnp.where(k == labels, jnp.inf, jnp.abs(gap) / (1e-12 + size))
-    nearer = distance < distances
-    return (
-      jnp.where(nearer, distance, distances),
-      jnp.where(nearer, gap, values),
-      balls.select(nearer, slope, gradients),
-      broken,
-    )
-
-  far = jnp.full_like(gaps[:, 0], jnp.inf)
-  start = (
-    far,
-    jnp.zeros_like(far),
-    jnp.zeros_like(points),
-    jnp.zeros_like(far, bool),
-  )
-  return jax.lax.fori_loop(0, classes, compare, start)[1:]
 
 
 def _approach(
@@ -159,8 +84,8 @@ def make_fab_step(
 
   def boundary(points):
     if targets is None:
-      return nearest_boundary(logits_fn, points, labels, norm)
-    return targeted_boundary(logits_fn, points, labels, targets)
+      return boundaries.nearest_boundary(logits_fn, points, labels, norm)
+    return boundaries.targeted_boundary(logits_fn, points, labels, targets)
 
   def step(state):
     values, gradients, broken = boundary(state.points)
@@ -201,6 +126,33 @@ def fab_init(points: chex.Array, images: chex.Array) -> FabState:
   )
 
 
+def _run_to_epsilon(
+  step: Callable,
+  state: FabState,
+  n_iter: int,
+  epsilon: chex.Numeric,
+  active: chex.Array,
+) -> FabState:
+  """Iterates while an active example has no perturbation that counts.
+
+  An example that has one stays as it is. So it does not depend on its batch.
+  """
+
+  def unfinished(carry):
+    i, state = carry
+    return (i < n_iter) & jnp.any(active & (state.sizes > epsilon))
+
+  def iterate(carry):
+    i, state = carry
+    searches = state.sizes > epsilon  # as the flag is decided
+    stepped = step(state)
+    return i + 1, jax.tree.map(
+      lambda new, old: balls.select(searches, new, old), stepped, state
+    )
+
+  return jax.lax.while_loop(unfinished, iterate, (0, state))[1]
+
+
 def random_start(
   rng: chex.PRNGKey,
   indices: chex.Array,
@@ -231,12 +183,14 @@ def fab(
   beta: float = 0.9,
   active: chex.Array | None = None,
   indices: chex.Array | None = None,
+  stop_at_epsilon: bool = False,
   with_broken_gradients: bool = False,
 ) -> tuple[chex.Array, ...]:
   """One run of FAB, untargeted or towards given classes.
 
   Per iteration, targeted: two evaluations and one gradient; untargeted: two
-  evaluations and K gradients. All iterations run, as in the reference.
+  evaluations and K gradients. All iterations run, as in the reference, unless
+  `stop_at_epsilon`.
 
   Args:
     logits_fn: images -> logits [B, K].
@@ -254,6 +208,8 @@ def fab(
     beta: backward step, after success, towards the image.
     active: bool [B], the examples that are attacked; default all.
     indices: int [B], places in the data set by which starts are drawn.
+    stop_at_epsilon: leave an example alone once its perturbation counts. The
+      flags are the same; the perturbation is not the smallest.
     with_broken_gradients: also return bool [B], whether a gradient had entries
       that were not finite. They are taken for 0.
 
@@ -272,6 +228,7 @@ def fab(
   arguments.positive('eta', eta)
   arguments.share('beta', beta)
   arguments.flag('random', random)
+  arguments.flag('stop_at_epsilon', stop_at_epsilon)
   logits_fn, images, labels = logits.problem(logits_fn, images, labels)
   epsilon = arguments.like(epsilon, images)
   if targets is not None:
@@ -296,7 +253,10 @@ def fab(
     eta=eta,
     beta=beta,
   )
-  state = jax.lax.fori_loop(0, n_iter, lambda _, s: step(s), state)
+  if stop_at_epsilon:
+    state = _run_to_epsilon(step, state, n_iter, epsilon, active)
+  else:
+    state = jax.lax.fori_loop(0, n_iter, lambda _, s: step(s), state)
   robust = (state.sizes > epsilon) | ~active
   images_adv = balls.select(robust, images, state.images_adv)
   if with_broken_gradients:

@@ -28,13 +28,12 @@ def _constant_steps(losses, n_iter=10, correct=True):
   def evaluate(points, i):
     return losses[i][None], jnp.array([correct]), jnp.ones_like(points)
 
-  state = apgd.apgd_init(evaluate, images, 0.1)
   step = apgd.make_apgd_step(
     evaluate, images, epsilon=0.1, norm='linf', n_iter=n_iter, rho=0.75
   )
-  states = [state]
+  states = [step(0, apgd.apgd_init(images, 0.1))]
   for i in range(n_iter):
-    states.append(step(i, states[-1]))
+    states.append(step(i + 1, states[-1]))
   return states
 
 
@@ -80,9 +79,9 @@ def test_first_step_has_no_momentum_and_later_ones_a_quarter():
   step = apgd.make_apgd_step(
     evaluate, images, epsilon=0.1, norm='linf', n_iter=100, rho=0.75
   )
-  first = step(0, apgd.apgd_init(evaluate, images, 0.1))
+  first = step(1, step(0, apgd.apgd_init(images, 0.1)))
   np.testing.assert_allclose(first.points, [[0.6]], rtol=1e-6)
-  second = step(1, first)
+  second = step(2, first)
   # .6 + .75 (.4 - .6) + .25 (.6 - .5)
   np.testing.assert_allclose(second.points, [[0.475]], rtol=1e-6)
 
@@ -137,9 +136,9 @@ def test_adversarial_image_is_the_latest_wrong_one_not_the_worst():
   step = apgd.make_apgd_step(
     evaluate, images, epsilon=0.1, norm='linf', n_iter=100, rho=0.75
   )
-  states = [apgd.apgd_init(evaluate, images, 0.1)]
+  states = [step(0, apgd.apgd_init(images, 0.1))]
   for i in range(3):
-    states.append(step(i, states[-1]))
+    states.append(step(i + 1, states[-1]))
   assert not bool(states[3].robust[0])
   np.testing.assert_array_equal(states[3].images_adv, states[2].points)
   np.testing.assert_array_equal(states[3].best_points, states[1].points)

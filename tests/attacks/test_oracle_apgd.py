@@ -80,13 +80,13 @@ def _ours(weights, images, labels, targets, start, norm, loss):
 
   @jax.jit
   def run():
-    first = apgd.apgd_init(evaluate, jnp.asarray(start), epsilon)
+    first = step(0, apgd.apgd_init(jnp.asarray(start), epsilon))
 
     def body(state, i):
       after = step(i, state)
       return after, after
 
-    states = jax.lax.scan(body, first, jnp.arange(N_ITER))[1]
+    states = jax.lax.scan(body, first, 1 + jnp.arange(N_ITER))[1]
     return jax.tree.map(
       lambda a, b: jnp.concatenate([a[None], b]), first, states
     )

@@ -1,6 +1,5 @@
 """Batches of images and passes: full, and as if pass came after pass."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dhat_jax.attacks import balls
 from dhat_jax.attacks.apgd import apgd, apgd_targeted
 from dhat_jax.attacks.autoattack import autoattack, packing
 from dhat_jax.attacks.autoattack.budget import Budget
@@ -131,7 +131,10 @@ def test_packed_passes_equal_one_pass_at_a_time():
     attacks=NAMES,
     batch_size=7,
     progress=batches.append,
-    **dataclasses.asdict(BUDGET),
+    n_iter=BUDGET.n_iter,
+    n_queries=BUDGET.n_queries,
+    n_restarts=BUDGET.n_restarts,
+    n_targets=BUDGET.n_targets,
   )
   np.testing.assert_array_equal(result.robust, robust)
   np.testing.assert_array_equal(result.broken_by, broken_by)
@@ -140,3 +143,46 @@ def test_packed_passes_equal_one_pass_at_a_time():
     result.broken_in[~square_broke], broken_in[~square_broke]
   )
   np.testing.assert_allclose(result.images_adv, images_adv, atol=1e-6)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_fab_that_stops_at_epsilon_has_the_same_flags(norm):
+  images, labels = _problem()
+  targets = (labels + 1) % 5
+  epsilon = {'linf': 0.01, 'l2': 0.04}[norm]
+  options = {'epsilon': epsilon, 'norm': norm, 'n_iter': 6, 'targets': targets}
+
+  @functools.partial(jax.jit, static_argnames=('stop', 'count'))
+  def run(stop, count):
+    batch = options | {'targets': targets[:count]}
+    return fab(
+      _curved,
+      jnp.asarray(images[:count]),
+      jnp.asarray(labels[:count]),
+      stop_at_epsilon=stop,
+      **batch,
+    )
+
+  (robust, smallest), (same, first) = run(False, 40), run(True, 40)
+  np.testing.assert_array_equal(same, robust)
+  assert 5 < np.sum(robust) < 35
+  sizes, larger = (balls.norms(x - images, norm) for x in (smallest, first))
+  assert np.all(larger <= epsilon)
+  assert np.all(sizes <= larger)
+  assert np.any(sizes < larger)
+  # Who else is in the batch does not matter.
+  np.testing.assert_allclose(run(True, 8)[1], first[:8], atol=1e-6)
+
+
+def test_the_ensemble_says_that_fab_stops():
+  images, labels = _problem()
+  options = {'version': 'custom', 'attacks': ('fab',), 'n_iter': 2}
+  run = functools.partial(
+    autoattack, _curved, images, labels, epsilon=EPSILON, **options
+  )
+  stopped, plain = run(fab_stop_at_epsilon=True), run()
+  np.testing.assert_array_equal(stopped.robust, plain.robust)
+  assert [line for line in stopped.warnings if 'stops at epsilon' in line]
+  assert not plain.warnings
+  with pytest.raises(ValueError, match='stop_at_epsilon'):
+    run(fab_stop_at_epsilon=1)

@@ -2,8 +2,14 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from dhat_jax import arguments
+
+
+def _at_least_1(name: str, got: Any) -> int:
+  """Returns an integer >= 1, or raises ValueError."""
+  return arguments.integer(name, got, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +22,7 @@ class Budget:
     n_restarts: of apgd-ce, apgd-dlr and fab.
     n_targets: target classes of apgd-t and fab-t.
     eot_iter: gradients averaged per iteration of APGD.
+    stop_at_epsilon: whether FAB stops at a perturbation that counts.
   """
 
   n_iter: int = 100
@@ -23,11 +30,13 @@ class Budget:
   n_restarts: int = 1
   n_targets: int = 9
   eot_iter: int = 1
+  stop_at_epsilon: bool = False
 
   def __post_init__(self):
     """Raises ValueError for a number that an attack cannot run with."""
     for field in dataclasses.fields(self):
-      arguments.integer(field.name, getattr(self, field.name), 1)
+      check = arguments.flag if field.type is bool else _at_least_1
+      check(field.name, getattr(self, field.name))
 
   def passes(self, name: str) -> list[int]:
     """Restarts, target ranks or pieces of Square, in order.

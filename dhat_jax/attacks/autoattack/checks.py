@@ -106,6 +106,16 @@ def warn_targets(
   ]
 
 
+def warn_stops(names: tuple[str, ...], stop_at_epsilon: bool) -> list[str]:
+  """Says that FAB's images are not the smallest perturbations."""
+  if not stop_at_epsilon or not {'fab', 'fab-t'} & set(names):
+    return []
+  return [
+    'fab stops at epsilon: the flags are the same, its images are not the '
+    'smallest perturbations'
+  ]
+
+
 def warn_randomized(samples: list[np.ndarray], labels: np.ndarray) -> list[str]:
   """Warns if logits [B, K] of the same images differ from call to call."""
   correct = [int(np.sum(balls.is_right(z, labels))) for z in samples]

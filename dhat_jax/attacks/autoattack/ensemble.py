@@ -49,6 +49,7 @@ def _make_budget(
   n_restarts: int | None,
   n_targets: int,
   eot_iter: int | None,
+  stop_at_epsilon: bool,
 ) -> Budget:
   """Fills in the budget of a version and a number of classes."""
   restarts = 5 if version in ('plus', 'custom') else 1
@@ -57,6 +58,7 @@ def _make_budget(
     n_queries=n_queries,
     n_restarts=restarts if n_restarts is None else n_restarts,
     n_targets=min(n_targets, classes - 1),
+    stop_at_epsilon=stop_at_epsilon,
     eot_iter=(20 if version == 'rand' else 1) if eot_iter is None else eot_iter,
   )
 
@@ -163,6 +165,7 @@ def autoattack(
   n_restarts: int | None = None,
   n_targets: int = 9,
   eot_iter: int | None = None,
+  fab_stop_at_epsilon: bool = False,
   randomized: bool = False,
   progress: bool | Callable[[Progress], None] = False,
   state_dir: str | os.PathLike | None = None,
@@ -198,6 +201,9 @@ def autoattack(
     n_restarts: of apgd-ce, apgd-dlr and fab; default by version.
     n_targets: target classes; at most K - 1 are used.
     eot_iter: gradients averaged per iteration; default by version.
+    fab_stop_at_epsilon: whether FAB leaves an image alone once it is broken.
+      The flags are the same, its images are not the smallest perturbations; a
+      warning says so.
     randomized: whether logits_fn takes a key as second argument.
     progress: True prints a line per batch; or a function of `Progress`.
     state_dir: directory in which every finished batch is stored. A call with
@@ -231,6 +237,7 @@ def autoattack(
     n_restarts=n_restarts,
     n_targets=n_targets,
     eot_iter=eot_iter,
+    stop_at_epsilon=fab_stop_at_epsilon,
   )
   integer('n_targets', n_targets, least=1)
   budget_of(classes=2)  # a mistake shows before anything compiles
@@ -260,6 +267,7 @@ def autoattack(
     checks.check_logits(logits, labels, names)
     classes = logits.shape[1]
     warnings = checks.warn_targets(names, classes, n_targets)
+    warnings += checks.warn_stops(names, fab_stop_at_epsilon)
     if version != 'rand':
       samples, mixed = evaluation.repeat(
         None if randomized else make_predict(logits_fn, map_fn, None)

@@ -4,8 +4,10 @@ An item is an image and one pass over it: a restart, a target rank or a piece of
 Square's queries.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import numpy as np
 
@@ -34,6 +36,30 @@ def size_of_batches(
     )
   size = -(-count // -(-count // most))
   return min(-(-size // devices) * devices, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+  """One attack of the ensemble.
+
+  Attributes:
+    name: of `checks.NAMES`.
+    run: its compiled program, see `passes.make_attack`.
+    which: its place among the attacks of the program.
+    rngs: typed keys [A] of these attacks.
+    mixed: whether items of different passes may share a batch.
+  """
+
+  name: str
+  run: Callable
+  which: int
+  rngs: chex.PRNGKey
+  mixed: bool
+
+  @property
+  def carries(self) -> bool:
+    """Whether a pass continues from the points of the one before."""
+    return self.name == 'square'
 
 
 class Packing:

@@ -4,7 +4,6 @@ A batch takes items: an image and one of the passes over it. A program serves
 all passes of its attacks. All variants of APGD share one.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -22,30 +21,6 @@ from dhat_jax.runtime import hoisting
 ATTACK_AXES = (0, 0, 0, 0, 0, 0, 0, 0, None, None)
 # What APGD maximises, by the name of the attack.
 _APGD_LOSSES = {'apgd-ce': 'ce', 'apgd-dlr': 'dlr', 'apgd-t': 'targeted_dlr'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Attack:
-  """One attack of the ensemble.
-
-  Attributes:
-    name: of `checks.NAMES`.
-    run: its compiled program, see `make_attack`.
-    which: its place among the attacks of the program.
-    rngs: typed keys [A] of these attacks.
-    mixed: whether items of different passes may share a batch.
-  """
-
-  name: str
-  run: Callable
-  which: int
-  rngs: chex.PRNGKey
-  mixed: bool
-
-  @property
-  def carries(self) -> bool:
-    """Whether a pass continues from the points of the one before."""
-    return self.name == 'square'
 
 
 def jit_hoisted(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
@@ -114,6 +89,7 @@ def _make_fab(
       rng=_item_keys(rngs, which, passes),
       random=passes > 0,
       n_iter=budget.n_iter,
+      stop_at_epsilon=budget.stop_at_epsilon,
       with_broken_gradients=True,
       **batch,
     )
@@ -132,6 +108,7 @@ def _make_fab_targeted(
     del rngs, which, passes, points
     _, points, broken = fab(
       n_iter=budget.n_iter,
+      stop_at_epsilon=budget.stop_at_epsilon,
       with_broken_gradients=True,
       **batch,
     )
