@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from dhat_jax.attacks.autoattack import passes
+from dhat_jax.attacks.autoattack import packing, passes
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.benchmark import autoattack_sides, timing
 from dhat_jax.benchmark.autoattack_sides import STANDARD, Problem
@@ -68,16 +68,28 @@ def _time_network(
 
 
 def _network_seconds(
-  name: str, budget: passes.Budget, batches: int, network: Mapping[str, Any]
+  name: str,
+  budget: passes.Budget,
+  slots: int,
+  size: int,
+  network: Mapping[str, Any],
 ) -> float:
-  """Estimates what of an attack's time its network takes on our side."""
+  """Estimates what of an attack's time its network takes on our side.
+
+  Args:
+    name: of the attack.
+    budget: of the attack.
+    slots: of all its batches.
+    size: of the batches of which the network was timed.
+    network: of `_time_network`.
+  """
   num_passes = len(budget.passes(name))
   length = budget.n_queries if name == 'square' else budget.n_iter
   gradients, forwards = (count * length for count in _COSTS[name])
   # Square's passes are pieces of one run, in each of which all batches run.
   per_batch = gradients * network['gradient']['ours']['median']
   per_batch += forwards * network['forward']['ours']['median']
-  return per_batch * batches / (num_passes if name == 'square' else 1)
+  return per_batch * slots / size / (num_passes if name == 'square' else 1)
 
 
 def compare(
@@ -134,7 +146,8 @@ def compare(
     'ratio_with_compilation': summaries['theirs']['median'] / first,
     'robust': {side: int(flags.sum()) for side, flags in robust.items()},
     'flags_that_differ': int((robust['ours'] != robust['theirs']).sum()),
-    'batches': ours.batches,
+    'slots': ours.slots,
+    'slots_filled': ours.items / max(ours.slots, 1),
   }
 
 
@@ -155,9 +168,8 @@ def run(
     config: of the network; its evaluation gives norm and epsilon.
     directory: a trained workdir of it, or None: see `make_problem`.
     count: images.
-    batch_size: on our side, where it is fixed: images that are left after an
-      attack are packed again, but a last batch is filled up. The original's
-      batches are of its default size or of all images, and shrink.
+    batch_size: the largest on our side, see `packing.size_of_batches`. The
+      original's batches are of its default size or of all images, and shrink.
     n_iter: iterations of APGD and FAB.
     n_queries: of Square.
     repeats: timed runs of each side.
@@ -178,14 +190,18 @@ def run(
   budget = Budget(
     n_iter=n_iter, n_queries=n_queries, n_targets=min(9, classes - 1)
   )
-  size = min(batch_size, len(problem.images))
+  size = packing.size_of_batches(len(problem.images), batch_size)
   network = _time_network(problem, torch_net, size, repeats=3)
   rows = []
   for name in (*STANDARD, 'standard'):
     attacks = STANDARD if name == 'standard' else (name,)
-    row = compare(name, attacks, problem, torch_net, budget, size, repeats)
+    row = compare(
+      name, attacks, problem, torch_net, budget, batch_size, repeats
+    )
     if name != 'standard':
-      network_seconds = _network_seconds(name, budget, row['batches'], network)
+      network_seconds = _network_seconds(
+        name, budget, row['slots'], size, network
+      )
       row['network_share'] = network_seconds / row['ours']['median']
     rows.append(row)
     report(
@@ -216,6 +232,7 @@ def table(measured: Mapping[str, Any]) -> str:
     'compiling, s',
     'ratio with compiling',
     'network alone',
+    'slots filled',
     'robust',
     'flags that differ',
   )
@@ -225,6 +242,7 @@ def table(measured: Mapping[str, Any]) -> str:
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
   """Formats a row of `run`."""
   share, robust = row.get('network_share'), row['robust']
+  filled = row.get('slots_filled')  # not in documents of earlier versions
   return (
     row['attack'],
     f'{row["theirs"]["median"]:.2f}',
@@ -233,6 +251,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     f'{row["compile_seconds"]:.1f}',
     f'{row["ratio_with_compilation"]:.2f}',
     '' if share is None else f'{100 * share:.0f} %',
+    '' if filled is None else f'{100 * filled:.0f} %',
     f'{robust["theirs"]} / {robust["ours"]}',
     str(row['flags_that_differ']),
   )

@@ -154,16 +154,17 @@ class Ours:
       map_fn=self._map_fn,
       progress=self._count,
     )
-    self.batches = 0
+    self.items = 0
+    self.slots = 0
 
   def _count(self, progress) -> None:
-    del progress
-    self.batches += 1
+    self.items += progress.items
+    self.slots += progress.slots
 
   def attack(self, seed: int = 0) -> AutoAttackResult:
     """Attacks all images; every seed runs the same compiled programs."""
     self._map_fn.restart()
-    self.batches = 0
+    self.items = self.slots = 0
     return self._call(rng=streams.key(seed))
 
   def __call__(self) -> np.ndarray:

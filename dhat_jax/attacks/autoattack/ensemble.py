@@ -26,10 +26,9 @@ from dhat_jax.attacks.autoattack.journal import (
   digest,
   network_digest,
 )
-from dhat_jax.attacks.autoattack.packing import size_of_batches
+from dhat_jax.attacks.autoattack.packing import Attack, size_of_batches
 from dhat_jax.attacks.autoattack.passes import (
   ATTACK_AXES,
-  Attack,
   family,
   jit_hoisted,
   make_attack,

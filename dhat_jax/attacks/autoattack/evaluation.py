@@ -17,11 +17,11 @@ from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.journal import Journal
 from dhat_jax.attacks.autoattack.packing import (
+  Attack,
   Packing,
   counted,
   size_of_batches,
 )
-from dhat_jax.attacks.autoattack.passes import Attack
 from dhat_jax.attacks.autoattack.progress import Reporter
 from dhat_jax.attacks.logits import check_finite
 
@@ -204,9 +204,8 @@ class Evaluation:
       stored.append((name, key))
       if attack.carries:
         stripped = self._strip(journal, stored, stripped)
-      reporter(
-        attack.name, passes, packing.left(self.robust), self.robust, fresh
-      )
+      left = packing.left(self.robust)
+      reporter(attack.name, passes, left, size, self.robust, fresh)
     self.secs[attack.name] = time.perf_counter() - started
 
   def _attack_batch(

@@ -21,6 +21,8 @@ class Progress:
     total: number of images.
     secs: since the start of the call.
     secs_left: estimate for all attacks, if no further image breaks.
+    items: images of this batch, each with a pass.
+    slots: of this batch; those without an item are computed in vain.
   """
 
   attack: str
@@ -29,6 +31,8 @@ class Progress:
   total: int
   secs: float
   secs_left: float
+  items: int
+  slots: int
 
   def __str__(self) -> str:
     """Returns the line that is printed."""
@@ -79,6 +83,7 @@ class Reporter:
     name: str,
     passes: np.ndarray,
     left: np.ndarray,
+    slots: int,
     robust: np.ndarray,
     fresh: bool,
   ) -> None:
@@ -88,6 +93,7 @@ class Reporter:
       name: of the attack.
       passes: int [n], of the batch's items.
       left: int [m], passes of the attack's items that are left.
+      slots: of the batch.
       robust: bool [N], so far.
       fresh: whether the batch was computed, not read from disk.
     """
@@ -106,7 +112,7 @@ class Reporter:
     )
     secs = now - self._started
     rate = (secs - self._waited) / max(self._spent, 1)
-    batches = cost_left / self._batch_size  # worth of one item each
+    batches = cost_left / slots
     batches += self._later(name, int(robust.sum()))
     self._show(
       Progress(
@@ -116,6 +122,8 @@ class Reporter:
         total=robust.size,
         secs=secs,
         secs_left=batches * rate,
+        items=len(passes),
+        slots=slots,
       )
     )
 
