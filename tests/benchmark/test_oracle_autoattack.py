@@ -27,7 +27,9 @@ def test_both_sides_do_all_the_work(capsys):
     )
     assert row['compile_seconds'] > 0
     assert row['robust'] == {'ours': 6, 'theirs': 6}
-  assert found['rows'][1]['batches'] == 9  # one per target class
+  row = found['rows'][1]
+  assert row['slots'] == 9 * 6  # one batch per target class
+  assert row['slots_filled'] == 1
   assert 'fab-t: pyautoattack' in capsys.readouterr().out
   assert '| standard |' in autoattack.table(found)
 
