@@ -10,6 +10,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+# With fewer classes the ratio is not defined, and the margin takes its place.
+DLR_CLASSES = 3
+TARGETED_DLR_CLASSES = 4
+
 
 def _check(logits: chex.Array, labels: chex.Array) -> None:
   chex.assert_rank([logits, labels], [2, 1])
@@ -82,50 +86,46 @@ def margin(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
 
 def dlr(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Difference of logits ratio (Croce & Hein 2020, eq. 6), K >= 3.
+  """Difference of logits ratio (Croce & Hein 2020, eq. 6).
 
   -(z_y - max_{k != y} z_k) / (z_(1) - z_(3) + 1e-12), with z_(i) the i-th
-  largest logit.
+  largest logit. Two classes have no third logit: there it is the margin itself.
+  A ratio to z_(1) - z_(2) would be 1 or -1 everywhere, without a gradient.
 
   Args:
-    logits: float [B, K], K >= 3.
+    logits: float [B, K], K >= 2.
     labels: int [B].
 
   Returns:
     float [B].
-
-  Raises:
-    ValueError: fewer than 3 classes, where the ratio is not defined.
   """
-  if logits.shape[1] < 3:
-    raise ValueError(f'DLR needs at least 3 classes, got {logits.shape[1]}')
+  gap = margin(logits, labels)
+  if logits.shape[1] < DLR_CLASSES:
+    return gap
   top = jax.lax.top_k(logits, 3)[0]  # [B, 3], descending
-  return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+  return gap / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def targeted_dlr(
   logits: chex.Array, labels: chex.Array, targets: chex.Array
 ) -> chex.Array:
-  """Targeted DLR (Croce & Hein 2020, eq. 7), K >= 4.
+  """Targeted DLR (Croce & Hein 2020, eq. 7).
 
-  -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12).
+  -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12). Two and three classes
+  have no fourth logit: there it is the margin towards the target, z_t - z_y. A
+  ratio to z_(1) - z_(3) would be -1 around every image whose target ranks
+  third, without a gradient.
 
   Args:
-    logits: float [B, K], K >= 4.
+    logits: float [B, K], K >= 2.
     labels: int [B], the true classes.
     targets: int [B], the classes to reach.
 
   Returns:
     float [B].
-
-  Raises:
-    ValueError: fewer than 4 classes, where the ratio is not defined.
   """
-  if logits.shape[1] < 4:
-    raise ValueError(
-      f'targeted DLR needs at least 4 classes, got {logits.shape[1]}'
-    )
-  top = jax.lax.top_k(logits, 4)[0]  # [B, 4], descending
-  scale = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12
   gap = label_logits(logits, targets) - label_logits(logits, labels)
-  return gap / scale
+  if logits.shape[1] < TARGETED_DLR_CLASSES:
+    return gap
+  top = jax.lax.top_k(logits, 4)[0]  # [B, 4], descending
+  return gap / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)

@@ -180,12 +180,43 @@ def test_dlr_gradient_matches_finite_differences():
   )
 
 
-def test_too_few_classes():
-  with pytest.raises(ValueError, match='at least 3 classes, got 2'):
-    divergences.dlr(LOGITS[:, :2], LABELS)
-  with pytest.raises(ValueError, match='at least 4 classes, got 3'):
-    divergences.targeted_dlr(LOGITS[:, :3], LABELS, LABELS)
-  divergences.dlr(LOGITS[:, :3], LABELS)
+def test_the_margin_where_ratios_are_not_defined():
+  two, three = LOGITS[:, :2], LOGITS[:, :3]
+  labels, targets = jnp.array([0, 1]), jnp.array([1, 0])
+  gaps = divergences.margin(two, labels)
+  np.testing.assert_array_equal(divergences.dlr(two, labels), gaps)
+  np.testing.assert_array_equal(
+    divergences.targeted_dlr(two, labels, targets), gaps
+  )
+  np.testing.assert_array_equal(
+    divergences.targeted_dlr(three, labels, jnp.array([2, 2])),
+    three[:, 2] - jnp.array([three[0, 0], three[1, 1]]),
+  )
+  # Three classes have a DLR, as in the reference.
+  scales = jnp.max(three, axis=1) - jnp.min(three, axis=1)
+  np.testing.assert_allclose(
+    divergences.dlr(three, labels),
+    divergences.margin(three, labels) / scales,
+    rtol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('classes', [2, 3])
+def test_a_ratio_to_the_largest_gap_has_no_gradient(classes):
+  """Why it is the margin: the last of few classes as a target."""
+  logits = jnp.array([[3.0, 1.0, -1.0][:classes]])
+  labels, targets = jnp.array([0]), jnp.array([classes - 1])
+
+  def ratio(z):
+    gap = divergences.targeted_dlr(z, labels, targets)
+    return jnp.sum(gap / (jnp.max(z, axis=1) - jnp.min(z, axis=1)))
+
+  np.testing.assert_array_equal(jax.grad(ratio)(logits), 0 * logits)
+  slope = jax.grad(
+    lambda z: jnp.sum(divergences.targeted_dlr(z, labels, targets))
+  )(logits)
+  expected = [[-1.0, *[0.0] * (classes - 2), 1.0]]
+  np.testing.assert_array_equal(slope, expected)
 
 
 def test_wrong_shapes_are_refused():

@@ -164,7 +164,8 @@ def apgd(
     rng: typed key; or one per example [B], without `randomized`.
     epsilon: radius of the ball, in [0, 1] units; may be traced.
     norm: 'linf' or 'l2'.
-    loss: 'ce', 'dlr' (K >= 3) or 'targeted_dlr' (K >= 4); or several of them.
+    loss: 'ce', 'dlr' or 'targeted_dlr'; or several of them. `divergences` says
+      what two and three classes have in place of the last two.
     which: int [B], with several losses: the place of each example's.
     targets: int [B], for 'targeted_dlr'. Success is any misclassification.
     n_iter: iterations.
@@ -250,7 +251,7 @@ def apgd_targeted(
   """APGD on the targeted DLR loss towards one rank of the clean prediction.
 
   Args:
-    logits_fn: images -> logits [B, K], K >= 4.
+    logits_fn: images -> logits [B, K].
     images: float [B, ...] in [0, 1].
     labels: int [B].
     rng: typed key.

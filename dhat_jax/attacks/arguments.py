@@ -162,12 +162,11 @@ def classes(
     known = np.asarray(got)
     most = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
     if known.min() < 0 or known.max() > most:
-      logits = (
-        '' if num_classes is None else f': there are {num_classes} logits'
-      )
+      why = '' if num_classes is None else f': there are {num_classes} logits'
+      if np.isin(known, (-1, 1)).all():
+        why += f'; of -1 and 1, take ({name} + 1) // 2'
       raise ValueError(
-        f'{name}: got {known.min()} to {known.max()}, expected 0 to {most}'
-        f'{logits}'
+        f'{name}: got {known.min()} to {known.max()}, expected 0 to {most}{why}'
       )
   return xp.asarray(got).astype(jnp.int32)
 

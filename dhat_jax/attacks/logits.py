@@ -42,6 +42,26 @@ def _describe(output: Any) -> str:
   return kind
 
 
+def _two_logits(output: Any, batch_size: int) -> str:
+  """Says how one logit an image becomes two; '' for any other output.
+
+  [-z / 2, z / 2] and [0, z] are the same to every attack: their losses depend
+  on differences of logits alone. The difference is z in both, and the softmax
+  is the sigmoid of z.
+  """
+  dtype = getattr(output, 'dtype', None)
+  if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    return ''
+  joins = {
+    (batch_size,): 'stack([-z / 2, z / 2], axis=1)',
+    (batch_size, 1): 'concatenate([-z / 2, z / 2], axis=1)',
+  }
+  join = joins.get(tuple(output.shape))
+  if join is None:
+    return ''
+  return f'; a binary classifier of one logit z (no sigmoid) returns jnp.{join}'
+
+
 def as_logits(output: Any, images: chex.Array) -> chex.Array:
   """Returns a network's output as logits of the images' dtype, or raises.
 
@@ -56,14 +76,15 @@ def as_logits(output: Any, images: chex.Array) -> chex.Array:
   shape = getattr(output, 'shape', ())
   dtype = getattr(output, 'dtype', None)
   if len(shape) != 2 or shape[0] != batch_size or dtype is None:
+    how = _two_logits(output, batch_size) or ', e.g. `.main` of the outputs'
     raise ValueError(
       f'logits_fn: got {_describe(output)} for {batch_size} images, expected '
-      f'an array [{batch_size}, K], e.g. `.main` of the outputs'
+      f'an array [{batch_size}, K]{how}'
     )
   if shape[1] < 2 or not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(
       f'logits_fn: got {_describe(output)}, expected float [{batch_size}, K] '
-      'with at least 2 classes'
+      f'with at least 2 classes{_two_logits(output, batch_size)}'
     )
   dtype = arguments.float32_or_more(images.dtype)
   return jnp.asarray(output).astype(dtype)

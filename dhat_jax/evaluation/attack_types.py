@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from dhat_jax.attacks import arguments
-from dhat_jax.attacks.autoattack import checks
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import broken
 from dhat_jax.evaluation.evaluator import Target, joined
@@ -279,15 +278,9 @@ class EnsembleAttack(EvaluationAttack):
     return min(self.first or total, total)
 
   def check(self, num_classes: int) -> None:
-    """Raises ValueError if one of its attacks needs more classes, or a ball."""
+    """Raises ValueError for a radius of 0; any number of classes will do."""
+    del num_classes
     arguments.length('epsilon', self.epsilon, self.norm, zero=False)
-    for name in self.attacks or checks.VERSIONS[self.version]:
-      fewest = checks.FEWEST_CLASSES.get(name, 2)
-      if num_classes < fewest:
-        raise ValueError(
-          f'got {self.title!r} for {num_classes} classes, expected at least '
-          f"{fewest} for its {name!r}; 'apgd-ce', 'fab-t' and 'square' need 2"
-        )
 
   def identity(self) -> dict[str, Any]:
     """Returns the fields, except the attacked outputs."""
@@ -295,11 +288,12 @@ class EnsembleAttack(EvaluationAttack):
     return {**fields, 'function': None, 'outputs': None, 'made_of': None}
 
   def details(self, record: Record) -> dict[str, Any]:
-    """Returns accuracies after each of its attacks, budget and warnings."""
+    """Returns accuracies after each attack, what differs, and warnings."""
     return {
       'images': len(record.robust),
       'epsilon': self.epsilon,
       'not_standard': self.budget,
+      'differences': list(record.differences),
       'accuracy_after': {
         name: float(flags.mean()) for name, flags in record.flags.items()
       },
@@ -345,6 +339,7 @@ class EnsembleAttack(EvaluationAttack):
       predictions=result.predictions,
       flags=result.flags,
       **broken.stored(result, images),
+      differences=tuple(result.differences),
       warnings=tuple(result.warnings),
       images_adv=result.images_adv if workspace.keep_images else None,
     )

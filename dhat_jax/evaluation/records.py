@@ -65,6 +65,7 @@ class Record:
     pictures: float16 [A, 2, H, W, C], for each of its attacks the first image
       that it broke, before and after, or None.
     picture_places: int32 [A], which images these are, or None.
+    differences: from the standard of its attack, a sentence each.
     warnings: reasons to doubt it.
     images_adv: float [n, H, W, C] if they were requested; not stored.
   """
@@ -78,6 +79,7 @@ class Record:
   per_image: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   pictures: np.ndarray | None = None
   picture_places: np.ndarray | None = None
+  differences: tuple[str, ...] = ()
   warnings: tuple[str, ...] = ()
   images_adv: np.ndarray | None = None
 
@@ -178,6 +180,8 @@ class Record:
     for name in ('examples', 'pictures', 'picture_places'):
       if getattr(self, name) is not None:
         arrays[name] = getattr(self, name)
+    if self.differences:
+      arrays['differences'] = np.array(self.differences, dtype=np.str_)
     if self.flags or self.warnings:
       arrays['warnings'] = np.array(self.warnings, dtype=np.str_)
     return arrays
@@ -215,7 +219,10 @@ class Record:
       examples=arrays.get('examples'),
       pictures=arrays.get('pictures'),
       picture_places=arrays.get('picture_places'),
-      warnings=tuple(np.asarray(arrays.get('warnings', ())).tolist()),
+      **{
+        key: tuple(np.asarray(arrays.get(key, ())).tolist())
+        for key in ('differences', 'warnings')
+      },
     )
     record.check(labels[: len(record.robust)])
     return record

@@ -81,6 +81,7 @@ def _notes(
       f'NOT the standard budget: {dict(numbers["not_standard"])} in place of '
       f'{STANDARD}.'
     )
+  notes += [f'{line}.' for line in numbers.get('differences', ())]
   if extra := _extra(results['config']):
     notes.append(
       f'{100 * extra["fraction"]:g} % of each training batch are extra images. '

@@ -26,6 +26,7 @@ from tests.attacks import linear
     ({'images': np.full((2, 72), 0.5)}, r'\[B, H, W, C\]'),
     ({'labels': np.zeros(3, int)}, 'labels'),
     ({'labels': np.array([0, 5])}, '5 logits'),
+    ({'labels': np.array([1, -1])}, r'take \(labels \+ 1\) // 2'),
   ],
 )
 def test_bad_arguments_are_named(options, match):
@@ -44,8 +45,8 @@ def test_bad_arguments_are_named(options, match):
   [
     (lambda z: jax.nn.softmax(z, axis=1), 'before its softmax'),
     (lambda z: z * jnp.nan, 'NaN'),
-    (lambda z: z[:, :3], 'at least 4'),
-    (lambda z: z[:, :2], 'at least 4'),
+    (lambda z: z[:, :1], r'concatenate\(\[-z / 2, z / 2\], axis=1\)'),
+    (lambda z: z[:, 0], r'stack\(\[-z / 2, z / 2\], axis=1\)'),
   ],
 )
 def test_outputs_that_cannot_be_attacked_are_refused(wrap, match):
@@ -76,20 +77,26 @@ def test_nan_on_the_way_is_refused():
     )
 
 
-def test_two_classes_work_without_dlr():
-  images, labels = linear.problem()
-  result = autoattack(
-    lambda x: linear.logits_of(x)[:, :2],
-    images,
-    np.minimum(labels, 1),
-    epsilon=0.3,
-    version='custom',
-    attacks=('fab-t', 'square'),
-    n_restarts=1,
-    **linear.BUDGET,
-  )
-  assert any('all 1 other' in line for line in result.warnings)
-  assert not result.robust.any()
+ALL = checks.VERSIONS['plus']
+
+
+@pytest.mark.parametrize(
+  ('classes', 'lines'),
+  [
+    (2, ['apgd-dlr', 'apgd-t', 'use the only other class, not 9']),
+    (3, ['apgd-t', 'use all 2 other classes, not 9']),
+    (9, ['use all 8 other classes, not 9']),
+    (10, []),
+  ],
+)
+def test_what_differs_with_few_classes_is_said(classes, lines):
+  differences = checks.few_classes(ALL, classes, 9)
+  assert len(differences) == len(lines)
+  for line, words in zip(differences, lines, strict=True):
+    assert line.startswith(f'{classes} classes: ')
+    assert words in line
+  # Attacks that do not run differ in nothing.
+  assert checks.few_classes(('apgd-ce', 'square'), classes, 9) == []
 
 
 def test_masked_gradients_are_reported():

@@ -78,6 +78,7 @@ def test_arrays_come_back():
     },
     pictures=np.zeros((1, 2, 3, 3, 1), np.float16),
     picture_places=np.array([3], np.int32),
+    differences=('few classes',),
     warnings=('odd',),
     examples=np.zeros((2, 3, 3, 1), np.float16),
     images_adv=np.zeros((4, 3, 3, 1)),
@@ -94,6 +95,7 @@ def test_arrays_come_back():
     'table/clean_predictions',
     'pictures',
     'picture_places',
+    'differences',
     'warnings',
     'examples',
   }
@@ -105,6 +107,7 @@ def test_arrays_come_back():
   assert again.warnings == ('odd',)
   assert set(again.predictions) == {'main', 'second'}
   assert set(again.per_image) == {'broken_by', 'clean_predictions'}
+  assert again.differences == ('few classes',)
   arrays['main_predictions'] = np.zeros(4, np.int32)
   with pytest.raises(ValueError, match='predictions and `robust` disagree'):
     Record.from_arrays(arrays, labels, 'main')

@@ -148,6 +148,7 @@ def test_autoattack_is_part_of_the_results(case, tmp_path):
   assert values == sorted(values, reverse=True)
   assert values[0] > values[-1] == results['accuracy']['aggregated'][name]
   assert found['not_standard']['n_iter'] == 3
+  assert found['differences'] == []
   flags = record(tmp_path, 'aggregated', name)['robust']
   pgd = record(tmp_path, 'aggregated', 'pgd_3')['robust'][:30]
   clean = record(tmp_path, 'aggregated', 'clean')['robust'][:30]

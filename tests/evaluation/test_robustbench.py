@@ -45,6 +45,8 @@ def test_robustbench_entry():
   assert entry['additional_data'] is True
   assert '70 % of each training batch are extra images.' in entry['footnote']
   assert entry['architecture'] == 'WideResNet-28-10'
+  numbers['differences'] = ['3 classes: so and so']
+  assert ' 3 classes: so and so.' in robustbench.entry(results)['footnote']
   reduced = {**numbers, 'not_standard': {'n_iter': 5}}
   results['autoattack']['aggregated'] = {'autoattack(n_iter=5)': reduced}
   results['config']['evaluation']['epsilon_255'] = 8.0

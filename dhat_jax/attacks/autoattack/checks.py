@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dhat_jax import divergences
 from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks.logits import check_finite
 
@@ -13,7 +14,11 @@ VERSIONS = {
   'plus': ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t'),
   'rand': ('apgd-ce', 'apgd-dlr'),
 }
-FEWEST_CLASSES = {'apgd-dlr': 3, 'apgd-t': 4}
+# With fewer classes their loss is the margin: {attack: (loss, classes)}.
+RATIOS = {
+  'apgd-dlr': ('DLR', divergences.DLR_CLASSES),
+  'apgd-t': ('targeted DLR', divergences.TARGETED_DLR_CLASSES),
+}
 
 
 def choose_attacks(
@@ -66,44 +71,50 @@ def check_inputs(
   return images, arguments.classes('labels', labels, len(images), xp=np)
 
 
-def check_logits(
-  logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
-) -> None:
-  """Raises ValueError for probabilities, or too few classes for an attack.
+def check_logits(logits: np.ndarray, labels: np.ndarray) -> None:
+  """Raises ValueError for probabilities, or labels that are no classes.
 
   Args:
     logits: float [N, K] on the clean images.
     labels: int [N].
-    names: of the attacks.
   """
   check_finite(logits, 'clean')
-  classes = logits.shape[1]
-  arguments.classes('labels', labels, len(logits), classes, np)
+  arguments.classes('labels', labels, len(logits), logits.shape[1], np)
   inside = logits.min() > -1e-5 and logits.max() < 1 + 1e-5
   if inside and np.all(np.abs(logits.sum(axis=1) - 1) < 1e-5):
     raise ValueError(
       'logits: got rows in [0, 1] that sum to 1, expected logits: take the '
       'network before its softmax (or return log-probabilities)'
     )
-  for name in names:
-    fewest = FEWEST_CLASSES.get(name, 2)
-    if classes < fewest:
-      raise ValueError(
-        f'{name}: got {classes} classes, expected at least {fewest}; use '
-        "version='custom', attacks=('apgd-ce', 'fab-t', 'square')"
-      )
 
 
-def warn_targets(
+def few_classes(
   names: tuple[str, ...], classes: int, n_targets: int
 ) -> list[str]:
-  """Warns if there are fewer other classes than targets."""
-  if classes > n_targets or not {'apgd-t', 'fab-t'} & set(names):
-    return []
-  return [
-    f'{classes} classes: targeted attacks use all {classes - 1} other classes, '
-    f'not {n_targets}'
+  """Says how attacks differ from the standard because classes are few.
+
+  Args:
+    names: of the attacks.
+    classes: K.
+    n_targets: target classes that were asked for.
+
+  Returns:
+    A sentence for each difference.
+  """
+  lines = [
+    f'{classes} classes: {name} maximises the margin, since {loss} needs '
+    f'{fewest} classes'
+    for name, (loss, fewest) in RATIOS.items()
+    if name in names and classes < fewest
   ]
+  if classes <= n_targets and {'apgd-t', 'fab-t'} & set(names):
+    others = f'all {classes - 1} other classes'
+    if classes == 2:
+      others = 'the only other class'
+    lines.append(
+      f'{classes} classes: targeted attacks use {others}, not {n_targets}'
+    )
+  return lines
 
 
 def warn_stops(names: tuple[str, ...], stop_at_epsilon: bool) -> list[str]:

@@ -87,6 +87,7 @@ def _make_result(
   norm: str,
   clean: dict[str, np.ndarray],
   flags: dict[str, np.ndarray],
+  differences: list[str],
   warnings: list[str],
 ) -> AutoAttackResult:
   """Collects the result of an evaluation, with its warnings."""
@@ -106,7 +107,9 @@ def _make_result(
     labels=labels,
     flags=flags,
     secs=evaluation.secs,
+    differences=differences,
     warnings=[
+      *differences,
       *warnings,
       *checks.warn_square(flags),
       *checks.warn_gradients(
@@ -179,6 +182,9 @@ def autoattack(
   per iteration. 'custom' runs the given attacks, with 5 restarts of the
   untargeted ones.
 
+  With two or three classes apgd-t maximises the margin, and so does apgd-dlr
+  with two: see `divergences.dlr`.
+
   Args:
     logits_fn: images [B, ...] -> logits [B, K], in evaluation mode, with any
       normalisation inside. Best left unjitted. With `randomized`, (images,
@@ -220,8 +226,8 @@ def autoattack(
 
   Raises:
     ValueError: bad arguments, or a state_dir of another problem or network. Or
-      logits that are not an array [B, K], are probabilities, are not finite, or
-      are too few for an attack (apgd-dlr needs 3 classes, apgd-t 4).
+      logits that are not an array [B, K], K >= 2, are probabilities, or are not
+      finite.
     TypeError: logits_fn cannot be called.
   """
   balls.check_choice('norm', norm, balls.NORMS)
@@ -263,10 +269,10 @@ def autoattack(
       'margins': evaluation.margins.copy(),
       'predictions': evaluation.predictions.copy(),
     }
-    checks.check_logits(logits, labels, names)
+    checks.check_logits(logits, labels)
     classes = logits.shape[1]
-    warnings = checks.warn_targets(names, classes, n_targets)
-    warnings += checks.warn_stops(names, fab_stop_at_epsilon)
+    differences = checks.few_classes(names, classes, n_targets)
+    warnings = checks.warn_stops(names, fab_stop_at_epsilon)
     if version != 'rand':
       samples, mixed = evaluation.repeat(
         None if randomized else make_predict(logits_fn, map_fn, None)
@@ -318,7 +324,7 @@ def autoattack(
       )
       flags[name] = evaluation.robust.copy()
   result = _make_result(
-    evaluation, images, labels, norm, clean, flags, warnings
+    evaluation, images, labels, norm, clean, flags, differences, warnings
   )
   journal.save('result', result.arrays())
   return result

@@ -47,7 +47,9 @@ class AutoAttackResult:
     labels: int32 [N].
     flags: for 'clean' and after each attack, bool [N].
     secs: for each attack, its wall time in this call.
-    warnings: reasons to doubt the result.
+    differences: how the attacks differ from the standard because classes are
+      few, a sentence each.
+    warnings: reasons to doubt the result, after the differences.
   """
 
   robust: np.ndarray
@@ -63,6 +65,7 @@ class AutoAttackResult:
   labels: np.ndarray
   flags: dict[str, np.ndarray]
   secs: dict[str, float]
+  differences: list[str]
   warnings: list[str]
 
   def per_image(self) -> dict[str, np.ndarray]:
