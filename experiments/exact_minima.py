@@ -31,8 +31,8 @@ def logits_of(net: Network, images: Any) -> Any:
   """Returns the logits of NumPy or JAX images: [B, ...] -> [B, K]."""
   hidden = images.reshape(len(images), -1) - 0.5
   if net.w is not None:
-    hidden = (hidden @ net.w + net.b).clip(min=0)
-  return hidden @ net.v + net.c
+    hidden = (hidden @ net.w + net.b[None]).clip(min=0)
+  return hidden @ net.v + net.c[None]
 
 
 def make_network(

@@ -188,21 +188,10 @@ def _trained(
   return net, images[test]
 
 
-@functools.cache
-def problem(
-  kind: str, norm: str, classes: int, seed: int, num_images: int
+def with_minima(
+  net: exact_minima.Network, pixels: np.ndarray, norm: str
 ) -> Problem:
-  """Draws or trains a network, with images whose minimum is known."""
-  if kind == 'relu, trained':
-    net, pixels = _trained(classes, seed, num_images)
-  else:
-    hidden = HIDDEN if kind == 'relu, random' else 0
-    net = exact_minima.make_network(
-      seed, inputs=SIDE**2, hidden=hidden, classes=classes
-    )
-    rng = np.random.default_rng([seed, 1])
-    pixels = rng.uniform(size=(num_images, SIDE**2)).astype(np.float32)
-  # The network's own prediction is the label: all images are correct.
+  """Finds the minima of images [N, D]; their labels are the predictions."""
   labels = exact_minima.logits_of(net, pixels).argmax(axis=1).astype(np.int32)
   minima = np.array(
     [
@@ -213,6 +202,22 @@ def problem(
   images = pixels.reshape(-1, SIDE, SIDE, 1)
   reached = np.isfinite(minima)
   return Problem(net, images[reached], labels[reached], minima[reached])
+
+
+@functools.cache
+def problem(
+  kind: str, norm: str, classes: int, seed: int, num_images: int
+) -> Problem:
+  """Draws or trains a network, with images whose minimum is known."""
+  if kind == 'relu, trained':
+    return with_minima(*_trained(classes, seed, num_images), norm)
+  hidden = HIDDEN if kind == 'relu, random' else 0
+  net = exact_minima.make_network(
+    seed, inputs=SIDE**2, hidden=hidden, classes=classes
+  )
+  rng = np.random.default_rng([seed, 1])
+  pixels = rng.uniform(size=(num_images, SIDE**2)).astype(np.float32)
+  return with_minima(net, pixels, norm)
 
 
 def measure(
