@@ -27,7 +27,10 @@ from dhat_jax.runtime import documents, provenance, streams
 from experiments import exact_minima
 
 SIDE = 4  # of the images, in pixels
+COMPARED = '1.01'  # where the table shows each attack alone
+TOGETHER = 'all four'
 HIDDEN = 12  # units of the ReLU networks
+N_QUERIES = 500  # of Square
 # Of an image's minimum; the first is below it.
 RADII = (0.999, 1.001, 1.01, 1.05, 1.25)
 ENSEMBLE = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
@@ -229,7 +232,7 @@ def measure(
   seeds: int,
   num_images: int,
   n_iter: int = 100,
-  n_queries: int = 5000,
+  n_queries: int = N_QUERIES,
 ) -> list[dict[str, Any]]:
   """Returns a row for each attack, and one for the ensemble's worst case."""
   attacks = attacks_of(classes, norm, n_iter, n_queries)
@@ -241,13 +244,13 @@ def measure(
       robust = run(net, factor, images, labels, radii)
       broken[name].append(~np.asarray(robust))
   flags = {name: np.concatenate(parts) for name, parts in broken.items()}
-  flags['all four'] = np.any([flags[name] for name in ENSEMBLE], axis=0)
+  flags[TOGETHER] = np.any([flags[name] for name in ENSEMBLE], axis=0)
   shared = {
     'network': kind,
     'norm': norm,
     'factor': factor,
     'classes': classes,
-    'images': len(flags['all four']),
+    'images': len(flags[TOGETHER]),
   }
   return [
     {**shared, 'attack': name, 'broken': found.sum(axis=0).tolist()}
@@ -258,26 +261,39 @@ def measure(
 def table(document: Mapping[str, Any]) -> list[str]:
   """Returns the shares that are broken as a Markdown table, and its caption."""
   names = list(dict.fromkeys(row['attack'] for row in document['rows']))
-  cells = {}
+  names.remove(TOGETHER)
+  radii = [f'{radius:g}' for radius in document['radii']]
+  place = radii.index(COMPARED)
+  cases = {}
   for row in document['rows']:
     scale = '' if row['factor'] == 1 else f', logits x {row["factor"]}'
     norm = {'linf': 'Linf', 'l2': 'L2'}[row['norm']]
-    case = f'{row["network"]}, {norm}{scale}', row['classes']
-    shares = [f'{100 * n / row["images"]:.1f}' for n in row['broken']]
-    by_attack = cells.setdefault(case, dict.fromkeys(names, ''))
-    by_attack[row['attack']] = ' / '.join(shares)
-  headers = 'network', 'classes', *names
-  rows = [(*case, *by_attack.values()) for case, by_attack in cells.items()]
-  radii = ' / '.join(f'{radius:g}' for radius in document['radii'])
-  images = sorted({row['images'] for row in document['rows']})
+    case = f'{row["network"]}, {norm}{scale}', str(row['classes'])
+    shares = [f'{100 * broken / row["images"]:.0f}' for broken in row['broken']]
+    cases.setdefault(case, {})[row['attack']] = shares
+  cells = [
+    (
+      *case,
+      *shares[TOGETHER],
+      *(shares[name][place] if name in shares else '' for name in names),
+    )
+    for case, shares in cases.items()
+  ]
+  headers = (
+    *('network', 'classes'),
+    *(f'{TOGETHER}, {radius}' for radius in radii),
+    *(f'{name}, {COMPARED}' for name in names),
+  )
+  images = {row['images'] for row in document['rows']}
   return [
-    documents.markdown_table(headers, rows, left=1),
+    documents.markdown_table(headers, cells, left=1),
     '',
-    f'Images broken in %, at {radii} of the exact minimum of each; '
-    f'{" or ".join(map(str, images))} images of {SIDE} x {SIDE} pixels, on '
-    f'{document["seeds"]} networks of each kind. ReLU networks have {HIDDEN} '
-    'hidden units. The trained ones tell digits, and see test images. One '
-    f'restart, standard budgets; {provenance.describe(document["machine"])}.',
+    f'Images broken in %, at {" or ".join(radii)} of the exact minimum of '
+    f'each. From {min(images)} to {max(images)} images of {SIDE} x {SIDE} '
+    f'pixels, on {document["seeds"]} networks of each kind. ReLU networks have '
+    f'{document["hidden"]} hidden units; the trained ones tell digits, on test '
+    f'images. One restart; Square has {document["n_queries"]} queries. '
+    f'{provenance.describe(document["machine"])}.',
   ]
 
 
@@ -287,7 +303,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--out', required=True, help='JSON file to write')
-  parser.add_argument('--seeds', type=int, default=5, help='networks of a kind')
+  parser.add_argument('--seeds', type=int, default=3, help='networks of a kind')
   parser.add_argument('--images', type=int, default=40, help='of each network')
   return parser.parse_args(arguments)
 
@@ -298,10 +314,13 @@ def main() -> None:
   rows = []
   for case in CASES:
     rows += measure(*case, seeds=options.seeds, num_images=options.images)
+    print(rows[-1], flush=True)
   body = {
     'what': 'few classes',
     'radii': RADII,
     'seeds': options.seeds,
+    'hidden': HIDDEN,
+    'n_queries': N_QUERIES,
     'rows': rows,
   }
   command = (

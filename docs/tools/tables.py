@@ -163,6 +163,8 @@ def experiment_table(document: Mapping[str, Any], view: str) -> list[str]:
   """Returns a view of an experiment."""
   if document.get('what') == 'accelerator speed' and view == 'summary':
     return speed_summary(document)
+  if document.get('what') == 'few classes':
+    return importlib.import_module('experiments.few_classes').table(document)
   if 'table' in document:  # stored with what it was made of
     return document['table']
   return importlib.import_module('experiments.tables').table(document, view)

@@ -19,6 +19,7 @@ KINDS = {
   'experiment_cifar10_jpeg_cpu': 'experiment',
   'experiment_digits': 'experiment',
   'experiment_modern': 'experiment',
+  'few_classes': 'experiment',
   'survival': 'survival',
 }
 
