@@ -288,11 +288,11 @@ def table(document: Mapping[str, Any]) -> list[str]:
   return [
     documents.markdown_table(headers, cells, left=1),
     '',
-    f'Images broken in %, at {" or ".join(radii)} of the exact minimum of '
-    f'each. From {min(images)} to {max(images)} images of {SIDE} x {SIDE} '
+    f'Images broken in %, at {", ".join(radii)} of the exact minimum of each. '
+    f'{" or ".join(map(str, sorted(images)))} images of {SIDE} x {SIDE} '
     f'pixels, on {document["seeds"]} networks of each kind. ReLU networks have '
-    f'{document["hidden"]} hidden units; the trained ones tell digits, on test '
-    f'images. One restart; Square has {document["n_queries"]} queries. '
+    f'{document["hidden"]} hidden units; the trained ones classify digits, and '
+    f'see test images. One restart; {document["n_queries"]} queries of Square. '
     f'{provenance.describe(document["machine"])}.',
   ]
 
