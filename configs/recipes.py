@@ -253,6 +253,7 @@ def run(
         'audit': True,
         'audit_steps': 20,
         'audit_queries': 1000,  # of Square; 0: without it
+        'audit_mora': True,  # an attack that re-weighs the heads
         # Adversarial images as npz in the workdir.
         'export_images': False,
       },

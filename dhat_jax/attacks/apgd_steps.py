@@ -5,7 +5,7 @@ are noted where they occur. `docs/autoattack.md` lists them.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -118,14 +118,26 @@ def _begin(
   )
 
 
-def _move(
-  state: ApgdState,
+def move(
+  state: Any,
   images: chex.Array,
   i: chex.Numeric,
   epsilon: chex.Numeric,
   norm: str,
 ) -> chex.Array:
-  """Takes an ascent step with momentum, both half steps projected."""
+  """Takes an ascent step with momentum, both half steps projected.
+
+  Args:
+    state: `ApgdState`, or anything with its points, points_before, gradients
+      and step_sizes.
+    images: float [B, ...] in [0, 1], the centres of the balls.
+    i: iteration; the first one has no momentum.
+    epsilon: radius.
+    norm: 'linf' or 'l2'.
+
+  Returns:
+    The next points [B, ...].
+  """
   if norm == 'linf':
     directions = jnp.sign(state.gradients)
   else:
@@ -215,7 +227,7 @@ def make_apgd_step(
 
   def step(i, state):
     starts = jnp.equal(i, 0)
-    moved = _move(state, images, i - 1, epsilon, norm)
+    moved = move(state, images, i - 1, epsilon, norm)
     points = jnp.where(starts, state.points, moved)
     evaluated = points, *evaluate(points, i)
     begun = _begin(*evaluated, epsilon)

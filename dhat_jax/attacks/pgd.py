@@ -217,8 +217,12 @@ def _iterate(
   rngs: chex.PRNGKey,
   settings: Settings,
   norm: str,
+  fooled: Callable | None = None,
 ) -> chex.Array:
-  """Last iterate of one restart: images [B, ...], keys [B] -> [B, ...]."""
+  """Last iterate of one restart: images [B, ...], keys [B] -> [B, ...].
+
+  With `fooled`, images [B, ...] -> bool [B], it is the first one that fools.
+  """
   images_start = balls.random_start(
     rngs,
     images,
@@ -226,19 +230,34 @@ def _iterate(
     norm,
     'uniform',
   )
-  return ascend(
-    objective,
-    images_start,
-    images,
-    epsilon=settings.epsilon,
-    step_size=settings.step_size,
-    steps=settings.steps,
-    norm=norm,
-  )
+
+  def climb(start, steps, unroll=False):
+    return ascend(
+      objective,
+      start,
+      images,
+      epsilon=settings.epsilon,
+      step_size=settings.step_size,
+      steps=steps,
+      norm=norm,
+      unroll=unroll,
+    )
+
+  if fooled is None:
+    return climb(images_start, settings.steps)
+
+  def body(_, points):
+    moved = climb(points, 1, unroll=True)
+    return balls.select(fooled(points), points, moved)
+
+  return jax.lax.fori_loop(0, settings.steps, body, images_start)
 
 
 def make_evaluation_attack(
-  *, objective: str | None = 'cross_entropy', norm: str = 'linf'
+  *,
+  objective: str | None = 'cross_entropy',
+  norm: str = 'linf',
+  every_point: bool = False,
 ) -> Callable:
   """Creates FGSM, PGD and CW attacks for evaluation, all in one function.
 
@@ -251,6 +270,9 @@ def make_evaluation_attack(
     objective: 'cross_entropy' or 'margin'; None: that of each call's
       `settings.objective`, so one compiled function serves all.
     norm: 'linf' or 'l2'.
+    every_point: whether a restart stops at its first misclassified point, at
+      the cost of a prediction per step. For networks whose gradients belong to
+      other logits than their predictions.
 
   Returns:
     (logits_fn, images float [B, ...], labels int [B], rng, settings:
@@ -270,6 +292,7 @@ def make_evaluation_attack(
   if objective is not None:
     balls.check_choice('objective', objective, tuple(OBJECTIVES))
   balls.check_choice('norm', norm, balls.NORMS)
+  arguments.flag('every_point', every_point)
 
   def attack(logits_fn, images, labels, rng, settings):
     check_settings(settings, norm)
@@ -281,6 +304,9 @@ def make_evaluation_attack(
     )
     rngs = balls.per_example_keys(rng, images.shape[0])
 
+    def fooled(points):
+      return ~balls.is_right(logits_fn(points), labels)
+
     def restart(index, carry):
       robust, highest, images_worst = carry
       images_adv = _iterate(
@@ -289,6 +315,7 @@ def make_evaluation_attack(
         jax.vmap(jax.random.fold_in, (0, None))(rngs, index),
         settings,
         norm,
+        fooled if every_point else None,
       )
       predicted = logits_fn(images_adv)  # [B, K]
       right = balls.is_right(predicted, labels)  # [B]

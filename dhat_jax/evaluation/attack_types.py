@@ -38,12 +38,14 @@ class EvaluationAttack(abc.ABC):
     outputs: the outputs that it attacks; () for all.
     made_of: what else its record depends on, beside `identity`.
     expensive: whether it runs after the others.
+    needs_heads: whether it only attacks outputs that are made of heads.
   """
 
   title: str = ''
   outputs: tuple[str, ...] = ()
   made_of: Any = None
   expensive: bool = False
+  needs_heads: bool = False
 
   @property
   def name(self) -> str:

@@ -26,6 +26,7 @@ from dhat_jax import arguments
 from dhat_jax.attacks import pgd
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.attacks.autoattack.ensemble import autoattack
+from dhat_jax.evaluation import mora
 from dhat_jax.evaluation.attack_types import (
   STANDARD,
   EnsembleAttack,
@@ -150,8 +151,10 @@ def _is_installed(path: str) -> bool:
 
 
 @functools.cache
-def _gradient_function(norm: str) -> Callable:
-  return pgd.make_evaluation_attack(objective=None, norm=norm)
+def _gradient_function(norm: str, every_point: bool) -> Callable:
+  return pgd.make_evaluation_attack(
+    objective=None, norm=norm, every_point=every_point
+  )
 
 
 def gradient(settings: pgd.Settings, *, norm: str, **fields) -> LogitsAttack:
@@ -166,10 +169,27 @@ def gradient(settings: pgd.Settings, *, norm: str, **fields) -> LogitsAttack:
     ValueError: a number out of its range.
   """
   return LogitsAttack(
-    function=_gradient_function(norm),
+    function=_gradient_function(norm, every_point=False),
     settings=pgd.check_settings(settings, norm),
     made_of={'gradient': norm},
     **fields,
+  )
+
+
+def at_every_point(attack: LogitsAttack) -> LogitsAttack:
+  """Returns a gradient attack that succeeds if any of its points does.
+
+  For networks whose gradient is that of a surrogate, so that the last point
+  need not be the best one.
+
+  Args:
+    attack: from `gradient`.
+  """
+  norm = attack.made_of['gradient']
+  return dataclasses.replace(
+    attack,
+    function=_gradient_function(norm, every_point=True),
+    made_of={**attack.made_of, 'every_point': True},
   )
 
 
@@ -214,20 +234,30 @@ def _ascent(
   restarts: int,
   norm: str,
 ) -> LogitsAttack:
-  if steps != int(steps) or not 1 <= steps <= arguments.LARGEST_INTEGER:
-    raise ValueError(
-      f'got {steps} steps, expected a whole number from 1 to '
-      f'{arguments.LARGEST_INTEGER}'
-    )
   settings = pgd.Settings(
     epsilon=epsilon,
     step_size=step_size,
-    steps=steps,
+    steps=_whole(steps),
     restarts=restarts,
     start_scale=1.0,
     objective=tuple(pgd.OBJECTIVES).index(objective),
   )
   return gradient(settings, norm=norm)
+
+
+def _whole(steps: float) -> int:
+  if steps != int(steps) or not 1 <= steps <= arguments.LARGEST_INTEGER:
+    raise ValueError(
+      f'got {steps} steps, expected a whole number from 1 to '
+      f'{arguments.LARGEST_INTEGER}'
+    )
+  return steps
+
+
+@register('mora_<steps>')
+def reweighted(*, steps: int, epsilon: float, norm: str) -> mora.MoraAttack:
+  """MORA, on outputs made of heads, which it weighs anew (Yu et al. 2022)."""
+  return mora.make_attack(steps=_whole(steps), epsilon=epsilon, norm=norm)
 
 
 @register('autoattack')

@@ -2,12 +2,13 @@
 
 A network may look robust because gradient attacks cannot find the adversarial
 images that exist. Attacks that do not need its gradients then find them:
-transfer from the heads, a backward pass around the aggregator's ReLU, its
-surrogate, and random search. Each finding beyond chance is a red flag.
+transfer from the heads, the heads' gradients weighed anew (MORA), a backward
+pass around the aggregator's ReLU, its surrogate, and random search. Each
+finding beyond chance is a red flag.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,12 +96,12 @@ def report(
   """
   white = records[output, plan.attack.name].robust
   margin = records[output, plan.margin.name].robust
+  every_white = _together([records[output, a.name] for a in plan.white_box])
   others = _others(plan, records, labels, output)
   attacks = {name: _compare(white, robust) for name, robust in others.items()}
-  worst = np.logical_and.reduce([white, margin, *others.values()])
-  for name, robust in _against_both(plan, records, output).items():
-    both = (white & margin)[: len(robust)]
-    attacks[name] = _compare(both, robust)
+  worst = np.logical_and.reduce([every_white, *others.values()])
+  for name, robust in _against_all(plan, records, output).items():
+    attacks[name] = _compare(every_white[: len(robust)], robust)
     worst[: len(robust)] &= robust
   largest = records[output, plan.largest.name].robust
   numbers = {
@@ -109,6 +110,7 @@ def report(
       'accuracy': float(white.mean()),
       'margin_accuracy': float(margin.mean()),
       'accuracy_of_both': float((white & margin).mean()),
+      **_targeted(plan, records, output),
     },
     'attacks': attacks,
     'worst_case': float(worst.mean()),
@@ -147,19 +149,44 @@ def _others(
   }
 
 
-def _against_both(
+def _together(records: Sequence[Record]) -> np.ndarray:
+  """Returns which images resist all attacks; some may see the first ones."""
+  robust = records[0].robust.copy()
+  for record in records[1:]:
+    robust[: len(record.robust)] &= record.robust
+  return robust
+
+
+def _targeted(
+  plan: AuditPlan, records: Mapping[tuple[str, str], Record], output: str
+) -> dict[str, Any]:
+  """Returns name and accuracy of the targeted attack, if it ran."""
+  if plan.targeted is None:
+    return {}
+  robust = records[output, plan.targeted.name].robust
+  return {
+    'targeted': plan.targeted.name,
+    'targeted_accuracy': float(robust.mean()),
+  }
+
+
+def _against_all(
   plan: AuditPlan, records: Mapping[tuple[str, str], Record], output: str
 ) -> dict[str, np.ndarray]:
-  """Returns what to compare with both white-box attacks together.
+  """Returns what to compare with all white-box attacks together.
 
-  These are both on the surrogate, and Square, which uses the margin.
+  These are MORA, all on the surrogate, and Square, which uses the margin.
   """
   rows = {}
-  if (SURROGATE, plan.attack.name) in records:
-    rows[SURROGATE] = np.logical_and(
-      records[SURROGATE, plan.attack.name].robust,
-      records[SURROGATE, plan.margin.name].robust,
-    )
+  if plan.mora is not None:
+    rows['mora'] = records[output, plan.mora.name].robust
+  through = [
+    records[SURROGATE, attack.name]
+    for attack in plan.surrogate
+    if (SURROGATE, attack.name) in records
+  ]
+  if through:
+    rows[SURROGATE] = _together(through)
   if plan.square is not None:
     rows['square'] = records[output, plan.square.name].robust
   return rows
@@ -189,6 +216,7 @@ def _sentence(name: str) -> str:
   return {
     BYPASS: "gradients around the aggregator's ReLU",
     SURROGATE: "gradients of the aggregator's surrogate",
+    'mora': "the heads' gradients, weighed anew (MORA),",
     'square': 'Square, which sees no gradients,',
   }[name]
 
@@ -217,8 +245,8 @@ def _compare_flag(
   beaten, missed = tolerance(BEATEN, images), tolerance(MISSED, images)
   if numbers['beats_by'] < beaten and numbers['missed'] < missed:
     return
-  if name in ('square', SURROGATE):
-    white_box += ' and the same on the margin'
+  if name in ('mora', 'square', SURROGATE):
+    white_box = 'attacks together'
   flag(
     name,
     f'{_sentence(name)} fool the aggregated output on {numbers["missed"]} of '

@@ -14,12 +14,14 @@ class AuditPlan:
 
   Attributes:
     attack: the white-box attack, PGD on the cross entropy. It also attacks all
-      other outputs, for transfer, around the aggregator's ReLU, and its
-      surrogate.
-    margin: the same attack on the margin. It also attacks the surrogate.
+      other outputs, for transfer, and around the aggregator's ReLU.
+    margin: the same attack on the margin.
     largest: the same as `attack`, at a radius that leaves nothing robust.
     largest_epsilon: that radius.
     square: random search, or None.
+    targeted: APGD-T in MALT's order of targets, white-box too, or None.
+    mora: re-weighs the heads, or None. It also attacks the surrogate.
+    surrogate: attacks through the aggregator's surrogate.
   """
 
   attack: EvaluationAttack
@@ -27,6 +29,15 @@ class AuditPlan:
   largest: EvaluationAttack
   largest_epsilon: float
   square: EvaluationAttack | None
+  targeted: EvaluationAttack | None = None
+  mora: EvaluationAttack | None = None
+  surrogate: tuple[EvaluationAttack, ...] = ()
+
+  @property
+  def white_box(self) -> tuple[EvaluationAttack, ...]:
+    """The attacks that follow the audited output's own gradients."""
+    attacks = (self.attack, self.margin, self.targeted)
+    return tuple(attack for attack in attacks if attack is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +132,9 @@ def _all_jobs(
     return
   audit = plan.audit
   yield from (Job(target, audit.attack) for target in targets.values())
-  white_box = [audit.margin, audit.largest, audit.square]
-  yield from (Job(targets[audited], a) for a in white_box if a is not None)
+  alone = [*audit.white_box, audit.largest, audit.square, audit.mora]
+  yield from (Job(targets[audited], a) for a in alone if a is not None)
   if bypass is not None:
     yield Job(bypass, audit.attack)
   if surrogate is not None:
-    yield from (Job(surrogate, a) for a in (audit.attack, audit.margin))
+    yield from (Job(surrogate, a) for a in audit.surrogate)

@@ -16,7 +16,7 @@ from dhat_jax.evaluation.evaluator import Evaluator
 from dhat_jax.evaluation.plan import AuditPlan, Plan
 from dhat_jax.from_config.values import in_unit, lengths_255
 from dhat_jax.models.layers import DTYPES
-from dhat_jax.models.outputs import OUTPUTS
+from dhat_jax.models.outputs import OUTPUTS, available
 from dhat_jax.training.stages import JOINT
 
 # A radius from which on nothing may stay robust, in radii of the evaluation.
@@ -58,7 +58,7 @@ def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
     _able(audit.square, net.num_classes, f'{_WHERE}.audit_queries')
   return Plan(
     clean=attacks.make('clean', **shared),
-    attacks=tuple(_listed(name, shared, net.num_classes) for name in names),
+    attacks=tuple(_listed(name, shared, net) for name in names),
     sweep=_sweep(spec),
     loss_by_steps=_loss_by_steps(spec, shared),
     audit=audit if audits else None,
@@ -67,12 +67,18 @@ def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
 
 
 def _listed(
-  name: str, shared: dict[str, Any], num_classes: int
+  name: str, shared: dict[str, Any], net: nn.Module
 ) -> EvaluationAttack:
-  """Returns an attack of the list, checked for the number of classes."""
+  """Returns an attack of the list, checked for the network."""
   where = f'{_WHERE}.attacks'
   attack = attacks.make(name, where=where, **shared)
-  return _able(attack, num_classes, where)
+  names = available(net.outputs)
+  if attack.needs_heads and not set(attack.outputs) & set(names):
+    raise ValueError(
+      f'{where}: got {name!r} for a network with {names}, expected an output '
+      f'made of heads, {attack.outputs}'
+    )
+  return _able(attack, net.num_classes, where)
 
 
 def _able(
@@ -84,6 +90,15 @@ def _able(
   except ValueError as error:
     raise ValueError(f'{where}: {error}') from error
   return attack
+
+
+def _require_any_output(attack: EvaluationAttack, where: str) -> None:
+  """Raises ValueError for an attack that cannot attack a head."""
+  if attack.needs_heads:
+    raise ValueError(
+      f'{where}: got {attack.title!r}, which needs heads, expected an attack on '
+      'any output'
+    )
 
 
 def validation_attacks(
@@ -102,6 +117,7 @@ def validation_attacks(
       f'{where}: got {name!r}, expected an attack that takes seconds, as '
       "'clean', 'fgsm' or 'pgd_<steps>'"
     )
+  _require_any_output(attack, where)
   return attacks.make('clean', **shared), attack
 
 
@@ -134,6 +150,7 @@ def fit_attack(
   where = 'config.model.aggregator_options.attack'
   shared = _shared(config.evaluation)
   attack = attacks.make(module.attack, where=where, **shared)
+  _require_any_output(attack, where)
   return _able(attack, net.num_classes, where)
 
 
@@ -230,10 +247,16 @@ def _audit(
     'autoattack_n_iter': attacks.STANDARD['n_iter'],
     'autoattack_targets': attacks.STANDARD['n_targets'],
   }
+  attack = attacks.make(f'pgd_{steps}', **shared)
+  margin = attacks.make(f'cw_{steps}', **shared)
+  mora = attacks.make(f'mora_{steps}', **shared) if spec.audit_mora else None
+  through = (attacks.at_every_point(attack), attacks.at_every_point(margin))
   return AuditPlan(
-    attack=attacks.make(f'pgd_{steps}', **shared),
-    margin=attacks.make(f'cw_{steps}', **shared),
+    attack=attack,
+    margin=margin,
     largest=largest,
     largest_epsilon=largest.settings.epsilon,
     square=attacks.make('square', **few) if queries else None,
+    mora=mora,
+    surrogate=(*through, mora) if mora else through,
   )

@@ -113,6 +113,7 @@ _SECTIONS = {
     'audit': _flag,
     'audit_steps': _integer,
     'audit_queries': _integer,
+    'audit_mora': _flag,
     'export_images': _flag,
   },
 }

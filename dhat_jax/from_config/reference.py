@@ -190,8 +190,9 @@ _EVALUATION_KEYS = {
   'sweep_steps': Key('PGD steps at each radius of the sweep', 'steps'),
   'loss_steps': Key("steps after which PGD's loss is reported", 'steps'),
   'audit': Key('whether the aggregated output is audited'),
-  'audit_steps': Key('PGD and CW steps of the audit', 'steps'),
+  'audit_steps': Key('steps of each attack of the audit', 'steps'),
   'audit_queries': Key('queries of Square in the audit; 0: none', 'queries'),
+  'audit_mora': Key('whether the audit runs MORA, which re-weighs the heads'),
   'export_images': Key('whether adversarial images are written as npz'),
 }
 KEYS = {

@@ -63,6 +63,7 @@ _DEFAULTS = {
     'extra': {'files': (), 'fraction': 0.7},
   },
   'model': {'remat': False},
+  'evaluation': {'audit_mora': True},
 }
 _STAGE_DEFAULTS = {
   'attack': {

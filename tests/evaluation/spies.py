@@ -59,8 +59,9 @@ def spied(plan, calls, stop_after=None):
     plan.audit,
     **{
       name: spy(getattr(plan.audit, name))
-      for name in ('attack', 'margin', 'largest', 'square')
+      for name in ('attack', 'margin', 'largest', 'square', 'mora', 'targeted')
     },
+    surrogate=tuple(spy(attack) for attack in plan.audit.surrogate),
   )
   return dataclasses.replace(
     plan,

@@ -79,6 +79,7 @@ def get_config(**overrides):
     'autoattack_targets': 2,
     'audit_steps': 3,
     'audit_queries': 0,
+    'audit_mora': False,
   }
   values = {**defaults, **overrides}
   return tiny_run.get_config(
