@@ -14,7 +14,7 @@ from dhat_jax.evaluation import aggregator_analysis, attacks
 from dhat_jax.evaluation.attack_types import EvaluationAttack, LogitsAttack
 from dhat_jax.evaluation.evaluator import Evaluator
 from dhat_jax.evaluation.plan import AuditPlan, Plan
-from dhat_jax.from_config.values import in_unit, lengths_255
+from dhat_jax.from_config.values import completed, in_unit, lengths_255
 from dhat_jax.models.layers import DTYPES
 from dhat_jax.models.outputs import OUTPUTS, available
 from dhat_jax.training.stages import JOINT
@@ -46,7 +46,7 @@ def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
   Raises:
     ValueError: any value that is out of its range.
   """
-  spec = config.evaluation
+  spec = completed(config).evaluation
   shared = _shared(spec)
   names = tuple(spec.attacks)
   if not names or len(set(names)) < len(names):
@@ -96,8 +96,8 @@ def _require_any_output(attack: EvaluationAttack, where: str) -> None:
   """Raises ValueError for an attack that cannot attack a head."""
   if attack.needs_heads:
     raise ValueError(
-      f'{where}: got {attack.title!r}, which needs heads, expected an attack on '
-      'any output'
+      f'{where}: got {attack.title!r}, which needs heads, expected an attack '
+      'on any output'
     )
 
 
@@ -110,7 +110,7 @@ def validation_attacks(
     ValueError: no such attack, or one that takes too long.
   """
   where, name = 'config.validation.attack', config.validation.attack
-  shared = _shared(config.evaluation)
+  shared = _shared(completed(config).evaluation)
   attack = attacks.make(name, where=where, **shared)
   if attack.expensive:
     raise ValueError(
@@ -148,7 +148,7 @@ def fit_attack(
       f'heads, expected one that trains with them in stage {JOINT!r}'
     )
   where = 'config.model.aggregator_options.attack'
-  shared = _shared(config.evaluation)
+  shared = _shared(completed(config).evaluation)
   attack = attacks.make(module.attack, where=where, **shared)
   _require_any_output(attack, where)
   return _able(attack, net.num_classes, where)

@@ -50,6 +50,7 @@ OPTIONAL = (
     )
   ),
   *('evaluation.epsilon_255', 'evaluation.step_size_255'),
+  'evaluation.audit_mora',
 )
 # Attacks of an evaluation that take seconds, and so may validate.
 _FAST_ATTACKS = ('clean', 'fgsm', 'pgd_<steps>', 'cw_<steps>')
