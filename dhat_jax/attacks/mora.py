@@ -43,8 +43,8 @@ class Settings(NamedTuple):
   steps: int
 
 
-class _Run(NamedTuple):
-  """What one step passes to the next; B examples."""
+class Run(NamedTuple):
+  """What one step passes to the next, and the outcome; B examples."""
 
   step: chex.Array  # int scalar
   points: chex.Array  # [B, ...]
@@ -151,7 +151,7 @@ def climb(
   share: chex.Numeric,
   settings: Settings,
   norm: str,
-) -> tuple[chex.Array, chex.Array]:
+) -> Run:
   """One run: ascent on the cross entropy of the mix, with momentum.
 
   The step begins at 2 epsilon and falls linearly; the momentum is .25, as in
@@ -168,8 +168,8 @@ def climb(
     norm: 'linf' or 'l2'.
 
   Returns:
-    (robust bool [B], images_adv [B, ...]): robust is False where not active;
-    images_adv means something where this run made it so.
+    The run's end. `robust` is False where not active. `images_adv` means
+    something where this run broke the image, `points` where it did not.
   """
   epsilon = jnp.asarray(settings.epsilon, images.dtype)
 
@@ -201,7 +201,7 @@ def climb(
   run = jax.lax.while_loop(
     lambda run: (run.step < settings.steps) & run.robust.any(),
     step,
-    _Run(
+    Run(
       step=jnp.int32(0),
       points=images_start,
       points_before=images_start,
@@ -212,8 +212,7 @@ def climb(
     ),
   )
   _, judged = loss(run.points)
-  run = visit(run, run.points, balls.is_right(judged, labels))
-  return run.robust, run.images_adv
+  return visit(run, run.points, balls.is_right(judged, labels))
 
 
 def random_start(
@@ -270,11 +269,11 @@ def make_evaluation_attack(norm: str = 'linf') -> Callable:
         settings.epsilon,
         norm,
       )
-      resists, points = climb(
+      end = climb(
         rows_fn, images, labels, start, robust, shares[index], settings, norm
       )
-      fooled = robust & ~resists
-      return resists, balls.select(fooled, points, images_adv)
+      fooled = robust & ~end.robust
+      return end.robust, balls.select(fooled, end.images_adv, images_adv)
 
     init = (jnp.ones(len(images), bool), images)
     return jax.lax.fori_loop(0, len(SHARES), run, init)

@@ -10,8 +10,7 @@ from flax import linen as nn
 
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation.evaluator import Target
-from dhat_jax.models.dual_head import part_variables
-from dhat_jax.models.outputs import OUTPUTS
+from dhat_jax.models.outputs import OUTPUTS, part_variables
 from dhat_jax.runtime import devices
 
 # Images over which the influence is averaged: evenly spaced ones.

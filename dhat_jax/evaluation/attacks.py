@@ -16,23 +16,26 @@ and in the report like all others:
 import dataclasses
 import functools
 import inspect
-import pathlib
-import sys
-import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import chex
+import jax
+import numpy as np
+
 from dhat_jax import arguments
-from dhat_jax.attacks import pgd
+from dhat_jax.attacks import mora, pgd
 from dhat_jax.attacks.autoattack import checks
 from dhat_jax.attacks.autoattack.ensemble import autoattack
-from dhat_jax.evaluation import mora
+from dhat_jax.datasets.base import Split
+from dhat_jax.evaluation import heads, user_code
 from dhat_jax.evaluation.attack_types import (
   STANDARD,
   EnsembleAttack,
   EvaluationAttack,
   LogitsAttack,
 )
+from dhat_jax.evaluation.evaluator import Target
 from dhat_jax.registry import Registry
 
 # What every factory may take: the config's evaluation says it for all attacks.
@@ -107,44 +110,8 @@ def _made_of(
   return {
     **{key: value for key, value in shared.items() if key in taken},
     **numbers,
-    'text': code_of(factory),
+    'text': user_code.code_of(factory),
   }
-
-
-def code_of(factory: Callable) -> dict[str, str]:
-  """Returns {name: text} of a factory's module and of the modules it imports.
-
-  Installed packages and this one are left out; every record has their versions.
-  """
-  factory = inspect.unwrap(factory)
-  found: dict[str, str] = {}
-  names = getattr(factory, '__globals__', None)
-  if names is None:  # an object that can be called
-    names = vars(sys.modules[type(factory).__module__])
-  _collect(names, found)
-  return found
-
-
-def _collect(names: Mapping[str, Any], found: dict[str, str]) -> None:
-  """Adds the texts of a module and of its imports."""
-  path = names.get('__file__')
-  if not path or not pathlib.Path(path).is_file() or _is_installed(path):
-    return
-  name = names['__name__']
-  if name in found:
-    return
-  found[name] = pathlib.Path(path).read_text(encoding='utf-8')
-  for value in list(names.values()):
-    module = value if inspect.ismodule(value) else inspect.getmodule(value)
-    if module is not None:
-      _collect(vars(module), found)
-
-
-def _is_installed(path: str) -> bool:
-  libraries = ('stdlib', 'purelib', 'platlib')
-  folders = [sysconfig.get_path(name) for name in libraries]
-  folders.append(str(pathlib.Path(__file__).parent.parent))
-  return any(pathlib.Path(path).is_relative_to(folder) for folder in folders)
 
 
 # Clean images, FGSM, PGD and CW: one function, so that they compile once.
@@ -254,10 +221,33 @@ def _whole(steps: float) -> int:
   return steps
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadsAttack(LogitsAttack):
+  """A batch function that gets logits [B, 2 + H, K]; see `heads.WithHeads`."""
+
+  outputs: tuple[str, ...] = heads.MERGED
+  needs_heads: bool = True
+
+  def batches(
+    self, target: Target, split: Split, rng: chex.PRNGKey
+  ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+    """Yields (robust [B], images_adv [D, B / D, ...]) of padded batches."""
+    net = heads.WithHeads(target.net, target.evaluator.net, target.output)
+    return super().batches(dataclasses.replace(target, net=net), split, rng)
+
+
+_mora_function = functools.cache(mora.make_evaluation_attack)
+
+
 @register('mora_<steps>')
-def reweighted(*, steps: int, epsilon: float, norm: str) -> mora.MoraAttack:
+def reweighted(*, steps: int, epsilon: float, norm: str) -> HeadsAttack:
   """MORA, on outputs made of heads, which it weighs anew (Yu et al. 2022)."""
-  return mora.make_attack(steps=_whole(steps), epsilon=epsilon, norm=norm)
+  settings = mora.Settings(epsilon=epsilon, steps=_whole(steps))
+  return HeadsAttack(
+    function=_mora_function(norm),
+    settings=mora.check_settings(settings, norm),
+    made_of={'mora': norm},
+  )
 
 
 @register('autoattack')

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dhat_jax.evaluation.evaluator import Target
-from dhat_jax.models.dual_head import part_variables
-from dhat_jax.models.outputs import OUTPUTS, Outputs
+from dhat_jax.models.outputs import OUTPUTS, Outputs, part_variables
 
 # Their names in the records and in the report.
 BYPASS = 'relu_bypassed'

@@ -69,18 +69,6 @@ class Head(nn.Module):
     return layers.Classifier(self.num_classes, name='classifier')(features)
 
 
-def part_variables(variables: Mapping[str, Any], part: str) -> dict[str, Any]:
-  """Returns one part's variables, as its module takes them.
-
-  Args:
-    variables: {'params': {part: ...}, 'batch_stats': {part: ...}}.
-    part: 'trunk', 'aggregator', ... A part without variables has {}.
-  """
-  return {
-    group: tree[part] for group, tree in variables.items() if part in tree
-  }
-
-
 class DualHeadNet(nn.Module):
   """DH-AT's network (Jiang et al. 2021); the trunk runs once per call.
 

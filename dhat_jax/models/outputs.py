@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import chex
 import jax
@@ -103,6 +104,18 @@ def parts_of(names: Collection[str]) -> tuple[str, ...]:
     part for row in OUTPUTS.values() for part in row.parts
   )
   return tuple(part for part in everything if part in needed)
+
+
+def part_variables(variables: Mapping[str, Any], part: str) -> dict[str, Any]:
+  """Returns one part's variables, as its module takes them.
+
+  Args:
+    variables: {'params': {part: ...}, 'batch_stats': {part: ...}}.
+    part: 'trunk', 'aggregator', ... A part without variables has {}.
+  """
+  return {
+    group: tree[part] for group, tree in variables.items() if part in tree
+  }
 
 
 @jax.tree_util.register_pytree_with_keys_class

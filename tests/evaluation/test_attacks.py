@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dhat_jax.attacks import balls
-from dhat_jax.evaluation import attacks
+from dhat_jax.evaluation import attacks, user_code
 from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.records import Record
 from dhat_jax.report import read, tables
@@ -139,7 +139,7 @@ def test_a_users_attack_depends_on_the_modules_that_it_imports(
   )
   monkeypatch.syspath_prepend(tmp_path)
   module = importlib.import_module('my_factory')
-  assert sorted(attacks.code_of(module.factory)) == [
+  assert sorted(user_code.code_of(module.factory)) == [
     'my_factory',
     'my_moves',
     'my_steps',

@@ -8,7 +8,7 @@ import pytest
 from dhat_jax.evaluation import audit, audit_targets
 from dhat_jax.evaluation.records import Workspace
 from dhat_jax.models import aggregator
-from dhat_jax.models.dual_head import part_variables
+from dhat_jax.models.outputs import part_variables
 from dhat_jax.runtime import devices
 from tests.helpers import tiny, tiny_suite
 

@@ -9,7 +9,8 @@ import pytest
 from flax import linen as nn
 
 from dhat_jax.models import aggregator
-from dhat_jax.models.dual_head import DualHeadNet, part_variables
+from dhat_jax.models.dual_head import DualHeadNet
+from dhat_jax.models.outputs import part_variables
 from tests.helpers.tiny import (
   TinyBackbone,
   flat,

@@ -1,25 +1,16 @@
-"""MORA as an evaluation attack, which sees the heads beside the output."""
+"""A view of a network for attacks that see the heads beside the output."""
 
 import dataclasses
-import functools
-from collections.abc import Iterator
 from typing import Any
 
 import chex
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from dhat_jax.attacks import mora
-from dhat_jax.datasets.base import Split
-from dhat_jax.evaluation.attack_types import LogitsAttack
-from dhat_jax.evaluation.evaluator import Target
-from dhat_jax.models.dual_head import part_variables
-from dhat_jax.models.outputs import OUTPUTS, Outputs
+from dhat_jax.models.outputs import OUTPUTS, Outputs, part_variables
 
 # The outputs that are made of heads.
-ATTACKED = tuple(
+MERGED = tuple(
   name for name, row in OUTPUTS.items() if row.aggregates or row.mean_of
 )
 
@@ -48,7 +39,7 @@ class WithHeads:
     net: a `DualHeadNet`, or a view of it, e.g. `audit_targets.Surrogated`. The
       attack climbs its output.
     judge: the network whose output decides.
-    output: one of `ATTACKED`.
+    output: one of `MERGED`.
   """
 
   net: Any
@@ -85,40 +76,3 @@ class WithHeads:
     module = self.judge.make_aggregator()
     own = part_variables(variables, row.parts[-1])
     return module.apply(own, heads, train=False)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MoraAttack(LogitsAttack):
-  """A batch function that gets logits [B, 2 + H, K]; see `WithHeads`."""
-
-  outputs: tuple[str, ...] = ATTACKED
-  needs_heads: bool = True
-
-  def batches(
-    self, target: Target, split: Split, rng: chex.PRNGKey
-  ) -> Iterator[tuple[np.ndarray, jax.Array]]:
-    """Yields (robust [B], images_adv [D, B / D, ...]) of padded batches."""
-    net = WithHeads(target.net, target.evaluator.net, target.output)
-    return super().batches(dataclasses.replace(target, net=net), split, rng)
-
-
-_function = functools.cache(mora.make_evaluation_attack)
-
-
-def make_attack(*, steps: int, epsilon: float, norm: str) -> MoraAttack:
-  """Returns MORA with some steps in each run.
-
-  Args:
-    steps: gradient steps of each of the runs.
-    epsilon: radius in units of [0, 1].
-    norm: 'linf' or 'l2'.
-
-  Raises:
-    ValueError: a number out of its range.
-  """
-  settings = mora.Settings(epsilon=epsilon, steps=steps)
-  return MoraAttack(
-    function=_function(norm),
-    settings=mora.check_settings(settings, norm),
-    made_of={'mora': norm},
-  )
