@@ -37,10 +37,12 @@ class Settings(NamedTuple):
   Attributes:
     epsilon: radius in units of [0, 1].
     steps: gradient steps of each run.
+    shares: of the heads in the mix, in each run.
   """
 
   epsilon: float
   steps: int
+  shares: tuple[float, ...] = SHARES
 
 
 class Run(NamedTuple):
@@ -129,6 +131,8 @@ def check_settings(settings: Settings, norm: str) -> Settings:
   """Returns settings; raises ValueError for numbers out of their range."""
   arguments.length('epsilon', settings.epsilon, norm)
   integer('steps', settings.steps, least=1)
+  for share in settings.shares:
+    arguments.share('shares', share)
   return settings
 
 
@@ -238,7 +242,7 @@ def random_start(
 
 
 def make_evaluation_attack(norm: str = 'linf') -> Callable:
-  """Creates MORA: one run for each of `SHARES`; the first that fools counts.
+  """Creates MORA: one run for each share; the first that fools counts.
 
   Args:
     norm: 'linf' or 'l2'.
@@ -259,7 +263,7 @@ def make_evaluation_attack(norm: str = 'linf') -> Callable:
     check_settings(settings, norm)
     images = arguments.float_images(images)
     rngs = balls.per_example_keys(rngs, len(images))
-    shares = jnp.asarray(SHARES, images.dtype)
+    shares = jnp.asarray(settings.shares, images.dtype)
 
     def run(index, carry):
       robust, images_adv = carry
@@ -276,6 +280,6 @@ def make_evaluation_attack(norm: str = 'linf') -> Callable:
       return end.robust, balls.select(fooled, end.images_adv, images_adv)
 
     init = (jnp.ones(len(images), bool), images)
-    return jax.lax.fori_loop(0, len(SHARES), run, init)
+    return jax.lax.fori_loop(0, len(settings.shares), run, init)
 
   return attack

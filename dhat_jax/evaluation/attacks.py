@@ -250,6 +250,23 @@ def reweighted(*, steps: int, epsilon: float, norm: str) -> HeadsAttack:
   )
 
 
+def without_heads(attack: HeadsAttack) -> HeadsAttack:
+  """Returns MORA's control: as many runs and steps, on the output alone.
+
+  Whatever MORA breaks beyond it, it owes to the heads.
+
+  Args:
+    attack: MORA.
+  """
+  settings = attack.settings
+  return dataclasses.replace(
+    attack,
+    title=attack.title.replace('mora', 'momentum'),
+    settings=settings._replace(shares=(0.0,) * len(settings.shares)),
+    stream=attack.title,
+  )
+
+
 @register('autoattack')
 def whole_autoattack(
   *,

@@ -110,7 +110,12 @@ def report(
       'accuracy': float(white.mean()),
       'margin_accuracy': float(margin.mean()),
       'accuracy_of_both': float((white & margin).mean()),
-      **_targeted(plan, records, output),
+      'others': {
+        attack.name: float(records[output, attack.name].robust.mean())
+        for attack in plan.white_box
+        if attack not in (plan.attack, plan.margin)
+      },
+      'accuracy_of_all': float(every_white.mean()),
     },
     'attacks': attacks,
     'worst_case': float(worst.mean()),
@@ -155,19 +160,6 @@ def _together(records: Sequence[Record]) -> np.ndarray:
   for record in records[1:]:
     robust[: len(record.robust)] &= record.robust
   return robust
-
-
-def _targeted(
-  plan: AuditPlan, records: Mapping[tuple[str, str], Record], output: str
-) -> dict[str, Any]:
-  """Returns name and accuracy of the targeted attack, if it ran."""
-  if plan.targeted is None:
-    return {}
-  robust = records[output, plan.targeted.name].robust
-  return {
-    'targeted': plan.targeted.name,
-    'targeted_accuracy': float(robust.mean()),
-  }
 
 
 def _against_all(

@@ -19,8 +19,9 @@ class AuditPlan:
     largest: the same as `attack`, at a radius that leaves nothing robust.
     largest_epsilon: that radius.
     square: random search, or None.
-    targeted: APGD-T in MALT's order of targets, white-box too, or None.
     mora: re-weighs the heads, or None. It also attacks the surrogate.
+    momentum: the same attack without the heads, white-box, or None.
+    targeted: APGD-T in MALT's order of targets, white-box, or None.
     surrogate: attacks through the aggregator's surrogate.
   """
 
@@ -29,14 +30,15 @@ class AuditPlan:
   largest: EvaluationAttack
   largest_epsilon: float
   square: EvaluationAttack | None
-  targeted: EvaluationAttack | None = None
   mora: EvaluationAttack | None = None
+  momentum: EvaluationAttack | None = None
+  targeted: EvaluationAttack | None = None
   surrogate: tuple[EvaluationAttack, ...] = ()
 
   @property
   def white_box(self) -> tuple[EvaluationAttack, ...]:
     """The attacks that follow the audited output's own gradients."""
-    attacks = (self.attack, self.margin, self.targeted)
+    attacks = (self.attack, self.margin, self.momentum, self.targeted)
     return tuple(attack for attack in attacks if attack is not None)
 
 

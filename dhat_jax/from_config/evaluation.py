@@ -258,5 +258,6 @@ def _audit(
     largest_epsilon=largest.settings.epsilon,
     square=attacks.make('square', **few) if queries else None,
     mora=mora,
+    momentum=attacks.without_heads(mora) if mora else None,
     surrogate=(*through, mora) if mora else through,
   )

@@ -161,6 +161,7 @@ def audit(run: Run) -> list[Block]:
   rows = [
     [attack, percent(white_box['accuracy']), ''],
     ['the same on the margin', percent(white_box['margin_accuracy']), ''],
+    *_other_white_box(white_box),
     *(
       [name, percent(row['accuracy']), str(row['missed'])]
       for name, row in results['attacks'].items()
@@ -173,6 +174,12 @@ def audit(run: Run) -> list[Block]:
     *(flags or [Sentence('No red flag.')]),
     Grid(Table(header, rows), caption=caption),
   ]
+
+
+def _other_white_box(white_box: dict) -> list[list[str]]:
+  """The other attacks with the gradients; audits of old runs have none."""
+  others = white_box.get('others', {})
+  return [[name, percent(accuracy), ''] for name, accuracy in others.items()]
 
 
 def agreement(run: Run) -> list[Block]:

@@ -67,6 +67,30 @@ def test_robust_is_what_the_iterate_says_not_the_clean_image():
   assert robust
 
 
+def test_every_point_counts_where_the_gradient_is_a_surrogates():
+  """Gradients climb x; only .35 < x < .45 is misclassified, and passed by."""
+
+  @jax.custom_vjp
+  def logits_fn(images):
+    x = images[:, 0, 0, 0]
+    inside = (x > 0.35) & (x < 0.45)
+    return jnp.stack([jnp.ones_like(x), 2.0 * inside], axis=1)
+
+  logits_fn.defvjp(
+    lambda images: jax.vjp(pixel_logits, images),
+    lambda backward, cotangent: backward(cotangent),
+  )
+  settings = pgd.Settings(0.5, 0.1, 5, 1, 0.0)
+  images = np.float32([0.3, 0.6, 0.4]).reshape(3, 1, 1, 1)
+  rest = (images, ZEROS[:3], KEY, settings)
+  last, _ = pgd.make_evaluation_attack()(logits_fn, *rest)
+  np.testing.assert_array_equal(last, [True, True, True])
+  attack = pgd.make_evaluation_attack(every_point=True)
+  robust, images_adv = attack(logits_fn, *rest)
+  np.testing.assert_array_equal(robust, [False, True, False])
+  np.testing.assert_allclose(images_adv.ravel(), [0.4, 1.0, 0.4], atol=1e-6)
+
+
 def restarts_by_hand(restarts, epsilon):
   """Random starts alone: every restart's pixel, as numpy [R, 4]."""
   rngs = balls.per_example_keys(KEY, 4)

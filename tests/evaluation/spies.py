@@ -59,7 +59,7 @@ def spied(plan, calls, stop_after=None):
     plan.audit,
     **{
       name: spy(getattr(plan.audit, name))
-      for name in ('attack', 'margin', 'largest', 'square', 'mora', 'targeted')
+      for name in ('attack', 'margin', 'largest', 'square', 'mora', 'momentum')
     },
     surrogate=tuple(spy(attack) for attack in plan.audit.surrogate),
   )

@@ -37,6 +37,25 @@ class Rounded(aggregator.Aggregator):
     return jnp.round(50 * logits.mean(axis=1))
 
 
+@aggregator.register('unsure')
+class Unsure(aggregator.Aggregator):
+  """The class of the head that is less sure, with no gradient.
+
+  So an attack that makes one head sure of a wrong class helps the other one.
+  """
+
+  trains = False
+
+  def __call__(self, logits, train):
+    logits /= logits.std(axis=2, keepdims=True)
+    largest, _ = jax.lax.top_k(logits, 2)
+    leads = largest[..., 0] - largest[..., 1]  # [B, H]
+    chosen = jnp.take_along_axis(
+      logits.argmax(axis=2), leads.argmin(axis=1)[:, None], axis=1
+    )[:, 0]
+    return jax.nn.one_hot(chosen, logits.shape[2])
+
+
 def audit_of(net, variables, **overrides):
   split = tiny_suite.self_labelled(net, variables)
   results = tiny_suite.run(
@@ -71,10 +90,40 @@ def test_masked_gradients_are_caught(planted):
     assert len(flag['sentence']) > 20
 
 
+def test_heads_that_hide_each_other_are_weighed_anew():
+  """Neither head, nor their mean, shows what MORA finds with both."""
+  net, variables = tiny_suite.network('unsure')
+  second = variables['params']['second_head']['classifier']['dense']
+  for name in second:
+    second[name] *= 10  # the mean is hardly more than this head
+  report = audit_of(
+    net,
+    variables,
+    audit_steps=10,
+    epsilon=0.04,
+    step_size=0.01,
+    audit_mora=True,
+  )
+  rows = {**report['attacks']}
+  mora = rows.pop('mora')
+  assert 'mora' in names(report)
+  assert mora['missed'] > 8
+  best = min(
+    report['white_box']['accuracy_of_all'],
+    *(row['accuracy'] for row in rows.values()),
+  )
+  assert mora['accuracy'] < best - 0.15
+  assert report['worst_case'] <= mora['accuracy']
+  assert 'momentum_10' in report['white_box']['others']
+
+
 @pytest.mark.parametrize('name', ['mean', 'pairwise'])
 def test_honest_aggregators_are_not_accused(name):
   net, variables = tiny_suite.network(name)
-  report = audit_of(net, variables, audit_steps=20, audit_queries=50)
+  report = audit_of(
+    net, variables, audit_steps=20, audit_queries=50, audit_mora=True
+  )
+  assert report['attacks']['mora']['images'] == tiny_suite.IMAGES
   assert report['flags'] == []
   assert report['largest_epsilon']['accuracy'] <= 0.1
   assert ('relu_bypassed' in report['attacks']) == (name == 'pairwise')
