@@ -244,6 +244,7 @@ def run(
         'autoattack_n_iter': 100,
         'autoattack_queries': 5000,
         'autoattack_targets': 9,
+        'autoattack_target_order': 'logits',  # or 'malt'
         # PGD at these radii; (): none. At the last one nothing may resist.
         'sweep_epsilons_255': (0.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0),
         'sweep_steps': 20,
@@ -254,6 +255,7 @@ def run(
         'audit_steps': 20,
         'audit_queries': 1000,  # of Square; 0: without it
         'audit_mora': True,  # an attack that re-weighs the heads
+        'audit_malt': False,  # APGD-T, nearest classes first
         # Adversarial images as npz in the workdir.
         'export_images': False,
       },

@@ -4,13 +4,16 @@ import abc
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import jax
 import numpy as np
 
 from dhat_jax.attacks import arguments
+from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack.budget import STANDARD
+from dhat_jax.attacks.autoattack.targets import check_order
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import broken
 from dhat_jax.evaluation.evaluator import Target, joined
@@ -22,8 +25,6 @@ from dhat_jax.evaluation.records import (
 )
 from dhat_jax.runtime import devices, streams
 
-# What the reference spends; anything less is named in the results.
-STANDARD = {'n_iter': 100, 'n_queries': 5000, 'n_targets': 9}
 # An attack whose own verdict differs from the predictions on its images by
 # more than rounding does not return the images that it judged.
 _DISAGREEMENT = (0.05, 5)  # share of the images, least number
@@ -45,7 +46,7 @@ class EvaluationAttack(abc.ABC):
   outputs: tuple[str, ...] = ()
   made_of: Any = None
   expensive: bool = False
-  needs_heads: bool = False
+  needs_heads: ClassVar[bool] = False
 
   @property
   def name(self) -> str:
@@ -234,6 +235,7 @@ class EnsembleAttack(EvaluationAttack):
     n_iter: iterations of APGD and FAB.
     n_queries: of Square.
     n_targets: target classes of the targeted attacks.
+    target_order: 'logits' or 'malt', of APGD-T.
     first: number of images to attack, the first ones; 0 for all.
   """
 
@@ -245,21 +247,18 @@ class EnsembleAttack(EvaluationAttack):
   n_iter: int = STANDARD['n_iter']
   n_queries: int = STANDARD['n_queries']
   n_targets: int = STANDARD['n_targets']
+  target_order: str = STANDARD['target_order']
   first: int = 0
   expensive: bool = True
 
   @property
   def budget(self) -> dict[str, Any]:
     """Differences from the reference's standard budget."""
-    labels = {
-      'n_iter': 'n_iter',
-      'n_queries': 'queries',
-      'n_targets': 'targets',
-    }
+    labels = {'n_queries': 'queries', 'n_targets': 'targets'}
     different = {
-      label: getattr(self, key)
-      for key, label in labels.items()
-      if getattr(self, key) != STANDARD[key]
+      labels.get(key, key): getattr(self, key)
+      for key, standard in STANDARD.items()
+      if getattr(self, key) != standard
     }
     if self.version not in ('standard', 'custom'):
       different['version'] = self.version
@@ -270,10 +269,8 @@ class EnsembleAttack(EvaluationAttack):
   @property
   def name(self) -> str:
     """The name in the results; a budget that is not standard is part of it."""
-    if not self.budget:
-      return self.title
     items = ','.join(f'{key}={value}' for key, value in self.budget.items())
-    return f'{self.title}({items})'
+    return f'{self.title}({items})' if items else self.title
 
   def num_images(self, total: int) -> int:
     """Returns the smaller of `first` and all."""
@@ -283,10 +280,15 @@ class EnsembleAttack(EvaluationAttack):
     """Raises ValueError for a radius of 0; any number of classes will do."""
     del num_classes
     arguments.length('epsilon', self.epsilon, self.norm, zero=False)
+    check_order(
+      self.target_order, self.attacks or checks.VERSIONS[self.version]
+    )
 
   def identity(self) -> dict[str, Any]:
     """Returns the fields, except the attacked outputs."""
     fields = dataclasses.asdict(self)
+    if self.target_order == 'logits':
+      del fields['target_order']  # records of before it
     return {**fields, 'function': None, 'outputs': None, 'made_of': None}
 
   def details(self, record: Record) -> dict[str, Any]:
@@ -328,6 +330,7 @@ class EnsembleAttack(EvaluationAttack):
       n_iter=self.n_iter,
       n_queries=self.n_queries,
       n_targets=self.n_targets,
+      target_order=self.target_order,
       n_restarts=1 if self.version == 'custom' else None,
       state_dir=workspace.make_folder(),
       map_fn=devices.pmap_hoisted,

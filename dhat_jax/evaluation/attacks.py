@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import jax
@@ -50,6 +50,7 @@ SHARED = (
   'autoattack_n_iter',
   'autoattack_queries',
   'autoattack_targets',
+  'autoattack_target_order',
 )
 EVALUATION_ATTACKS = Registry('evaluation attack', shared=SHARED)
 register = EVALUATION_ATTACKS.register
@@ -226,7 +227,7 @@ class HeadsAttack(LogitsAttack):
   """A batch function that gets logits [B, 2 + H, K]; see `heads.WithHeads`."""
 
   outputs: tuple[str, ...] = heads.MERGED
-  needs_heads: bool = True
+  needs_heads: ClassVar[bool] = True
 
   def batches(
     self, target: Target, split: Split, rng: chex.PRNGKey
@@ -278,6 +279,7 @@ def whole_autoattack(
   autoattack_n_iter: int = STANDARD['n_iter'],
   autoattack_queries: int = STANDARD['n_queries'],
   autoattack_targets: int = STANDARD['n_targets'],
+  autoattack_target_order: str = STANDARD['target_order'],
 ) -> EnsembleAttack:
   """AutoAttack (Croce & Hein 2020)."""
   return EnsembleAttack(
@@ -290,6 +292,7 @@ def whole_autoattack(
     n_iter=autoattack_n_iter,
     n_queries=autoattack_queries,
     n_targets=autoattack_targets,
+    target_order=autoattack_target_order,
   )
 
 
@@ -305,6 +308,8 @@ def _register_alone(name: str) -> None:
   @functools.wraps(whole_autoattack)
   def alone(**options) -> EnsembleAttack:
     options.pop('autoattack_version', None)
+    if name != 'apgd-t':
+      options.pop('autoattack_target_order', None)
     whole = whole_autoattack(**options)
     return dataclasses.replace(whole, version='custom', attacks=(name,))
 

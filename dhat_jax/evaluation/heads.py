@@ -55,12 +55,14 @@ class WithHeads:
     """Returns a copy with other fields of the network."""
     return dataclasses.replace(self, net=self.net.clone(**fields))
 
-  def apply(self, variables: Any, images: chex.Array) -> _Rows:
-    """Computes all logits, in evaluation mode."""
+  def apply(self, variables: Any, images: chex.Array, **options: Any) -> _Rows:
+    """Computes all logits in evaluation mode; options as Flax's `apply`."""
     row = OUTPUTS[self.output]
     names = row.aggregates or row.mean_of
     computed = (*names, self.output) if row.aggregates else names
-    outputs = self.net.clone(outputs=computed).apply(variables, images)
+    outputs = self.net.clone(outputs=computed).apply(
+      variables, images, **options
+    )
     heads = [outputs[name] for name in names]
     judged = self._judged(variables, outputs, jnp.stack(heads, axis=1))
     rows = [judged, outputs.select(self.output), *heads]

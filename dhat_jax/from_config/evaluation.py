@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from dhat_jax import arguments
 from dhat_jax.attacks import balls, pgd
-from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack import checks, targets
 from dhat_jax.evaluation import aggregator_analysis, attacks
 from dhat_jax.evaluation.attack_types import EvaluationAttack, LogitsAttack
 from dhat_jax.evaluation.evaluator import Evaluator
@@ -56,6 +56,8 @@ def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
   audits = bool(audited and spec.audit)
   if audits and audit.square:
     _able(audit.square, net.num_classes, f'{_WHERE}.audit_queries')
+  if audits and audit.targeted:
+    _able(audit.targeted, net.num_classes, f'{_WHERE}.audit_malt')
   return Plan(
     clean=attacks.make('clean', **shared),
     attacks=tuple(_listed(name, shared, net) for name in names),
@@ -180,6 +182,9 @@ def _shared(spec: ml_collections.ConfigDict) -> dict[str, Any]:
     'autoattack_targets': arguments.integer(
       f'{prefix}targets', spec.autoattack_targets, 1
     ),
+    'autoattack_target_order': arguments.one_of(
+      f'{prefix}target_order', spec.autoattack_target_order, targets.ORDERS
+    ),
   }
 
 
@@ -246,7 +251,9 @@ def _audit(
     'autoattack_outputs': (),
     'autoattack_n_iter': attacks.STANDARD['n_iter'],
     'autoattack_targets': attacks.STANDARD['n_targets'],
+    'autoattack_target_order': 'malt',
   }
+  short = {**few, 'autoattack_n_iter': steps}
   attack = attacks.make(f'pgd_{steps}', **shared)
   margin = attacks.make(f'cw_{steps}', **shared)
   mora = attacks.make(f'mora_{steps}', **shared) if spec.audit_mora else None
@@ -259,5 +266,6 @@ def _audit(
     square=attacks.make('square', **few) if queries else None,
     mora=mora,
     momentum=attacks.without_heads(mora) if mora else None,
+    targeted=attacks.make('apgd-t', **short) if spec.audit_malt else None,
     surrogate=(*through, mora) if mora else through,
   )

@@ -107,6 +107,7 @@ _SECTIONS = {
     'autoattack_n_iter': _integer,
     'autoattack_queries': _integer,
     'autoattack_targets': _integer,
+    'autoattack_target_order': _text,
     'sweep_epsilons_255': _tuple_of(_number),
     'sweep_steps': _integer,
     'loss_steps': _tuple_of(_integer),
@@ -114,6 +115,7 @@ _SECTIONS = {
     'audit_steps': _integer,
     'audit_queries': _integer,
     'audit_mora': _flag,
+    'audit_malt': _flag,
     'export_images': _flag,
   },
 }

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dhat_jax.attacks import balls
-from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack import checks, targets
 from dhat_jax.attacks.training import TRAINING_ATTACKS
 from dhat_jax.datasets.loaders import DATASETS
 from dhat_jax.evaluation.attacks import EVALUATION_ATTACKS
@@ -50,7 +50,8 @@ OPTIONAL = (
     )
   ),
   *('evaluation.epsilon_255', 'evaluation.step_size_255'),
-  'evaluation.audit_mora',
+  'evaluation.autoattack_target_order',
+  *('evaluation.audit_mora', 'evaluation.audit_malt'),
 )
 # Attacks of an evaluation that take seconds, and so may validate.
 _FAST_ATTACKS = ('clean', 'fgsm', 'pgd_<steps>', 'cw_<steps>')
@@ -187,6 +188,9 @@ _EVALUATION_KEYS = {
   'autoattack_n_iter': Key('iterations of APGD and FAB', 'iterations'),
   'autoattack_queries': Key('queries of Square', 'queries'),
   'autoattack_targets': Key('target classes of APGD-T and FAB-T', 'classes'),
+  'autoattack_target_order': Key(
+    "order of APGD-T's target classes", choices=targets.ORDERS
+  ),
   'sweep_epsilons_255': Key('radii of the sweep; (): none', '1/255'),
   'sweep_steps': Key('PGD steps at each radius of the sweep', 'steps'),
   'loss_steps': Key("steps after which PGD's loss is reported", 'steps'),
@@ -194,6 +198,7 @@ _EVALUATION_KEYS = {
   'audit_steps': Key('steps of each attack of the audit', 'steps'),
   'audit_queries': Key('queries of Square in the audit; 0: none', 'queries'),
   'audit_mora': Key('whether the audit runs MORA, which re-weighs the heads'),
+  'audit_malt': Key("whether the audit runs APGD-T in MALT's order of targets"),
   'export_images': Key('whether adversarial images are written as npz'),
 }
 KEYS = {

@@ -63,7 +63,11 @@ _DEFAULTS = {
     'extra': {'files': (), 'fraction': 0.7},
   },
   'model': {'remat': False},
-  'evaluation': {'audit_mora': True},
+  'evaluation': {
+    'autoattack_target_order': 'logits',
+    'audit_mora': True,
+    'audit_malt': False,
+  },
 }
 _STAGE_DEFAULTS = {
   'attack': {

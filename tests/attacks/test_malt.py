@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.attacks import malt
+from dhat_jax.attacks import autoattack, malt
 
 CLASSES = 6
 
@@ -80,3 +80,53 @@ def test_a_class_without_gradient_comes_first():
   images = jnp.full((1, 2, 2, 1), 0.5)
   order = malt.target_order(logits_fn, images, jnp.array([0]), norm='l2')
   np.testing.assert_array_equal(order, [[0, 1, 3, 2]])
+
+
+def test_apgd_t_aims_at_the_nearest_class_first():
+  """One target breaks images that the likeliest class does not."""
+  generator = np.random.default_rng(0)
+  slope = np.float32(generator.normal(size=(16, CLASSES)))
+  slope *= np.float32([1, 1, 1, 1, 12, 12])
+  offset = np.float32([0, 0, 0, 0, -3, -3])
+
+  def logits_fn(images):
+    return (images.reshape(len(images), -1) - 0.5) @ slope + offset[None]
+
+  images = generator.uniform(0.4, 0.6, size=(40, 4, 4, 1)).astype(np.float32)
+  labels = np.asarray(logits_fn(images).argmax(axis=1))
+  options = {'version': 'custom', 'attacks': ('apgd-t',), 'n_targets': 1}
+  results = {
+    order: autoattack.autoattack(
+      logits_fn,
+      images,
+      labels,
+      epsilon=0.01,
+      n_iter=10,
+      batch_size=40,
+      target_order=order,
+      **options,
+    )
+    for order in ('logits', 'malt')
+  }
+  robust = {order: int(r.robust.sum()) for order, r in results.items()}
+  assert robust['malt'] <= robust['logits'] - 3
+  # Towards the nearest one of all, as the order says.
+  order = malt.target_order(logits_fn, images, labels, norm='linf')
+  broken = ~results['malt'].robust
+  predictions = results['malt'].predictions
+  assert np.mean(predictions[broken] == order[broken, 1]) > 0.8
+
+
+@pytest.mark.parametrize(
+  ('options', 'words'),
+  [
+    ({'target_order': 'near'}, "target_order: got 'near'"),
+    ({'attacks': ('fab-t',)}, r"target_order: .* expected 'apgd-t' among them"),
+  ],
+)
+def test_mistakes_show_before_anything_runs(options, words):
+  options = {'attacks': ('apgd-t',), 'target_order': 'malt', **options}
+  with pytest.raises(ValueError, match=words):
+    autoattack.autoattack(
+      None, None, None, epsilon=0.1, version='custom', **options
+    )

@@ -6,6 +6,14 @@ from typing import Any
 
 from dhat_jax import arguments
 
+# What the reference spends; a run names what differs from it.
+STANDARD = {
+  'n_iter': 100,
+  'n_queries': 5000,
+  'n_targets': 9,
+  'target_order': 'logits',
+}
+
 
 def _at_least_1(name: str, got: Any) -> int:
   """Returns an integer >= 1, or raises ValueError."""

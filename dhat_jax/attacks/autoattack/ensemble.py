@@ -18,7 +18,7 @@ import numpy as np
 from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks import logits as networks
-from dhat_jax.attacks.autoattack import checks, image_table
+from dhat_jax.attacks.autoattack import checks, image_table, targets
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.evaluation import Evaluation, make_predict
 from dhat_jax.attacks.autoattack.journal import (
@@ -168,6 +168,7 @@ def autoattack(
   n_targets: int = 9,
   eot_iter: int | None = None,
   fab_stop_at_epsilon: bool = False,
+  target_order: str = 'logits',
   randomized: bool = False,
   progress: bool | Callable[[Progress], None] = False,
   state_dir: str | os.PathLike | None = None,
@@ -209,6 +210,9 @@ def autoattack(
     fab_stop_at_epsilon: whether FAB leaves an image alone once it is broken.
       The flags are the same, its images are not the smallest perturbations; a
       warning says so.
+    target_order: of apgd-t's classes: 'logits', the largest clean ones first
+      as in the original, or 'malt', the nearest ones first as if the network
+      were linear (Melamed et al. 2024).
     randomized: whether logits_fn takes a key as second argument.
     progress: True prints a line per batch; or a function of `Progress`.
     state_dir: directory in which every finished batch is stored. A call with
@@ -233,6 +237,7 @@ def autoattack(
   balls.check_choice('norm', norm, balls.NORMS)
   arguments.length('epsilon', epsilon, norm, zero=False)
   names = checks.choose_attacks(version, attacks, randomized)
+  targets.check_order(target_order, names, randomized)
   integer('batch_size', batch_size, least=1)
   budget_of = functools.partial(
     _make_budget,
@@ -295,6 +300,8 @@ def autoattack(
       packed_batches=size,
       randomized=randomized,
       precision=precision,
+      # Journals of the original order are those of before it had a name.
+      **({} if target_order == 'logits' else {'target_order': target_order}),
     )
     state_dir = files.user_path(state_dir)
     if state_dir is not None:
@@ -319,6 +326,18 @@ def autoattack(
     )
     for attack in _make_attacks(names, make, map_fn, rng, randomized):
       name = attack.name
+      if name == 'apgd-t' and target_order == 'malt':
+        ranking = targets.malt_ranking(
+          logits_fn,
+          map_fn,
+          images,
+          labels,
+          evaluation.robust,
+          norm=norm,
+          batch_size=size,
+          classes=classes,
+        )
+        attack = dataclasses.replace(attack, ranking=ranking)
       evaluation.attack(
         attack, budget=budget, journal=journal, reporter=reporter
       )

@@ -276,7 +276,8 @@ class Evaluation:
     the clean image. Other attacks do not look at them.
     """
     ranks = passes if attack.name.endswith('-t') else 1
-    return self._ranking[places, ranks - 1].astype(np.int32)
+    ranking = self._ranking if attack.ranking is None else attack.ranking
+    return ranking[places, ranks - 1].astype(np.int32)
 
   def _apply(
     self, attack: Attack, piece: Piece, carried: np.ndarray | None
