@@ -245,15 +245,19 @@ def _audit(
   largest = titles.get(title) or _stronger(
     title, radius, spec.sweep_steps, spec.norm
   )
-  few = {
+  standard = {
     **shared,
-    'autoattack_queries': queries,
     'autoattack_outputs': (),
     'autoattack_n_iter': attacks.STANDARD['n_iter'],
+    'autoattack_queries': attacks.STANDARD['n_queries'],
     'autoattack_targets': attacks.STANDARD['n_targets'],
+  }
+  few = {**standard, 'autoattack_queries': queries}
+  short = {
+    **standard,
+    'autoattack_n_iter': steps,
     'autoattack_target_order': 'malt',
   }
-  short = {**few, 'autoattack_n_iter': steps}
   attack = attacks.make(f'pgd_{steps}', **shared)
   margin = attacks.make(f'cw_{steps}', **shared)
   mora = attacks.make(f'mora_{steps}', **shared) if spec.audit_mora else None

@@ -63,6 +63,30 @@ def test_a_surrogate_is_attacked_on_cross_entropy_and_margin():
   assert not any(job.target.name == 'relu_bypassed' for job in todo)
 
 
+def test_an_audit_with_mora_and_malt():
+  net, variables = tiny_suite.network('mixed')
+  plan = tiny_suite.make_plan(
+    net, attacks=('clean',), audit=True, audit_mora=True, audit_malt=True
+  )
+  keys = [job.key for job in list_jobs((net, variables, None), plan)]
+  targeted = 'apgd-t(n_iter=3,target_order=malt)'
+  for key in (
+    ('aggregated', 'mora_3'),
+    ('aggregated', 'momentum_3'),
+    ('aggregated', targeted),
+    ('surrogate', 'mora_3'),
+  ):
+    assert key in keys
+  assert ('surrogate', 'momentum_3') not in keys
+  white_box = [attack.name for attack in plan.audit.white_box]
+  assert white_box == ['pgd_3', 'cw_3', 'momentum_3', targeted]
+  mora, momentum = plan.audit.mora, plan.audit.momentum
+  assert mora.function is momentum.function  # they compile once
+  assert momentum.stream == mora.name  # and start alike
+  for attack in plan.audit.surrogate[:2]:
+    assert attack.made_of['every_point']
+
+
 def test_the_list_is_what_runs_and_what_the_bar_counts(case, tmp_path, capsys):
   calls = []
   plan = spied(tiny_suite.make_plan(case[0], **ALL), calls)

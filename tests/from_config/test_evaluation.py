@@ -18,6 +18,7 @@ def net():
     ('attacks', ('pgd',), r"attacks: got 'pgd', choices .*'pgd_<steps>'"),
     ('attacks', ('fab_t',), r"attacks: got 'fab_t'.*did you mean 'fab-t'"),
     ('attacks', ('pgd_0',), 'attacks: .*got 0 steps'),
+    ('attacks', ('mora_0',), 'attacks: .*got 0 steps'),
     ('attacks', (), r'attacks: got \(\), expected different names'),
     ('attacks', ('clean', 'clean'), 'expected different names'),
     ('epsilon', 8.0, r'epsilon: got 8.0, expected in \[0, 1\].*epsilon_255'),
@@ -32,6 +33,7 @@ def net():
     ('autoattack_n_iter', 0, 'autoattack_n_iter: got 0'),
     ('autoattack_queries', 0, 'autoattack_queries: got 0'),
     ('autoattack_targets', 0, 'autoattack_targets: got 0'),
+    ('autoattack_target_order', 'near', "order: got 'near', choices"),
     ('sweep_epsilons_255', (8.0, 8.0), 'sweep_epsilons_255: got'),
     ('sweep_steps', 0, 'sweep_steps: got 0'),
     ('loss_steps', (-1,), 'loss_steps: got -1'),
@@ -72,6 +74,38 @@ def test_two_classes_are_enough_for_every_attack(net):
   assert len(plan.attacks) == len(names)
 
 
+def test_mora_needs_an_output_that_is_made_of_heads(net):
+  config = tiny_suite.get_config(attacks=('clean', 'mora_3'))
+  plan = evaluation.make_plan(config, net)
+  assert len(plan.against('main')) == 1
+  assert len(plan.against('mean')) == len(plan.against('aggregated')) == 2
+  single = net.clone(outputs=('main',))
+  message = r"evaluation.attacks: got 'mora_3' for a network with \('main',\)"
+  with pytest.raises(ValueError, match=message):
+    evaluation.make_plan(config, single)
+
+
+def test_target_order_is_that_of_apgd_t_alone(net):
+  plan = tiny_suite.make_plan(
+    net,
+    attacks=('clean', 'apgd-t', 'fab-t', 'autoattack'),
+    autoattack_target_order='malt',
+  )
+  budget = 'n_iter=3,queries=20,targets=2'
+  assert [attack.name for attack in plan.attacks[1:]] == [
+    f'apgd-t({budget},target_order=malt)',
+    f'fab-t({budget})',
+    f'autoattack({budget},target_order=malt)',
+  ]
+  config = tiny_suite.get_config(
+    attacks=('autoattack',),
+    autoattack_target_order='malt',
+    autoattack_version='rand',
+  )
+  with pytest.raises(ValueError, match=r"attacks: target_order: .*'apgd-t'"):
+    evaluation.make_plan(config, net)
+
+
 def test_validation_attacks():
   config = tiny_suite.get_config()
   for name in ('clean', 'fgsm', 'pgd_3'):
@@ -81,6 +115,7 @@ def test_validation_attacks():
   for name, message in (
     ('autoattack', 'expected an attack that takes seconds'),
     ('pgd', r"got 'pgd', choices are .*'pgd_<steps>'"),
+    ('mora_3', "got 'mora_3', which needs heads"),
   ):
     config.validation.attack = name
     with pytest.raises(ValueError, match=message) as error:
