@@ -4,6 +4,7 @@ python docs/tools/config_reference.py            write it
 python docs/tools/config_reference.py --check    exit with 1 if out of date
 """
 
+import itertools
 import pathlib
 import sys
 import textwrap
@@ -164,12 +165,24 @@ def part_table(registry: Registry) -> str:
   return documents.markdown_table(headers, rows, left=5)
 
 
+def optional_keys() -> str:
+  """Returns the keys that may be missing, a list item for each section."""
+  sections = itertools.groupby(
+    reference.OPTIONAL, key=lambda key: key.split('.')[0]
+  )
+  items = [', '.join(f'`{key}`' for key in keys) for _, keys in sections]
+  return '\n'.join(
+    textwrap.fill(
+      f'- {item}', 80, subsequent_indent='  ', break_on_hyphens=False
+    )
+    for item in items
+  )
+
+
 def page() -> str:
   """Returns the whole page."""
   config = cifar10.get_config()
-  optional = [f'`{key}`' for key in reference.OPTIONAL]
-  listed = textwrap.fill(', '.join(optional) + '.', 80, break_on_hyphens=False)
-  parts = [HEADER.format(optional=listed)]
+  parts = [HEADER.format(optional=optional_keys())]
   for title, group in GROUPS.items():
     note = f'{NOTES[group]}\n\n' if group in NOTES else ''
     parts.append(f'## {title}\n\n{note}{key_table(config, group)}\n')
