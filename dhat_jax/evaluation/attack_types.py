@@ -4,16 +4,15 @@ import abc
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import chex
 import jax
 import numpy as np
 
 from dhat_jax.attacks import arguments
-from dhat_jax.attacks.autoattack import checks
+from dhat_jax.attacks.autoattack import checks, targets
 from dhat_jax.attacks.autoattack.budget import STANDARD
-from dhat_jax.attacks.autoattack.targets import check_order
 from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation import broken
 from dhat_jax.evaluation.evaluator import Target, joined
@@ -39,14 +38,12 @@ class EvaluationAttack(abc.ABC):
     outputs: the outputs that it attacks; () for all.
     made_of: what else its record depends on, beside `identity`.
     expensive: whether it runs after the others.
-    needs_heads: whether it only attacks outputs that are made of heads.
   """
 
   title: str = ''
   outputs: tuple[str, ...] = ()
   made_of: Any = None
   expensive: bool = False
-  needs_heads: ClassVar[bool] = False
 
   @property
   def name(self) -> str:
@@ -280,9 +277,8 @@ class EnsembleAttack(EvaluationAttack):
     """Raises ValueError for a radius of 0; any number of classes will do."""
     del num_classes
     arguments.length('epsilon', self.epsilon, self.norm, zero=False)
-    check_order(
-      self.target_order, self.attacks or checks.VERSIONS[self.version]
-    )
+    names = self.attacks or checks.VERSIONS[self.version]
+    targets.check_order(self.target_order, names)
 
   def identity(self) -> dict[str, Any]:
     """Returns the fields, except the attacked outputs."""

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import chex
 import jax
@@ -227,7 +227,6 @@ class HeadsAttack(LogitsAttack):
   """A batch function that gets logits [B, 2 + H, K]; see `heads.WithHeads`."""
 
   outputs: tuple[str, ...] = heads.MERGED
-  needs_heads: ClassVar[bool] = True
 
   def batches(
     self, target: Target, split: Split, rng: chex.PRNGKey
@@ -235,6 +234,11 @@ class HeadsAttack(LogitsAttack):
     """Yields (robust [B], images_adv [D, B / D, ...]) of padded batches."""
     net = heads.WithHeads(target.net, target.evaluator.net, target.output)
     return super().batches(dataclasses.replace(target, net=net), split, rng)
+
+
+def needs_heads(attack: EvaluationAttack) -> bool:
+  """Returns whether it only attacks outputs that are made of heads."""
+  return isinstance(attack, HeadsAttack)
 
 
 _mora_function = functools.cache(mora.make_evaluation_attack)

@@ -75,7 +75,7 @@ def _listed(
   where = f'{_WHERE}.attacks'
   attack = attacks.make(name, where=where, **shared)
   names = available(net.outputs)
-  if attack.needs_heads and not set(attack.outputs) & set(names):
+  if attacks.needs_heads(attack) and not set(attack.outputs) & set(names):
     raise ValueError(
       f'{where}: got {name!r} for a network with {names}, expected an output '
       f'made of heads, {attack.outputs}'
@@ -96,7 +96,7 @@ def _able(
 
 def _require_any_output(attack: EvaluationAttack, where: str) -> None:
   """Raises ValueError for an attack that cannot attack a head."""
-  if attack.needs_heads:
+  if attacks.needs_heads(attack):
     raise ValueError(
       f'{where}: got {attack.title!r}, which needs heads, expected an attack '
       'on any output'

@@ -57,8 +57,10 @@ def test_targets_by_hand():
   ranking = np.array([[4, 0, 2], [1, 2, 0], [2, 1, 0]])
   broken_by = np.array(['fab-t', 'square', 'apgd-t'])
   broken_in = np.array([2, 2, 3])
-  targets = image_table.broken_targets(broken_by, broken_in, ranking)
-  assert targets.tolist() == [0, -1, 0]
+  targets = image_table.broken_targets(
+    broken_by, broken_in, {'fab-t': ranking, 'apgd-t': ranking[:, ::-1]}
+  )
+  assert targets.tolist() == [0, -1, 2]
   assert targets.dtype == np.int32
 
 

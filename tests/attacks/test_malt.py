@@ -113,8 +113,9 @@ def test_apgd_t_aims_at_the_nearest_class_first():
   # Towards the nearest one of all, as the order says.
   order = malt.target_order(logits_fn, images, labels, norm='linf')
   broken = ~results['malt'].robust
-  predictions = results['malt'].predictions
-  assert np.mean(predictions[broken] == order[broken, 1]) > 0.8
+  result = results['malt']
+  np.testing.assert_array_equal(result.targets[broken], order[broken, 1])
+  assert np.mean(result.predictions[broken] == order[broken, 1]) > 0.8
 
 
 @pytest.mark.parametrize(

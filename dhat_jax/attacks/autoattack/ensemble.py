@@ -101,7 +101,7 @@ def _make_result(
     broken_by=evaluation.broken_by,
     broken_in=evaluation.broken_in,
     targets=image_table.broken_targets(
-      evaluation.broken_by, evaluation.broken_in, evaluation.ranking
+      evaluation.broken_by, evaluation.broken_in, evaluation.rankings
     ),
     changes=image_table.changes(images, evaluation.images_adv, norm),
     labels=labels,
@@ -327,7 +327,7 @@ def autoattack(
     for attack in _make_attacks(names, make, map_fn, rng, randomized):
       name = attack.name
       if name == 'apgd-t' and target_order == 'malt':
-        ranking = targets.malt_ranking(
+        evaluation.rankings[name] = targets.malt_ranking(
           logits_fn,
           map_fn,
           images,
@@ -337,7 +337,6 @@ def autoattack(
           batch_size=size,
           classes=classes,
         )
-        attack = dataclasses.replace(attack, ranking=ranking)
       evaluation.attack(
         attack, budget=budget, journal=journal, reporter=reporter
       )

@@ -41,6 +41,8 @@ class Evaluation:
       wrong before, '' if it is robust.
     broken_in: int32 [N], the index of that attack's pass, one of
       `Budget.passes`; -1 without one.
+    rankings: {targeted attack: int [N, K]}, the classes at which its passes
+      aim, by rank from 1, of which the first is no target.
     zero_gradients: {attack: number of starts where the gradient vanished}.
     broken_gradients: {attack: number of runs of an image in which a gradient
       was not finite}.
@@ -79,7 +81,7 @@ class Evaluation:
     self.margins = np.full(len(images), np.nan, images.dtype)
     self.broken_by = np.full(len(images), '', '<U16')
     self.broken_in = np.full(len(images), -1, np.int32)
-    self._ranking = np.zeros((len(images), 0), np.int32)  # [N, K]
+    self.rankings = {}
     self.zero_gradients = collections.Counter()
     self.broken_gradients = collections.Counter()
     self.secs = {}
@@ -117,13 +119,9 @@ class Evaluation:
     self.predictions = _classes(logits)
     self.margins = _margins(logits, self._labels)
     self.broken_by[~self.robust] = 'clean'
-    self._ranking = np.argsort(logits, axis=1, kind='stable')[:, ::-1]
+    by_logits = np.argsort(logits, axis=1, kind='stable')[:, ::-1]
+    self.rankings = {'apgd-t': by_logits, 'fab-t': by_logits}
     return logits
-
-  @property
-  def ranking(self) -> np.ndarray:
-    """The classes that targeted passes aim at, by rank from 1: int [N, K]."""
-    return self._ranking
 
   def repeat(
     self, predict_pair: Callable | None, repeats: int = 5
@@ -272,12 +270,12 @@ class Evaluation:
   ) -> np.ndarray:
     """Returns the classes that items aim at: int32 [B].
 
-    Pass r of a targeted attack aims at the class with the r-th largest logit of
-    the clean image. Other attacks do not look at them.
+    Pass r of a targeted attack aims at the class of rank r, by clean logits
+    unless another order was set. Other attacks do not look at them.
     """
-    ranks = passes if attack.name.endswith('-t') else 1
-    ranking = self._ranking if attack.ranking is None else attack.ranking
-    return ranking[places, ranks - 1].astype(np.int32)
+    if attack.name not in self.rankings:
+      return np.zeros(len(places), np.int32)
+    return self.rankings[attack.name][places, passes - 1].astype(np.int32)
 
   def _apply(
     self, attack: Attack, piece: Piece, carried: np.ndarray | None

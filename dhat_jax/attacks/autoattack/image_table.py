@@ -29,21 +29,24 @@ Row = dict[str, Any]
 
 
 def broken_targets(
-  broken_by: np.ndarray, broken_in: np.ndarray, ranking: np.ndarray
+  broken_by: np.ndarray,
+  broken_in: np.ndarray,
+  rankings: Mapping[str, np.ndarray],
 ) -> np.ndarray:
   """Returns the target class of the pass that broke each image.
 
   Args:
     broken_by: str [N], the attack that broke the image first.
     broken_in: int [N], the pass; the rank of the class in a targeted attack.
-    ranking: int [N, K], the classes by their rank, from 1.
+    rankings: {targeted attack: int [N, K]}, the classes by their rank, from 1.
 
   Returns:
     int32 [N]; -1 where no targeted attack broke the image.
   """
   targets = np.full(len(broken_by), -1, np.int32)
-  places = np.flatnonzero(np.char.endswith(broken_by, '-t'))
-  targets[places] = ranking[places, broken_in[places] - 1]
+  for attack, ranking in rankings.items():
+    places = np.flatnonzero(broken_by == attack)
+    targets[places] = ranking[places, broken_in[places] - 1]
   return targets
 
 
@@ -81,8 +84,9 @@ def rows(arrays: Mapping[str, np.ndarray]) -> list[Row]:
       robust: whether no attack broke it, and it was right before.
       broken_by: the attack that broke it first; 'clean' if it was wrong before,
         None if it is robust.
-      target_class, target_rank: of a targeted attack's pass; ranks of the clean
-        logits count from 1, the largest, so that they begin at 2 here.
+      target_class, target_rank: of a targeted attack's pass; ranks count from
+        1, the largest clean logit, so that they begin at 2 here. In MALT's
+        order 2 is the nearest class.
       restart: of apgd-ce, apgd-dlr and fab, from 0.
       piece: of Square's queries, from 0.
       change: norm of the change, in the attack's norm.

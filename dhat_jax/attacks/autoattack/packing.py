@@ -48,8 +48,6 @@ class Attack:
     which: its place among the attacks of the program.
     rngs: typed keys [A] of these attacks.
     mixed: whether items of different passes may share a batch.
-    ranking: int [N, K], classes in the order in which a targeted attack aims
-      at them, from rank 2 on; None: by clean logits.
   """
 
   name: str
@@ -57,7 +55,6 @@ class Attack:
   which: int
   rngs: chex.PRNGKey
   mixed: bool
-  ranking: np.ndarray | None = None
 
   @property
   def carries(self) -> bool:
