@@ -274,7 +274,7 @@ def autoattack(
       'margins': evaluation.margins.copy(),
       'predictions': evaluation.predictions.copy(),
     }
-    checks.check_logits(logits, labels)
+    checks.check_logits(logits)
     classes = logits.shape[1]
     differences = checks.few_classes(names, classes, n_targets)
     warnings = checks.warn_stops(names, fab_stop_at_epsilon)

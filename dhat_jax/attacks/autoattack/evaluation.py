@@ -108,13 +108,19 @@ class Evaluation:
     return self._batches(np.arange(len(self._images)))[0]
 
   def predict_clean(self) -> np.ndarray:
-    """Predicts all images and sets `robust`; returns the logits [N, K]."""
+    """Predicts all images and sets `robust`; returns the logits [N, K].
+
+    Raises:
+      ValueError: labels that are no classes, or logits that are not finite.
+    """
     logits = np.concatenate(
       [
         self._logits(self._images[self._pad(batch)], batch, 'clean')
         for batch in self._batches(np.arange(len(self._images)))
       ]
     )
+    classes = logits.shape[1]
+    arguments.classes('labels', self._labels, len(logits), classes, np)
     self.robust = balls.is_right(logits, self._labels)
     self.predictions = _classes(logits)
     self.margins = _margins(logits, self._labels)
