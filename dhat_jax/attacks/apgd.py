@@ -93,13 +93,17 @@ def make_evaluate(
   labels: chex.Array,
   noise_rng: chex.PRNGKey | None,
   eot_iter: int,
+  by_mean_loss: bool = False,
 ) -> Callable:
   """Evaluates points: (points, i) -> (losses [B], correct [B], gradients).
 
   With `eot_iter` > 1 the gradient is an average over the network's noise, but
   loss and prediction are the last sample's, as in the reference. One network
-  evaluation and one gradient per sample. A NaN loss is lower than all others.
-  The steps handle gradients that are not finite.
+  evaluation and one gradient per sample. With `by_mean_loss` the loss is an
+  average too, and the prediction that of most samples. A NaN loss is lower than
+  all others. The steps handle gradients that are not finite.
+
+  With a key `noise_rng` per example [B], logits_fn gets a key per example.
   """
 
   def sample(points, key):
@@ -118,17 +122,31 @@ def make_evaluate(
       # Without noise all samples are the same one.
       (losses, predicted), gradients = sample(points, None)
       return losses, balls.is_right(predicted, labels), gradients
-    rng = jax.random.fold_in(noise_rng, i)
+    rng = _fold_in(noise_rng, i)
+
+    def draw(j):
+      (losses, predicted), gradients = sample(points, _fold_in(rng, j))
+      right = balls.is_right(predicted, labels)
+      return losses, right.astype(losses.dtype), gradients
 
     def add(j, carry):
-      aux, gradients = sample(points, jax.random.fold_in(rng, j))
-      return aux, carry[1] + gradients
+      losses, right, gradients = draw(j)
+      if by_mean_loss:
+        losses, right = carry[0] + losses, carry[1] + right
+      return losses, right, carry[2] + gradients
 
-    first = sample(points, jax.random.fold_in(rng, 0))
-    (losses, predicted), total = jax.lax.fori_loop(1, eot_iter, add, first)
-    return losses, balls.is_right(predicted, labels), total / eot_iter
+    losses, right, total = jax.lax.fori_loop(1, eot_iter, add, draw(0))
+    count = eot_iter if by_mean_loss else 1
+    return losses / count, 2 * right > count, total / eot_iter
 
   return evaluate
+
+
+def _fold_in(rng: chex.PRNGKey, number: chex.Numeric) -> chex.PRNGKey:
+  """Folds one key, or each of several."""
+  if rng.ndim == 0:
+    return jax.random.fold_in(rng, number)
+  return jax.vmap(jax.random.fold_in, (0, None))(rng, number)
 
 
 def apgd(
@@ -146,6 +164,7 @@ def apgd(
   rho: float = 0.75,
   eot_iter: int = 1,
   randomized: bool = False,
+  by_mean_loss: bool = False,
   active: chex.Array | None = None,
   indices: chex.Array | None = None,
   images_start: chex.Array | None = None,
@@ -161,7 +180,7 @@ def apgd(
     logits_fn: images -> logits [B, K]; with `randomized`, (images, key).
     images: float [B, ...] in [0, 1].
     labels: int [B].
-    rng: typed key; or one per example [B], without `randomized`.
+    rng: typed key; or one per example [B]. Then logits_fn gets as many.
     epsilon: radius of the ball, in [0, 1] units; may be traced.
     norm: 'linf' or 'l2'.
     loss: 'ce', 'dlr' or 'targeted_dlr'; or several of them. `divergences` says
@@ -172,6 +191,9 @@ def apgd(
     rho: share of rises below which a window counts as oscillating.
     eot_iter: gradients averaged per iteration over the network's noise.
     randomized: whether logits_fn takes a key.
+    by_mean_loss: with `randomized`, compare points by the mean loss of the
+      `eot_iter` samples, not by the last one's. `images_adv` is then the point
+      of the highest mean loss, whether or not it is misclassified.
     active: bool [B], the examples that are attacked; default all.
     indices: int [B], places in the data set by which the starts are drawn;
       default 0 ... B - 1.
@@ -195,7 +217,8 @@ def apgd(
   integer('eot_iter', eot_iter, least=1)
   arguments.share('rho', rho)
   arguments.flag('randomized', randomized)
-  balls.check_keys('rng', rng, one=randomized or jnp.ndim(rng) != 1)
+  arguments.flag('by_mean_loss', by_mean_loss)
+  balls.check_keys('rng', rng, one=jnp.ndim(rng) != 1)
   for name in [loss] if isinstance(loss, str) else loss:
     balls.check_choice('loss', name, LOSSES)
   logits_fn, images, labels = logits.problem(
@@ -208,10 +231,7 @@ def apgd(
   start_rng, noise_rng = (
     jax.random.split(rng)
     if rng.ndim == 0
-    else (
-      jax.vmap(jax.random.split)(rng)[:, 0],
-      None,
-    )
+    else jax.vmap(jax.random.split, out_axes=1)(rng)
   )
   evaluate = make_evaluate(
     logits_fn,
@@ -219,6 +239,7 @@ def apgd(
     labels,
     noise_rng if randomized else None,
     eot_iter,
+    by_mean_loss,
   )
   if images_start is None:
     points = random_start(start_rng, indices, images, epsilon, norm)
@@ -231,6 +252,8 @@ def apgd(
   state = jax.lax.fori_loop(0, n_iter + 1, step, state)
   robust = state.robust | ~active
   images_adv = balls.select(robust, images, state.images_adv)
+  if randomized and by_mean_loss:
+    images_adv = balls.select(active, state.best_points, images)
   extras = []
   if with_zero_gradients:
     extras.append(state.flat & active)

@@ -20,7 +20,8 @@ from tests.attacks import linear
     ({'norm': 'l1'}, 'choices'),
     ({'epsilon': 0.0}, 'epsilon'),
     ({'batch_size': 0}, 'batch_size'),
-    ({'randomized': True}, 'without noise'),
+    ({'randomized': 1}, 'True or False'),
+    ({'randomized': True, 'samples': 1}, 'samples'),
     ({'images': np.zeros((2, 6, 6, 2), np.uint8)}, 'float'),
     ({'images': np.full((2, 6, 6, 2), 255.0)}, r'\[0, 1\]'),
     ({'images': np.full((2, 72), 0.5)}, r'\[B, H, W, C\]'),
@@ -115,7 +116,7 @@ def test_masked_gradients_are_reported():
   assert 'square lowered robust accuracy' in lines
 
 
-def test_noise_needs_the_version_rand():
+def test_noise_needs_a_key():
   def noisy(images, key):
     return linear.logits_of(images) + jax.random.normal(key, (len(images), 5))
 
@@ -123,7 +124,7 @@ def test_noise_needs_the_version_rand():
   keys = jax.random.split(jax.random.key(0), 5)
   samples = [np.asarray(noisy(images, key)) for key in keys]
   (line,) = checks.warn_randomized(samples, labels)
-  assert "version='rand'" in line
+  assert 'logits_fn(images, key) and randomized=True' in line
   assert checks.warn_randomized(samples[:1] * 5, labels) == []
   rand = autoattack(
     noisy,
@@ -136,4 +137,5 @@ def test_noise_needs_the_version_rand():
     n_iter=3,
   )
   assert tuple(rand.flags) == ('clean', 'apgd-ce', 'apgd-dlr')
-  assert not any('randomised' in line for line in rand.warnings)
+  (line,) = rand.warnings
+  assert line.startswith('a randomised network')

@@ -29,7 +29,8 @@ class Budget:
     n_queries: of Square.
     n_restarts: of apgd-ce, apgd-dlr and fab.
     n_targets: target classes of apgd-t and fab-t.
-    eot_iter: gradients averaged per iteration of APGD.
+    eot_iter: evaluations of a randomised network that are averaged: gradients
+      of APGD, logits of the others.
     stop_at_epsilon: whether FAB stops at a perturbation that counts.
   """
 
@@ -68,6 +69,6 @@ class Budget:
     """Evaluations per image of one pass, a gradient counted as two."""
     if name == 'square':
       pieces = self.square_pieces()
-      return pieces[index + 1] - pieces[index]
+      return self.eot_iter * (pieces[index + 1] - pieces[index])
     per_iteration = {'fab': 2 + 2 * classes, 'fab-t': 4}
-    return per_iteration.get(name, 3 * self.eot_iter) * self.n_iter
+    return self.eot_iter * per_iteration.get(name, 3) * self.n_iter

@@ -22,16 +22,15 @@ RATIOS = {
 
 
 def choose_attacks(
-  version: str, attacks: tuple[str, ...] | None, randomized: bool
+  version: str, attacks: tuple[str, ...] | None
 ) -> tuple[str, ...]:
   """Names of the attacks of a version, in the order in which they run.
 
   Raises:
     ValueError: unknown version or name, names without 'custom' or 'custom'
-      without names, or an attack that cannot handle a randomised network.
+      without names.
   """
   balls.check_choice('version', version, (*VERSIONS, 'custom'))
-  arguments.flag('randomized', randomized)
   if isinstance(attacks, str):
     raise ValueError(f'attacks: got {attacks!r}, expected several names')
   if (version == 'custom') != bool(attacks):
@@ -44,12 +43,6 @@ def choose_attacks(
     balls.check_choice('attacks', name, NAMES)
   if len(set(names)) < len(names):
     raise ValueError(f'attacks: got {names}, expected each name once')
-  fixed = set(names) - {'apgd-ce', 'apgd-dlr'}
-  if randomized and fixed:
-    raise ValueError(
-      f'randomized: {sorted(fixed)} expect logits without noise; use '
-      "version='rand', or 'custom' with apgd-ce and apgd-dlr"
-    )
   return names
 
 
@@ -132,9 +125,27 @@ def warn_randomized(samples: list[np.ndarray], labels: np.ndarray) -> list[str]:
     return []
   return [
     f'logits change from call to call (correct: {correct}, largest gap '
-    f"{gap:.2g}): a randomised network; use version='rand' and pass noise "
-    'through a key (randomized=True)'
+    f'{gap:.2g}): a randomised network. Draw its noise from a key: pass '
+    'logits_fn(images, key) and randomized=True'
   ]
+
+
+def label_randomized(
+  version: str, names: tuple[str, ...], eot_iter: int, samples: int
+) -> list[str]:
+  """Says how a randomised network was attacked and judged."""
+  lines = [
+    f'a randomised network: an image counts as robust if most of {samples} '
+    'evaluations are correct; report sampled_accuracy, the mean and the worst'
+  ]
+  if version != 'rand':
+    fixed = [name for name in names if not name.startswith('apgd')]
+    means = f'; {", ".join(fixed)} attack the mean logits of as many'
+    lines.append(
+      f'not the version for randomised networks, rand: APGD compares points by '
+      f'the mean loss of {eot_iter} evaluations{means if fixed else ""}'
+    )
+  return lines
 
 
 def warn_batch(

@@ -18,14 +18,16 @@ import numpy as np
 from dhat_jax.arguments import integer
 from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks import logits as networks
+from dhat_jax.attacks import randomized as noise
 from dhat_jax.attacks.autoattack import checks, image_table, targets
 from dhat_jax.attacks.autoattack.budget import Budget
-from dhat_jax.attacks.autoattack.evaluation import Evaluation, make_predict
+from dhat_jax.attacks.autoattack.evaluation import Evaluation
 from dhat_jax.attacks.autoattack.journal import (
   Journal,
   digest,
   network_digest,
 )
+from dhat_jax.attacks.autoattack.judge import Judge
 from dhat_jax.attacks.autoattack.packing import Attack, size_of_batches
 from dhat_jax.attacks.autoattack.passes import (
   ATTACK_AXES,
@@ -49,16 +51,18 @@ def _make_budget(
   n_targets: int,
   eot_iter: int | None,
   stop_at_epsilon: bool,
+  randomized: bool,
 ) -> Budget:
   """Fills in the budget of a version and a number of classes."""
   restarts = 5 if version in ('plus', 'custom') else 1
+  averaged = 20 if version == 'rand' or randomized else 1
   return Budget(
     n_iter=n_iter,
     n_queries=n_queries,
     n_restarts=restarts if n_restarts is None else n_restarts,
     n_targets=min(n_targets, classes - 1),
     stop_at_epsilon=stop_at_epsilon,
-    eot_iter=(20 if version == 'rand' else 1) if eot_iter is None else eot_iter,
+    eot_iter=averaged if eot_iter is None else eot_iter,
   )
 
 
@@ -89,8 +93,10 @@ def _make_result(
   flags: dict[str, np.ndarray],
   differences: list[str],
   warnings: list[str],
+  correct: dict[str, np.ndarray],
 ) -> AutoAttackResult:
   """Collects the result of an evaluation, with its warnings."""
+  noisy = evaluation.correct.shape[1] > 1
   return AutoAttackResult(
     robust=evaluation.robust,
     images_adv=evaluation.images_adv,
@@ -105,6 +111,11 @@ def _make_result(
     ),
     changes=image_table.changes(images, evaluation.images_adv, norm),
     labels=labels,
+    correct=evaluation.correct,
+    clean_correct=clean['correct'],
+    sampled_accuracy={
+      name: noise.accuracies(flags) for name, flags in correct.items() if noisy
+    },
     flags=flags,
     secs=evaluation.secs,
     differences=differences,
@@ -124,7 +135,6 @@ def _make_attacks(
   make: Callable,
   map_fn: Callable,
   rng: chex.PRNGKey,
-  randomized: bool,
 ) -> Iterator[Attack]:
   """Yields the attacks in order, with programs that compile when first used.
 
@@ -133,7 +143,6 @@ def _make_attacks(
     make: names -> function, as `passes.make_attack`.
     map_fn: (fn, in_axes) -> compiled fn.
     rng: typed key.
-    randomized: whether the network is.
   """
   programs = {}
   for name in names:
@@ -147,7 +156,7 @@ def _make_attacks(
       rngs=jnp.stack(
         [streams.fold_in(rng, f'autoattack/{other}') for other in together]
       ),
-      mixed=mixes_passes(name, randomized),
+      mixed=mixes_passes(name),
     )
 
 
@@ -170,6 +179,7 @@ def autoattack(
   fab_stop_at_epsilon: bool = False,
   target_order: str = 'logits',
   randomized: bool = False,
+  samples: int = 10,
   progress: bool | Callable[[Progress], None] = False,
   state_dir: str | os.PathLike | None = None,
   map_fn: Callable | None = None,
@@ -206,14 +216,18 @@ def autoattack(
     n_queries: of Square. The standard is 5000.
     n_restarts: of apgd-ce, apgd-dlr and fab; default by version.
     n_targets: target classes; at most K - 1 are used.
-    eot_iter: gradients averaged per iteration; default by version.
+    eot_iter: gradients averaged per iteration; default 20 with 'rand' or
+      `randomized`, else 1. FAB and Square attack the mean of so many logits.
     fab_stop_at_epsilon: whether FAB leaves an image alone once it is broken.
       The flags are the same, its images are not the smallest perturbations; a
       warning says so.
     target_order: of apgd-t's classes: 'logits', the largest clean ones first
       as in the original, or 'malt', the nearest ones first as if the network
       were linear (Melamed et al. 2024).
-    randomized: whether logits_fn takes a key as second argument.
+    randomized: whether logits_fn takes a key as second argument. It is called
+      for one image at a time, in `vmap`, with a key for each.
+    samples: evaluations by which an image of a randomised network is judged, at
+      least 2. As many others choose which of its adversarial images is kept.
     progress: True prints a line per batch; or a function of `Progress`.
     state_dir: directory in which every finished batch is stored. A call with
       the same problem, network and directory resumes a killed one; any other is
@@ -236,8 +250,10 @@ def autoattack(
   """
   balls.check_choice('norm', norm, balls.NORMS)
   arguments.length('epsilon', epsilon, norm, zero=False)
-  names = checks.choose_attacks(version, attacks, randomized)
+  names = checks.choose_attacks(version, attacks)
+  arguments.flag('randomized', randomized)
   targets.check_order(target_order, names, randomized)
+  integer('samples', samples, least=2)
   integer('batch_size', batch_size, least=1)
   budget_of = functools.partial(
     _make_budget,
@@ -248,6 +264,7 @@ def autoattack(
     n_targets=n_targets,
     eot_iter=eot_iter,
     stop_at_epsilon=fab_stop_at_epsilon,
+    randomized=randomized,
   )
   integer('n_targets', n_targets, least=1)
   budget_of(classes=2)  # a mistake shows before anything compiles
@@ -267,25 +284,28 @@ def autoattack(
       epsilon=epsilon,
       batch_size=size,
       devices=devices,
-      predict=make_predict(logits_fn, map_fn, noise_rng),
+      judge=Judge(logits_fn, map_fn, rng=noise_rng, samples=samples),
     )
     logits = evaluation.predict_clean()  # [N, K]
     clean = {
       'margins': evaluation.margins.copy(),
       'predictions': evaluation.predictions.copy(),
+      'correct': evaluation.correct.copy(),
     }
     checks.check_logits(logits)
     classes = logits.shape[1]
     differences = checks.few_classes(names, classes, n_targets)
     warnings = checks.warn_stops(names, fab_stop_at_epsilon)
-    if version != 'rand':
-      samples, mixed = evaluation.repeat(
-        None if randomized else make_predict(logits_fn, map_fn, None)
-      )
-      warnings += checks.warn_randomized(
-        samples, labels[: len(samples[0])]
-      ) or checks.warn_batch(samples[0][: len(mixed)], mixed)
     budget = budget_of(classes=classes)
+    if randomized:
+      warnings += checks.label_randomized(
+        version, names, budget.eot_iter, samples
+      )
+    elif version != 'rand':
+      repeated, mixed = evaluation.repeat(map_fn(logits_fn, (0,)))
+      warnings += checks.warn_randomized(
+        repeated, labels[: len(repeated[0])]
+      ) or checks.warn_batch(repeated[0][: len(mixed)], mixed)
     problem = _describe_problem(
       images,
       labels,
@@ -302,6 +322,7 @@ def autoattack(
       precision=precision,
       # Journals of the original order are those of before it had a name.
       **({} if target_order == 'logits' else {'target_order': target_order}),
+      **({'samples': samples} if randomized else {}),
     )
     state_dir = files.user_path(state_dir)
     if state_dir is not None:
@@ -312,19 +333,22 @@ def autoattack(
       )
     journal = Journal(state_dir, problem)
     if state_dir is not None:
-      # One more prediction would shift a randomised network's noise.
-      probe = {} if randomized else {'logits of a probe': evaluation.probe()}
-      journal.check_close('network', {'clean logits': logits, **probe})
+      journal.check_close(
+        'network',
+        {'clean logits': logits, 'logits of a probe': evaluation.probe()},
+      )
     reporter = Reporter(progress, budget, names, classes, size)
     flags = {'clean': evaluation.robust.copy()}
+    correct = {'clean': evaluation.correct.copy()}
     make = functools.partial(
       make_attack,
       logits_fn=logits_fn,
       norm=norm,
       budget=budget,
       randomized=randomized,
+      by_mean_loss=version != 'rand',
     )
-    for attack in _make_attacks(names, make, map_fn, rng, randomized):
+    for attack in _make_attacks(names, make, map_fn, rng):
       name = attack.name
       if name == 'apgd-t' and target_order == 'malt':
         evaluation.rankings[name] = targets.malt_ranking(
@@ -341,8 +365,17 @@ def autoattack(
         attack, budget=budget, journal=journal, reporter=reporter
       )
       flags[name] = evaluation.robust.copy()
+      correct[name] = evaluation.correct.copy()
   result = _make_result(
-    evaluation, images, labels, norm, clean, flags, differences, warnings
+    evaluation,
+    images,
+    labels,
+    norm,
+    clean,
+    flags,
+    differences,
+    warnings,
+    correct,
   )
   journal.save('result', result.arrays())
   return result

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 
 import chex
-import jax
 import numpy as np
 
-from dhat_jax.attacks import arguments, balls
+from dhat_jax.attacks import arguments
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.journal import Journal
+from dhat_jax.attacks.autoattack.judge import Judge, Judgement
 from dhat_jax.attacks.autoattack.packing import (
   Attack,
   Packing,
@@ -23,9 +23,10 @@ from dhat_jax.attacks.autoattack.packing import (
   size_of_batches,
 )
 from dhat_jax.attacks.autoattack.progress import Reporter
-from dhat_jax.attacks.logits import check_finite
 
 Piece = dict[str, np.ndarray]  # see `journal.Journal`
+# Of a judgement, what is stored of each image.
+_JUDGED = ('robust', 'predictions', 'margins', 'correct', 'shares')
 
 
 class Evaluation:
@@ -37,6 +38,10 @@ class Evaluation:
     predictions: int32 [N], classes predicted on `images_adv`.
     margins: float [N], the label's logit on `images_adv` less the largest
       other one.
+    correct: bool [N, m], whether each evaluation of `images_adv` was correct; m
+      is 1 for a network without noise.
+    shares: float [N], of the evaluations that chose `images_adv`, the correct
+      ones. Images are attacked until theirs is 0.
     broken_by: str [N], the attack that broke the image first; 'clean' if it was
       wrong before, '' if it is robust.
     broken_in: int32 [N], the index of that attack's pass, one of
@@ -56,8 +61,8 @@ class Evaluation:
     *,
     epsilon: float,
     batch_size: int,
+    judge: Judge,
     devices: int = 1,
-    predict: Callable,
   ):
     """Starts an evaluation; call `predict_clean` first.
 
@@ -66,19 +71,21 @@ class Evaluation:
       labels: int32 [N].
       epsilon: radius of the ball.
       batch_size: of the predictions, and the largest of the attacks.
+      judge: of points.
       devices: over which batches are split.
-      predict: images [batch_size, ...] -> logits [batch_size, K], compiled.
     """
     self._images = images
     self._labels = labels
     self._epsilon = np.asarray(epsilon, images.dtype)
     self._batch_size = batch_size
     self._devices = devices
-    self._predict = predict
+    self._judge = judge
     self.robust = np.ones(len(images), bool)
     self.images_adv = images.copy()
     self.predictions = labels.copy()
     self.margins = np.full(len(images), np.nan, images.dtype)
+    self.correct = np.ones((len(images), judge.samples), bool)
+    self.shares = np.ones(len(images))
     self.broken_by = np.full(len(images), '', '<U16')
     self.broken_in = np.full(len(images), -1, np.int32)
     self.rankings = {}
@@ -96,13 +103,23 @@ class Evaluation:
     missing = (size or self._batch_size) - len(batch)
     return np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)])
 
-  def _logits(
-    self, points: chex.Array, batch: np.ndarray, where: str
-  ) -> np.ndarray:
-    """Predicts the first n points, of a batch: finite logits [n, K]."""
-    logits = np.asarray(self._predict(self._pad(points)))[: len(batch)]
-    check_finite(logits, where)
-    return logits
+  def _judged(
+    self,
+    points: chex.Array,
+    places: np.ndarray,
+    stream: str,
+    passes: np.ndarray | None = None,
+  ) -> Judgement:
+    """Judges the first n points: places int [n], passes [n]."""
+    if passes is None:
+      passes = np.zeros(len(places), np.int32)
+    return self._judge(
+      self._pad(points),
+      self._pad(places),
+      self._pad(passes),
+      labels=self._labels[places],
+      stream=stream,
+    )
 
   def _first_batch(self) -> np.ndarray:
     return self._batches(np.arange(len(self._images)))[0]
@@ -113,30 +130,29 @@ class Evaluation:
     Raises:
       ValueError: labels that are no classes, or logits that are not finite.
     """
-    logits = np.concatenate(
-      [
-        self._logits(self._images[self._pad(batch)], batch, 'clean')
-        for batch in self._batches(np.arange(len(self._images)))
-      ]
-    )
-    classes = logits.shape[1]
-    arguments.classes('labels', self._labels, len(logits), classes, np)
-    self.robust = balls.is_right(logits, self._labels)
-    self.predictions = _classes(logits)
-    self.margins = _margins(logits, self._labels)
+    batches = [
+      self._judged(self._images[batch], batch, 'clean')
+      for batch in self._batches(np.arange(len(self._images)))
+    ]
+    columns = zip(*batches, strict=True)
+    clean = Judgement(*(np.concatenate(rows) for rows in columns))
+    for name in _JUDGED:
+      setattr(self, name, getattr(clean, name))
     self.broken_by[~self.robust] = 'clean'
-    by_logits = np.argsort(logits, axis=1, kind='stable')[:, ::-1]
+    by_logits = np.argsort(clean.logits, axis=1, kind='stable')[:, ::-1]
     self.rankings = {'apgd-t': by_logits, 'fab-t': by_logits}
-    return logits
+    return clean.logits
 
   def repeat(
-    self, predict_pair: Callable | None, repeats: int = 5
+    self, predict_pair: Callable, repeats: int = 5
   ) -> tuple[list[np.ndarray], np.ndarray]:
     """Predicts the first batch several times, at last among other images.
 
+    It is for networks without noise.
+
     Args:
       predict_pair: images -> logits, compiled by its first call. It predicts
-        the last time if a batch is one image. None: a randomised network.
+        the last time if a batch is one image.
       repeats: how often.
 
     Returns:
@@ -146,9 +162,11 @@ class Evaluation:
     """
     batch = self._first_batch()
     points = self._images[self._pad(batch)]
-    samples = [self._logits(points, batch, 'clean') for _ in range(repeats - 1)]
+    samples = [
+      self._judged(points, batch, 'clean').logits for _ in range(repeats - 1)
+    ]
     predict, size = self._predict, len(points)
-    if size == 1 and predict_pair is not None:
+    if size == 1:
       predict, size = predict_pair, 2
     # The first half, the last image first, each followed by a negative.
     half = -(-size // 2)
@@ -156,6 +174,12 @@ class Evaluation:
     mixed[1::2] = 1 - mixed[1::2]
     logits = np.asarray(predict(mixed))[::2][::-1][: len(batch)]
     return samples, logits
+
+  def _predict(self, points: np.ndarray) -> np.ndarray:
+    """Predicts any points of a batch [B, ...]: mean logits [B, K]."""
+    places = self._pad(self._first_batch())
+    passes = np.zeros_like(places)
+    return self._judge.evaluations(points, places, passes, 'probe').mean(axis=1)
 
   def probe(self) -> np.ndarray:
     """Predicts noise in the boxes of the first images: logits [B, K].
@@ -165,7 +189,7 @@ class Evaluation:
     batch = self._first_batch()
     points = self._images[self._pad(batch)]
     noise = np.random.default_rng(0).random(points.shape, np.float32)
-    return np.asarray(self._predict((points + noise.astype(points.dtype)) / 2))
+    return self._predict((points + noise.astype(points.dtype)) / 2)
 
   def attack(
     self,
@@ -184,7 +208,7 @@ class Evaluation:
       reporter: called after each batch.
     """
     started = time.perf_counter()
-    places = np.flatnonzero(self.robust)
+    places = np.flatnonzero(self.shares > 0)
     size = self._batch_size
     if attack.carries and len(places):
       size = size_of_batches(len(places), size, self._devices, mixed=False)
@@ -194,7 +218,7 @@ class Evaluation:
     carried = self._images.copy() if attack.carries else None
     stored, stripped = [], 0  # Square's batches: (name, key), and how many
     for number in itertools.count():
-      passes, places = packing.take(self.robust)
+      passes, places = packing.take(self.shares > 0)
       if not len(places):
         break
       name = f'{attack.name}-{number:05d}'
@@ -208,7 +232,7 @@ class Evaluation:
       stored.append((name, key))
       if attack.carries:
         stripped = self._strip(journal, stored, stripped)
-      left = packing.left(self.robust)
+      left = packing.left(self.shares > 0)
       reporter(attack.name, passes, left, size, self.robust, fresh)
     self.secs[attack.name] = time.perf_counter() - started
 
@@ -238,14 +262,13 @@ class Evaluation:
     )
     points = np.asarray(points)
     arguments.in_box(f'{attack.name}: its images', points)
-    logits = self._logits(points, places, attack.name)
-    robust = balls.is_right(logits, self._labels[places])
-    # Square continues from all points, other attacks from the broken ones.
-    rows = np.flatnonzero(~robust | attack.carries)
+    judgement = self._judged(points, places, attack.name, passes)
+    # Square continues from all points; of others the better ones are kept.
+    rows = np.flatnonzero(
+      (judgement.shares < self.shares[places]) | attack.carries
+    )
     return {
-      'robust': robust,
-      'predictions': _classes(logits),
-      'margins': _margins(logits, self._labels[places]),
+      **{name: getattr(judgement, name) for name in _JUDGED},
       'rows': rows,
       'points': points[rows],
       'zero_gradients': np.asarray(flat)[:count],
@@ -286,55 +309,31 @@ class Evaluation:
   def _apply(
     self, attack: Attack, piece: Piece, carried: np.ndarray | None
   ) -> None:
-    """Applies a piece: robust flags, adversarial images, Square's points."""
-    robust, rows, points = (piece[key] for key in ('robust', 'rows', 'points'))
-    passes, places = piece['passes'], piece['indices']
+    """Applies a piece, item by item: images, flags, Square's points."""
+    rows, points = piece['rows'], piece['points']
+    places = piece['indices']
     if carried is not None:
       carried[places[rows]] = points
-    counts = counted(places, robust)
+    counts = counted(places, piece['shares'] > 0)
     for key in ('zero_gradients', 'broken_gradients'):
       getattr(self, key)[attack.name] += int(np.sum(piece[key] & counts))
-    breaks = counts & ~robust  # [n], the items that broke their image first
-    here = breaks[rows]
-    self.images_adv[places[rows[here]]] = points[here]
-    for name in ('predictions', 'margins'):
-      getattr(self, name)[places[breaks]] = piece[name][breaks]
-    self.broken_by[places[breaks]] = attack.name
-    self.broken_in[places[breaks]] = passes[breaks]
-    self.robust[places[breaks]] = False
+    point_of = dict(zip(rows, points, strict=True))
+    for item, place in enumerate(places):
+      if piece['shares'][item] >= self.shares[place]:
+        continue  # also what would not have run, had pass come after pass
+      self._name_breaker(attack, piece, item)
+      self.images_adv[place] = point_of[item]
+      for name in _JUDGED:
+        getattr(self, name)[place] = piece[name][item]
 
+  def _name_breaker(self, attack: Attack, piece: Piece, item: int) -> None:
+    """Says which pass broke an image first.
 
-def _classes(logits: np.ndarray) -> np.ndarray:
-  """Predicted classes: [N, K] -> int32 [N]."""
-  return np.argmax(logits, axis=1).astype(np.int32)
-
-
-def _margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Label's logit less the largest other one: [N, K], [N] -> [N].
-
-  In NumPy: JAX would compile it for every N.
-  """
-  places = np.arange(len(labels))
-  others = logits.copy()
-  others[places, labels] = -np.inf
-  return logits[places, labels] - others.max(axis=1)
-
-
-def make_predict(
-  logits_fn: Callable, map_fn: Callable, noise_rng: chex.PRNGKey | None
-) -> Callable:
-  """Compiles images -> logits.
-
-  Args:
-    logits_fn: images -> logits; with `noise_rng`, (images, key) -> logits.
-    map_fn: (fn, in_axes) -> compiled fn.
-    noise_rng: typed key of the network's noise, folded with the number of the
-      call; None for a network without.
-  """
-  if noise_rng is None:
-    return map_fn(logits_fn, (0,))
-  noisy = map_fn(logits_fn, (0, None))
-  calls = iter(range(2**31))
-  return lambda images: noisy(
-    images, jax.random.fold_in(noise_rng, next(calls))
-  )
+    What replaces an image of a randomised network may be robust again.
+    """
+    place = piece['indices'][item]
+    if piece['robust'][item]:
+      self.broken_by[place], self.broken_in[place] = '', -1
+    elif self.robust[place]:
+      self.broken_by[place] = attack.name
+      self.broken_in[place] = piece['passes'][item]

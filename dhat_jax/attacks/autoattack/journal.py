@@ -53,8 +53,9 @@ class Journal:
 
   A piece is a dictionary of arrays, about n items. `indices` [n] has the places
   of their images in the data set, `passes` [n] the passes over them. `robust`
-  bool [n] says whether they withstood. `predictions` int [n] and `margins` [n]
-  are those on the pass's points. `points` [m, ...] are the points that are
+  bool [n] says whether they withstood. `predictions` int [n], `margins` [n],
+  `correct` bool [n, m] and `shares` [n] are those on the pass's points, see
+  `evaluation.Evaluation`. `points` [m, ...] are the points that are
   still needed, and `rows` [m] says whose they are. `zero_gradients` and
   `broken_gradients` bool [n] say where there were any.
   """
@@ -172,9 +173,12 @@ class Journal:
       files.write_npz(str(self._directory / f'{name}.npz'), piece)
 
   def strip(self, name: str, key: dict[str, np.ndarray]) -> None:
-    """Drops the points of robust examples; a later piece has them."""
+    """Drops the points of robust examples; a later piece has them.
+
+    Of a randomised network, any point may be the one that is kept.
+    """
     piece = self.load(name, key)
-    if piece is None:
+    if piece is None or piece['correct'].shape[1] > 1:
       return
     broken = ~piece['robust'][piece['rows']]
     if broken.all():

@@ -11,11 +11,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dhat_jax.attacks import randomized as noise
 from dhat_jax.attacks.apgd import apgd
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.fab import fab
 from dhat_jax.attacks.square import square_points
-from dhat_jax.runtime import hoisting
+from dhat_jax.runtime import hoisting, streams
 
 # Of the functions that are given to `map_fn`: what is per item, what not.
 ATTACK_AXES = (0, 0, 0, 0, 0, 0, 0, 0, None, None)
@@ -53,24 +54,22 @@ def _item_keys(
 
 
 def _make_apgd(
-  names: Sequence[str], budget: Budget, randomized: bool
+  names: Sequence[str], budget: Budget, **options: bool
 ) -> Callable:
   """APGD with the losses of some attacks, see `_MAKERS`."""
   losses = tuple(_APGD_LOSSES[name] for name in names)
 
   def run(rngs, which, passes, points, **batch):
     del points
-    rng = _item_keys(rngs, which, passes)
     return apgd(
-      # The items of a randomised network share a pass, and its noise.
-      rng=rng[0] if randomized else rng,
+      rng=_item_keys(rngs, which, passes),
       loss=losses if len(losses) > 1 else losses[0],
       which=which,
       n_iter=budget.n_iter,
       eot_iter=budget.eot_iter,
-      randomized=randomized,
       with_zero_gradients=True,
       with_broken_gradients=True,
+      **options,
       **batch,
     )[1:]
 
@@ -78,10 +77,10 @@ def _make_apgd(
 
 
 def _make_fab(
-  names: Sequence[str], budget: Budget, randomized: bool
+  names: Sequence[str], budget: Budget, **options: bool
 ) -> Callable:
   """FAB with restarts, the first one from the image, see `_MAKERS`."""
-  del names, randomized
+  del names, options
 
   def run(rngs, which, passes, points, targets, **batch):
     del points, targets
@@ -99,10 +98,10 @@ def _make_fab(
 
 
 def _make_fab_targeted(
-  names: Sequence[str], budget: Budget, randomized: bool
+  names: Sequence[str], budget: Budget, **options: bool
 ) -> Callable:
   """FAB towards target classes, see `_MAKERS`."""
-  del names, randomized
+  del names, options
 
   def run(rngs, which, passes, points, **batch):
     del rngs, which, passes, points
@@ -118,10 +117,10 @@ def _make_fab_targeted(
 
 
 def _make_square(
-  names: Sequence[str], budget: Budget, randomized: bool
+  names: Sequence[str], budget: Budget, **options: bool
 ) -> Callable:
   """One piece of Square's queries, see `_MAKERS`."""
-  del names, randomized
+  del names, options
   pieces = jnp.asarray(budget.square_pieces())
 
   def run(rngs, which, passes, points, targets, **batch):
@@ -141,8 +140,8 @@ def _make_square(
   return run
 
 
-# (names, budget, randomized) -> (rngs [A], which [B], passes [B], points [B,
-# ...], targets [B], **batch) -> (points [B, ...], zero_gradients bool [B],
+# (names, budget, **options of APGD) -> (rngs [A], which [B], passes [B], points
+# [B, ...], targets [B], **batch) -> (points [B, ...], zero_gradients bool [B],
 # broken_gradients bool [B]); `batch` is what all attacks take.
 _MAKERS = {
   'apgd': _make_apgd,
@@ -159,13 +158,12 @@ def family(name: str, names: Sequence[str]) -> tuple[str, ...]:
   return tuple(other for other in names if other in _APGD_LOSSES)
 
 
-def mixes_passes(name: str, randomized: bool) -> bool:
+def mixes_passes(name: str) -> bool:
   """Whether items of different passes may share a batch.
 
-  Pieces of Square follow each other, with windows that a batch shares. The
-  noise of a randomised network hangs on the pass.
+  Pieces of Square follow each other, with windows that a batch shares.
   """
-  return name != 'square' and not randomized
+  return name != 'square'
 
 
 def make_attack(
@@ -175,6 +173,7 @@ def make_attack(
   norm: str,
   budget: Budget,
   randomized: bool = False,
+  by_mean_loss: bool = False,
 ) -> Callable:
   """Creates the program of some attacks on one batch, for jit or pmap.
 
@@ -183,7 +182,10 @@ def make_attack(
     logits_fn: images -> logits; with `randomized`, (images, key).
     norm: 'linf' or 'l2'.
     budget: iterations and queries.
-    randomized: whether logits_fn takes a key.
+    randomized: whether logits_fn takes a key. Then APGD averages gradients over
+      its noise. FAB and Square attack the mean logits of `budget.eot_iter`
+      evaluations, which differ from pass to pass.
+    by_mean_loss: of a randomised network, see `apgd`.
 
   Returns:
     (images [B, ...], labels [B], targets [B], active bool [B], points [B,
@@ -196,7 +198,8 @@ def make_attack(
   """
   names = (names,) if isinstance(names, str) else tuple(names)
   maker = 'apgd' if names[0] in _APGD_LOSSES else names[0]
-  run_items = _MAKERS[maker](names, budget, randomized)
+  options = {'randomized': randomized, 'by_mean_loss': by_mean_loss}
+  run_items = _MAKERS[maker](names, budget, **options)
 
   def run(
     images,
@@ -210,13 +213,17 @@ def make_attack(
     rngs,
     epsilon,
   ):
+    network = logits_fn
+    if randomized:
+      keys = noise.folded_each(_item_keys(rngs, which, passes), indices)
+      network = _noisy(maker, logits_fn, keys, indices, budget.eot_iter)
     return run_items(
       rngs,
       which,
       passes,
       points,
       targets=targets,
-      logits_fn=logits_fn,
+      logits_fn=network,
       images=images,
       labels=labels,
       epsilon=epsilon,
@@ -226,3 +233,31 @@ def make_attack(
     )
 
   return run
+
+
+def _noisy(
+  maker: str,
+  logits_fn: Callable,
+  keys: chex.PRNGKey,
+  indices: chex.Array,
+  samples: int,
+) -> Callable:
+  """Returns what an attack sees of a randomised network.
+
+  An item's noise hangs on its attack, its pass and its image.
+
+  Args:
+    maker: of `_MAKERS`.
+    logits_fn: (images, key) -> logits.
+    keys: typed keys [B] of the items.
+    indices: int [B], places of their images.
+    samples: evaluations of a mean.
+
+  Returns:
+    (images, keys of attack and pass [B]) -> logits for APGD, which folds them
+    at each evaluation; images -> mean logits for the others.
+  """
+  noisy = noise.per_example(logits_fn)
+  if maker == 'apgd':
+    return lambda images, keys: noisy(images, noise.folded_each(keys, indices))
+  return noise.mean_logits(noisy, streams.fold_in_each(keys, 'noise'), samples)

@@ -18,6 +18,8 @@ _PER_IMAGE = (
   'targets',
   'changes',
   'labels',
+  'correct',
+  'clean_correct',
 )
 
 
@@ -45,6 +47,11 @@ class AutoAttackResult:
     changes: float [N], the norm of `images_adv` less the images, in the norm of
       the attack.
     labels: int32 [N].
+    correct: bool [N, m], whether each evaluation of `images_adv` was correct; m
+      is 1 for a network without noise.
+    clean_correct: bool [N, m], the same on the images themselves.
+    sampled_accuracy: for 'clean' and after each attack, {worst, mean, spread}
+      of a randomised network, see `randomized.accuracies`; {} for others.
     flags: for 'clean' and after each attack, bool [N].
     secs: for each attack, its wall time in this call.
     differences: how the attacks differ from the standard because classes are
@@ -63,6 +70,9 @@ class AutoAttackResult:
   targets: np.ndarray
   changes: np.ndarray
   labels: np.ndarray
+  correct: np.ndarray
+  clean_correct: np.ndarray
+  sampled_accuracy: dict[str, dict[str, float]]
   flags: dict[str, np.ndarray]
   secs: dict[str, float]
   differences: list[str]
