@@ -237,6 +237,8 @@ def run(
         'restarts': 1,
         'batch_size': 512,
         'dtype': 'float32',
+        # Of a randomised network, by which each image is judged.
+        'samples': 1,
         # Whose budget, where it is not the standard one, the results name.
         'autoattack_version': 'standard',
         'autoattack_outputs': (),  # (): all

@@ -18,6 +18,7 @@ from dhat_jax.evaluation import broken
 from dhat_jax.evaluation.evaluator import Target, joined
 from dhat_jax.evaluation.records import (
   NO_WORKSPACE,
+  Images,
   Record,
   Workspace,
   example_places,
@@ -130,7 +131,12 @@ class LogitsAttack(EvaluationAttack):
   def robust(
     self, target: Target, split: Split, rng: chex.PRNGKey
   ) -> np.ndarray:
-    """Returns the attack's own result; no other output is predicted."""
+    """Returns the attack's own result; no other output is predicted.
+
+    The images of a randomised network are judged, as in `run`.
+    """
+    if target.evaluator.samples > 1:
+      return self.run(target, split, rng).robust
     flags = [robust for robust, _ in self.batches(target, split, rng)]
     return np.concatenate(flags)[: len(split.labels)]
 
@@ -151,10 +157,11 @@ class LogitsAttack(EvaluationAttack):
   ) -> Record:
     """Attacks a target; the predictions on the attacked images decide."""
     count = len(split.labels)
-    images = _Images(example_places(count), whole=workspace.keep_images)
+    images = Images(example_places(count), whole=workspace.keep_images)
+    judge_rng = streams.fold_in(rng, f'judge/{self.stream or self.name}')
     rows, flags = [], []
     for robust, images_adv in self.batches(target, split, rng):
-      rows.append(target.predict(images_adv))
+      rows.append(target.judge(images_adv, judge_rng, images.seen))
       flags.append(robust)
       images.add(images_adv, len(robust))
       if workspace.show:
@@ -168,7 +175,8 @@ class LogitsAttack(EvaluationAttack):
       examples=images.examples(split.images.shape[1:]),
       images_adv=images.joined(count),
     )
-    self._check(np.concatenate(flags)[:count], record)
+    if target.evaluator.samples == 1:
+      self._check(np.concatenate(flags)[:count], record)
     for line in record.warnings:
       logging.warning('%s/%s: %s', target.name, self.name, line)
     return record
@@ -184,39 +192,10 @@ class LogitsAttack(EvaluationAttack):
 
 
 def _warn_not_finite(logits: np.ndarray) -> tuple[str, ...]:
-  """Warns of logits [N, K] with NaN or infinity, which count as wrong."""
-  wrong = int((~np.isfinite(logits).all(axis=1)).sum())
+  """Warns of logits [N, m, K] with NaN or infinity, which count as wrong."""
+  wrong = int((~np.isfinite(logits).all(axis=(1, 2))).sum())
   line = f'logits not finite on {wrong} of {len(logits)} images: taken as wrong'
   return (line,) if wrong else ()
-
-
-class _Images:
-  """Collects the requested attacked images, batch by batch."""
-
-  def __init__(self, places: list[int], *, whole: bool):
-    self._places = places
-    self._whole = [] if whole else None
-    self._examples = []
-    self.seen = 0
-
-  def add(self, images_adv: jax.Array, size: int) -> None:
-    """Takes a batch [D, B / D, ...] of B images."""
-    here = [p - self.seen for p in self._places if 0 <= p - self.seen < size]
-    self.seen += size
-    if self._whole is None and not here:
-      return  # stays on the devices
-    images_adv = devices.unshard(images_adv)
-    self._examples.extend(images_adv[here])
-    if self._whole is not None:
-      self._whole.append(images_adv)
-
-  def examples(self, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns float16 [E, *shape]."""
-    return np.array(self._examples, np.float16).reshape(-1, *shape)
-
-  def joined(self, count: int) -> np.ndarray | None:
-    """Returns float [count, ...], or None if not all were requested."""
-    return None if self._whole is None else np.concatenate(self._whole)[:count]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -289,10 +268,12 @@ class EnsembleAttack(EvaluationAttack):
 
   def details(self, record: Record) -> dict[str, Any]:
     """Returns accuracies after each attack, what differs, and warnings."""
+    correct = record.correct.get(record.output)
+    samples = {} if correct is None else {'samples': correct.shape[1]}
     return {
       'images': len(record.robust),
       'epsilon': self.epsilon,
-      'not_standard': self.budget,
+      'not_standard': {**self.budget, **samples},
       'differences': list(record.differences),
       'accuracy_after': {
         name: float(flags.mean()) for name, flags in record.flags.items()
@@ -331,16 +312,25 @@ class EnsembleAttack(EvaluationAttack):
       state_dir=workspace.make_folder(),
       map_fn=devices.pmap_hoisted,
       progress=workspace.show or False,
+      **self._noise(target.evaluator.samples),
     )
     shown = Split(result.images_adv, labels)
+    judge_rng = streams.fold_in(rng, f'judge/{target.name}/{self.name}')
     return Record.of(
-      target.evaluator.logits(target.variables, shown),
+      target.evaluator.logits(target.variables, shown, judge_rng),
       labels,
       target.scored,
       predictions=result.predictions,
+      correct=result.correct if target.evaluator.samples > 1 else None,
       flags=result.flags,
       **broken.stored(result, images),
       differences=tuple(result.differences),
       warnings=tuple(result.warnings),
       images_adv=result.images_adv if workspace.keep_images else None,
     )
+
+  def _noise(self, samples: int) -> dict[str, Any]:
+    """Returns what AutoAttack must know of a randomised network."""
+    if samples == 1:
+      return {}
+    return {'randomized': True, 'samples': samples, 'eot_iter': samples}

@@ -18,12 +18,13 @@ import numpy as np
 from dhat_jax import divergences
 from dhat_jax.datasets.base import Split
 from dhat_jax.datasets.batches import prepare
+from dhat_jax.evaluation import judging
 from dhat_jax.evaluation.audit_targets import BYPASS, SURROGATE
 from dhat_jax.evaluation.evaluator import Target
 from dhat_jax.evaluation.plan import AuditPlan
 from dhat_jax.evaluation.records import Record
 from dhat_jax.models.outputs import OUTPUTS
-from dhat_jax.runtime import devices
+from dhat_jax.runtime import devices, streams
 
 # Numbers of images: the larger of a share of all and a least number.
 # An attack is suspicious if it leaves so many fewer robust than the white-box
@@ -51,9 +52,14 @@ def gradient_sizes(target: Target, split: Split) -> np.ndarray:
 
   def sizes(variables, batch):
     batch = prepare(batch)
+    count = len(batch['images'])
+    rngs = devices.example_rngs(streams.key(0), count, devices.AXIS)
+    logits_fn = judging.make_logits_fn(
+      net, variables, target.output, rngs, evaluator.samples
+    )
 
     def loss(images):
-      logits = net.apply(variables, images).select(target.output)
+      logits = logits_fn(images)
       return divergences.cross_entropy(logits, batch['labels']).sum()
 
     gradient = jax.grad(loss)(batch['images'])  # [B, H, W, C]

@@ -45,10 +45,13 @@ class Bypassed:
     """Returns (variables, logits [B, H, K]) -> logits [B, K]."""
     return self.net.make_aggregator().bypass
 
-  def apply(self, variables: Any, images: chex.Array) -> Outputs:
-    """Computes the outputs in evaluation mode."""
+  def apply(
+    self, variables: Any, images: chex.Array, **options: Any
+  ) -> Outputs:
+    """Computes the outputs in evaluation mode; options as Flax's `apply`."""
     row = OUTPUTS[self.output]
-    outputs = self.net.clone(outputs=row.aggregates).apply(variables, images)
+    net = self.net.clone(outputs=row.aggregates)
+    outputs = net.apply(variables, images, **options)
     logits = self.aggregate()(
       part_variables(variables, row.parts[-1]),
       jnp.stack([outputs[name] for name in row.aggregates], axis=1),

@@ -12,9 +12,10 @@ from flax import linen as nn
 
 from dhat_jax.datasets.base import Split
 from dhat_jax.datasets.batches import Batch, eval_batches
+from dhat_jax.evaluation import judging
 from dhat_jax.evaluation.step import make_eval_step
 from dhat_jax.models import outputs as output_table
-from dhat_jax.runtime import devices
+from dhat_jax.runtime import devices, streams
 
 
 def smallest(net: nn.Module, output: str) -> nn.Module:
@@ -59,16 +60,20 @@ class Evaluator:
     net: the network.
     batch_size: global, a multiple of the devices.
     outputs: the outputs that it is evaluated on.
+    samples: evaluations by which an image is judged; 1: a network without
+      noise.
   """
 
-  def __init__(self, net: nn.Module, *, batch_size: int):
+  def __init__(self, net: nn.Module, *, batch_size: int, samples: int = 1):
     """Creates the evaluator; nothing compiles yet.
 
     Args:
       net: the network.
       batch_size: global; rounded up to a multiple of the devices.
+      samples: see above.
     """
     self.net = net
+    self.samples = samples
     self.outputs = output_table.available(net.outputs)
     count = jax.device_count()
     self.batch_size = -(-batch_size // count) * count
@@ -97,7 +102,7 @@ class Evaluator:
     )
 
   def predict(self, variables: Any, images: jax.Array) -> dict[str, np.ndarray]:
-    """Computes the logits of all outputs.
+    """Computes the logits of all outputs; of a randomised network, their mean.
 
     Args:
       variables: replicated.
@@ -106,6 +111,9 @@ class Evaluator:
     Returns:
       {output: float [B, K]}.
     """
+    if self.samples > 1:
+      logits = self.judge(variables, images, streams.key(0), 0)
+      return {name: rows.mean(axis=1) for name, rows in logits.items()}
 
     def logits(variables, images):
       outputs = self.net.apply(variables, images)
@@ -121,17 +129,55 @@ class Evaluator:
     rows = step(variables_of(variables, self.net.parts), images)
     return {name: devices.first_copy(rows[name]) for name in self.outputs}
 
-  def logits(self, variables: Any, split: Split) -> dict[str, np.ndarray]:
+  def judge(
+    self, variables: Any, images: jax.Array, rng: chex.PRNGKey, offset: int
+  ) -> dict[str, np.ndarray]:
+    """Computes the logits of all outputs, as many times as an image is judged.
+
+    Args:
+      variables: replicated.
+      images: float [D, B / D, H, W, C] in [0, 1], on the devices.
+      rng: typed key of the network's noise, folded by each image's place.
+      offset: place of the first image.
+
+    Returns:
+      {output: float [B, m, K]} of m evaluations; a network without noise is
+      evaluated once, m = 1.
+    """
+    if self.samples == 1:
+      rows = self.predict(variables, images)
+      return {name: logits[:, None] for name, logits in rows.items()}
+    step = self.compiled(
+      'samples',
+      lambda: devices.pmap_eval_step(
+        full_precision(
+          judging.make_judge(self.net, self.outputs, self.samples)
+        ),
+        in_axes=(0, 0, None, None),
+      ),
+    )
+    rows = step(variables_of(variables, self.net.parts), images, rng, offset)
+    return {name: devices.first_copy(rows[name]) for name in self.outputs}
+
+  def logits(
+    self, variables: Any, split: Split, rng: chex.PRNGKey | None = None
+  ) -> dict[str, np.ndarray]:
     """Computes the logits of all outputs on a split: {output: [N, K]}.
 
     Args:
       variables: replicated.
       split: the images, float in [0, 1].
+      rng: typed key of the network's noise. With it the logits of all
+        evaluations are returned: [N, m, K], as `judge`.
     """
-    rows = [
-      self.predict(variables, devices.shard(batch['images']))
-      for batch in self.batches(split)
-    ]
+    rows = []
+    for number, batch in enumerate(self.batches(split)):
+      images = devices.shard(batch['images'])
+      if rng is None:
+        rows.append(self.predict(variables, images))
+      else:
+        offset = number * self.batch_size
+        rows.append(self.judge(variables, images, rng, offset))
     return joined(rows, len(split.labels))
 
   def batches(self, split: Split) -> Iterator[Batch]:
@@ -206,22 +252,33 @@ class Target:
       attack=function,
       axis_name=devices.AXIS,
       returns_images=True,
+      samples=self.evaluator.samples,
     )
     return devices.pmap_eval_step(
       full_precision(step), in_axes=(0, 0, None, None, None)
     )
 
-  def logits_fn(self) -> Callable[[chex.Array], chex.Array]:
+  def logits_fn(self) -> Callable[..., chex.Array]:
     """Returns images [B, H, W, C] -> logits [B, K], in float32.
 
     It is for attacks on any function from images to logits, and closes over the
-    variables.
+    variables. If images are judged by several evaluations, it takes (images,
+    key).
     """
     net = self.net.clone(dtype=jnp.float32)
     variables = devices.to_host(variables_of(self.variables, net.parts))
     variables = jax.tree.map(jnp.asarray, variables)
+    if self.evaluator.samples > 1:
+      return judging.make_noisy(net, variables, self.output)
     return lambda images: net.apply(variables, images).select(self.output)
 
   def predict(self, images: jax.Array) -> dict[str, np.ndarray]:
     """Computes the evaluated network's logits, as `Evaluator.predict`."""
     return self.evaluator.predict(self.variables, images)
+
+  def judge(
+    self, images: jax.Array, rng: chex.PRNGKey, offset: int
+  ) -> dict[str, np.ndarray]:
+    """Computes the evaluated network's logits, as `Evaluator.judge`."""
+    rng = streams.fold_in(rng, f'judge/{self.name}')
+    return self.evaluator.judge(self.variables, images, rng, offset)

@@ -4,7 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+
+from dhat_jax.attacks import randomized
+from dhat_jax.runtime import devices
 
 Arrays = dict[str, np.ndarray]
 
@@ -15,6 +19,7 @@ NO_CLASS = -1
 _PREDICTIONS = '_predictions'
 _FLAGS = 'flags/'
 _PER_IMAGE = 'table/'
+_CORRECT = 'correct/'
 # Of the arrays on disk; a record of another version is computed again.
 SCHEMA_VERSION = 2
 
@@ -32,13 +37,22 @@ def predicted(logits: np.ndarray) -> np.ndarray:
   """Returns each example's class, `NO_CLASS` if a logit is not finite.
 
   Args:
-    logits: [N, K].
+    logits: [..., K].
 
   Returns:
-    int32 [N].
+    int32 [...].
   """
-  finite = np.isfinite(logits).all(axis=1)
-  return np.where(finite, logits.argmax(axis=1), NO_CLASS).astype(np.int32)
+  finite = np.isfinite(logits).all(axis=-1)
+  return np.where(finite, logits.argmax(axis=-1), NO_CLASS).astype(np.int32)
+
+
+def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Returns the mean loss of m evaluations: [N, m, K], [N] -> float64 [N]."""
+  samples = logits.shape[1]
+  losses = cross_entropy(
+    logits.reshape(-1, logits.shape[2]), np.repeat(labels, samples)
+  )
+  return losses.reshape(-1, samples).mean(axis=1)
 
 
 def example_places(count: int) -> list[int]:
@@ -53,7 +67,8 @@ class Record:
 
   Attributes:
     output: the scored one.
-    robust: bool [n]: the scored output predicts the label.
+    robust: bool [n]: the scored output predicts the label, and a randomised
+      network does so in most of its evaluations.
     losses: float64 [n], its cross entropy.
     predictions: {output: int32 [n]} on the attacked images, of all outputs.
     examples: float16 [E, H, W, C], the attacked images at `example_places`, or
@@ -66,6 +81,8 @@ class Record:
       that it broke, before and after, or None.
     picture_places: int32 [A], which images these are, or None.
     differences: from the standard of its attack, a sentence each.
+    correct: {output: bool [n, m]}: whether each evaluation of a randomised
+      network was correct; {} for others.
     warnings: reasons to doubt it.
     images_adv: float [n, H, W, C] if they were requested; not stored.
   """
@@ -80,6 +97,7 @@ class Record:
   pictures: np.ndarray | None = None
   picture_places: np.ndarray | None = None
   differences: tuple[str, ...] = ()
+  correct: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   warnings: tuple[str, ...] = ()
   images_adv: np.ndarray | None = None
 
@@ -91,29 +109,47 @@ class Record:
     output: str,
     *,
     predictions: np.ndarray | None = None,
+    correct: np.ndarray | None = None,
     **more: Any,
   ) -> 'Record':
     """Returns the record of attacked images.
 
     Args:
-      logits: {output: [n, K]} on the attacked images.
+      logits: {output: [n, m, K]} of m evaluations of the attacked images, or
+        [n, K] of one.
       labels: int [n].
       output: the scored one.
       predictions: int [n] of the scored output, if the attack computed them;
         default: those of `logits`.
+      correct: bool [n, m], likewise.
       **more: other attributes.
 
     Raises:
       ValueError: it disagrees with itself.
     """
-    classes = {name: predicted(rows) for name, rows in logits.items()}
+    logits = {
+      name: rows[:, None] if rows.ndim == 2 else rows
+      for name, rows in logits.items()
+    }
+    samples = {name: predicted(rows) for name, rows in logits.items()}
+    classes = {
+      name: randomized.vote(rows, labels) for name, rows in samples.items()
+    }
+    right = {
+      name: rows == labels[:, None]
+      for name, rows in samples.items()
+      if rows.shape[1] > 1
+    }
     if predictions is not None:
       classes[output] = np.asarray(predictions, np.int32)
+    if correct is not None:
+      right[output] = correct
     record = cls(
       output=output,
       robust=classes[output] == labels,
-      losses=cross_entropy(logits[output], labels),
+      losses=mean_cross_entropy(logits[output], labels),
       predictions=classes,
+      correct=right,
       **more,
     )
     record.check(labels)
@@ -131,6 +167,8 @@ class Record:
         f'record: got {sorted(sizes)} images, expected {len(labels)} everywhere'
       )
     said = {'predictions': self.predictions[self.output] == labels}
+    if self.output in self.correct:
+      said['evaluations'] = 2 * self.correct[self.output].mean(axis=1) > 1
     if self.flags:
       name, flags = list(self.flags.items())[-1]
       said[f'flags of {name!r}'] = flags
@@ -145,11 +183,8 @@ class Record:
         )
 
   def _per_image(self) -> list[np.ndarray]:
-    return [
-      *self.predictions.values(),
-      *self.flags.values(),
-      *self.per_image.values(),
-    ]
+    groups = (self.predictions, self.flags, self.per_image, self.correct)
+    return [values for group in groups for values in group.values()]
 
   def scored(self, output: str, labels: np.ndarray) -> np.ndarray:
     """Returns where another output is correct on these images: transfer.
@@ -177,6 +212,8 @@ class Record:
       arrays[f'{_FLAGS}{name}'] = values
     for name, values in self.per_image.items():
       arrays[f'{_PER_IMAGE}{name}'] = values
+    for name, values in self.correct.items():
+      arrays[f'{_CORRECT}{name}'] = values
     for name in ('examples', 'pictures', 'picture_places'):
       if getattr(self, name) is not None:
         arrays[name] = getattr(self, name)
@@ -216,6 +253,7 @@ class Record:
       },
       flags=_below(_FLAGS, arrays),
       per_image=_below(_PER_IMAGE, arrays),
+      correct=_below(_CORRECT, arrays),
       examples=arrays.get('examples'),
       pictures=arrays.get('pictures'),
       picture_places=arrays.get('picture_places'),
@@ -254,3 +292,38 @@ class Workspace:
 
 
 NO_WORKSPACE = Workspace()
+
+
+class Images:
+  """Collects the requested attacked images, batch by batch."""
+
+  def __init__(self, places: list[int], *, whole: bool):
+    """Starts empty.
+
+    Args:
+      places: of the examples.
+      whole: whether all images are requested.
+    """
+    self._places = places
+    self._whole = [] if whole else None
+    self._examples = []
+    self.seen = 0
+
+  def add(self, images_adv: jax.Array, size: int) -> None:
+    """Takes a batch [D, B / D, ...] of B images."""
+    here = [p - self.seen for p in self._places if 0 <= p - self.seen < size]
+    self.seen += size
+    if self._whole is None and not here:
+      return  # stays on the devices
+    images_adv = devices.unshard(images_adv)
+    self._examples.extend(images_adv[here])
+    if self._whole is not None:
+      self._whole.append(images_adv)
+
+  def examples(self, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns float16 [E, *shape]."""
+    return np.array(self._examples, np.float16).reshape(-1, *shape)
+
+  def joined(self, count: int) -> np.ndarray | None:
+    """Returns float [count, ...], or None if not all were requested."""
+    return None if self._whole is None else np.concatenate(self._whole)[:count]

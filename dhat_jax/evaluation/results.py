@@ -12,6 +12,7 @@ from dhat_jax.evaluation import (
   audit,
   audit_targets,
   best_known,
+  judging,
 )
 from dhat_jax.evaluation.attack_types import EvaluationAttack
 from dhat_jax.evaluation.evaluator import Evaluator, Target
@@ -99,6 +100,7 @@ def _identity(
       'seed': seed,
       'versions': provenance.versions(),
       'schema_version': SCHEMA_VERSION,
+      **({} if evaluator.samples == 1 else {'samples': evaluator.samples}),
     }
   )
 
@@ -147,6 +149,12 @@ class _Findings:
     details = self._each(self._details)
     if any(details.values()):
       results['autoattack'] = details
+    if self._of(final(self.targets), self.plan.clean).correct:
+      results['randomized'] = judging.section(
+        self.records,
+        attacks=self._each(lambda o: list(self._listed(o))),
+        audited=self.audited if self.plan.audit else None,
+      )
     if self.plan.sweep:
       results['sweep'] = self._each(self._sweep)
     if self.plan.loss_by_steps:

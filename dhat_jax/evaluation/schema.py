@@ -22,6 +22,7 @@ class Results(TypedDict):
   examples: dict[str, list[int]]
   autoattack: NotRequired[ByOutput]
   best_known: NotRequired[ByOutput]
+  randomized: NotRequired[dict[str, Any]]
   sweep: NotRequired[ByOutput]
   loss_by_steps: NotRequired[ByOutput]
   heads: NotRequired[dict[str, Any]]

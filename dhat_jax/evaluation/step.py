@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dhat_jax.datasets.batches import prepare
+from dhat_jax.evaluation import judging
 from dhat_jax.runtime import devices
 
 
@@ -14,6 +15,7 @@ def make_eval_step(
   attack: Callable,
   axis_name: str | None = None,
   returns_images: bool = False,
+  samples: int = 1,
 ) -> Callable:
   """Creates one step of evaluation under attack.
 
@@ -27,6 +29,8 @@ def make_eval_step(
     axis_name: the mapped axis under `pmap`, or None.
     returns_images: whether to return (robust, images_adv) instead, with the
       images of this replica [B, ...].
+    samples: evaluations whose mean logits are attacked; 1: a network without
+      noise.
 
   Returns:
     (variables, batch, rng, offset, settings) -> robust bool [global B], False
@@ -39,7 +43,7 @@ def make_eval_step(
     images, labels = batch['images'], batch['labels']
     rngs = devices.example_rngs(rng, images.shape[0], axis_name, offset)
     robust, images_adv = attack(
-      lambda inputs: net.apply(variables, inputs).select(output),
+      judging.make_logits_fn(net, variables, output, rngs, samples),
       images,
       labels,
       rngs,

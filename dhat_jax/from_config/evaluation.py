@@ -33,6 +33,7 @@ def make_evaluator(
   return Evaluator(
     net.clone(dtype=dtype, axis_name=None),
     batch_size=arguments.integer(f'{_WHERE}.batch_size', spec.batch_size, 1),
+    samples=arguments.integer(f'{_WHERE}.samples', spec.samples, 1),
   )
 
 

@@ -101,6 +101,7 @@ _SECTIONS = {
     'restarts': _integer,
     'batch_size': _integer,
     'dtype': _text,
+    'samples': _integer,
     'autoattack_version': _text,
     'autoattack_outputs': _tuple_of(_text),
     'autoattack_images': _integer,

@@ -50,7 +50,7 @@ OPTIONAL = (
     )
   ),
   *('evaluation.epsilon_255', 'evaluation.step_size_255'),
-  'evaluation.autoattack_target_order',
+  *('evaluation.autoattack_target_order', 'evaluation.samples'),
   *('evaluation.audit_mora', 'evaluation.audit_malt'),
 )
 # Attacks of an evaluation that take seconds, and so may validate.
@@ -178,6 +178,10 @@ _EVALUATION_KEYS = {
   'restarts': Key('random starts of PGD and CW', 'starts'),
   'batch_size': Key('images in a batch, over all devices', 'images'),
   'dtype': Key('precision of the network in evaluation', choices=DTYPES),
+  'samples': Key(
+    'evaluations that judge an image; above 1: a randomised network',
+    'evaluations',
+  ),
   'autoattack_version': Key('version of AutoAttack', choices=checks.VERSIONS),
   'autoattack_outputs': Key(
     'outputs that AutoAttack attacks; (): all', choices=OUTPUTS

@@ -62,6 +62,7 @@ _DEFAULTS = {
     'augmentations': ('crop_flip',),
     'extra': {'files': (), 'fraction': 0.7},
   },
+  'evaluation': {'samples': 1},
   'model': {'remat': False},
   'evaluation': {
     'autoattack_target_order': 'logits',
