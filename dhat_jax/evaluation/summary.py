@@ -42,6 +42,22 @@ def _best_known(best: Mapping[str, Mapping[str, Any]]) -> list[str]:
   return ['', *lines] if lines else []
 
 
+def _randomized(numbers: Mapping[str, Any]) -> list[str]:
+  """Formats the means of a randomised network; above are its majorities."""
+  accuracy = numbers['accuracy']
+  means = {
+    output: {attack: row['mean'] for attack, row in rows.items()}
+    for output, rows in accuracy.items()
+  }
+  spreads = [r['spread'] for rows in accuracy.values() for r in rows.values()]
+  return [
+    f'above: images that most of {numbers["samples"]} evaluations classify '
+    'correctly; here: the mean accuracy of an evaluation (standard deviation '
+    f'up to {100 * max(spreads):.2f})',
+    table(means),
+  ]
+
+
 def summary(results: Mapping[str, Any]) -> str:
   """Formats accuracies, best known ones, red flags and the natural twin.
 
@@ -60,6 +76,8 @@ def summary(results: Mapping[str, Any]) -> str:
     table(accuracy),
   ]
   lines += _best_known(results.get('best_known', {}))
+  if 'randomized' in results:
+    lines += ['', *_randomized(results['randomized'])]
   if 'audit' in results:
     lines += ['', *_audit(results['audit']['flags'])]
   if 'natural' in results:
