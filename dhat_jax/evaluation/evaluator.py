@@ -13,7 +13,7 @@ from flax import linen as nn
 from dhat_jax.datasets.base import Split
 from dhat_jax.datasets.batches import Batch, eval_batches
 from dhat_jax.evaluation import judging
-from dhat_jax.evaluation.step import make_eval_step
+from dhat_jax.evaluation.step import make_eval_step, make_judge_step
 from dhat_jax.models import outputs as output_table
 from dhat_jax.runtime import devices, streams
 
@@ -150,9 +150,7 @@ class Evaluator:
     step = self.compiled(
       'samples',
       lambda: devices.pmap_eval_step(
-        full_precision(
-          judging.make_judge(self.net, self.outputs, self.samples)
-        ),
+        full_precision(make_judge_step(self.net, self.outputs, self.samples)),
         in_axes=(0, 0, None, None),
       ),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import chex
 
 from dhat_jax.attacks import randomized
-from dhat_jax.runtime import devices, streams
+from dhat_jax.runtime import streams
 
 STREAM = 'noise'  # of Flax's `make_rng`
 
@@ -48,35 +48,6 @@ def make_logits_fn(
     streams.fold_in_each(rngs, STREAM),
     samples,
   )
-
-
-def make_judge(net: Any, outputs: Sequence[str], samples: int) -> Callable:
-  """Returns the evaluations of a batch, for pmap.
-
-  Args:
-    net: an object with `apply(variables, images, rngs) -> Outputs`.
-    outputs: of the network; all see the same noise.
-    samples: m.
-
-  Returns:
-    (variables, images [B, H, W, C], rng, offset) -> {output: [global B, m, K]}.
-    The noise of an image hangs on `rng`, its place and the sample's number.
-  """
-
-  def judge(variables, images, rng, offset):
-    def logits(images, key):
-      predicted = net.apply(variables, images, rngs={STREAM: key})
-      return {name: predicted.select(name) for name in outputs}
-
-    rngs = devices.example_rngs(rng, images.shape[0], devices.AXIS, offset)
-    rows = randomized.sampled(
-      randomized.per_example(logits), images, rngs, samples
-    )
-    return {
-      name: devices.all_gather(rows[name], devices.AXIS) for name in outputs
-    }
-
-  return judge
 
 
 def section(

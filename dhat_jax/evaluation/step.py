@@ -1,8 +1,9 @@
-"""One step of evaluation under attack: a factory of pure functions."""
+"""Steps of an evaluation: factories of pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from dhat_jax.attacks import randomized
 from dhat_jax.datasets.batches import prepare
 from dhat_jax.evaluation import judging
 from dhat_jax.runtime import devices
@@ -53,3 +54,32 @@ def make_eval_step(
     return (robust, images_adv) if returns_images else robust
 
   return step
+
+
+def make_judge_step(net: Any, outputs: Sequence[str], samples: int) -> Callable:
+  """Creates the evaluations of a batch of a randomised network, for pmap.
+
+  Args:
+    net: an object with `apply(variables, images, rngs) -> Outputs`.
+    outputs: of the network; all see the same noise.
+    samples: m.
+
+  Returns:
+    (variables, images [B, H, W, C], rng, offset) -> {output: [global B, m, K]}.
+    The noise of an image hangs on `rng`, its place and the sample's number.
+  """
+
+  def judge(variables, images, rng, offset):
+    def logits(images, key):
+      predicted = net.apply(variables, images, rngs={judging.STREAM: key})
+      return {name: predicted.select(name) for name in outputs}
+
+    rngs = devices.example_rngs(rng, images.shape[0], devices.AXIS, offset)
+    rows = randomized.sampled(
+      randomized.per_example(logits), images, rngs, samples
+    )
+    return {
+      name: devices.all_gather(rows[name], devices.AXIS) for name in outputs
+    }
+
+  return judge

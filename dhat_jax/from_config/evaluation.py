@@ -28,7 +28,7 @@ def make_evaluator(
   config: ml_collections.ConfigDict, net: nn.Module
 ) -> Evaluator:
   """Returns the evaluator of a network, in the evaluation's precision."""
-  spec = config.evaluation
+  spec = completed(config).evaluation
   dtype = arguments.one_of(f'{_WHERE}.dtype', spec.dtype, DTYPES)
   return Evaluator(
     net.clone(dtype=dtype, axis_name=None),

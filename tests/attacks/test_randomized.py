@@ -77,7 +77,8 @@ def test_one_evaluation_per_point_overstates_an_attack(harmless):
   lucky = np.ones(COUNT, bool)
   passes = 12  # clean, five restarts, six pieces of Square
   for number in range(passes):
-    logits = judge.evaluations(images, places, f'pass {number}')[:, 0]
+    numbers = np.full(COUNT, number)
+    logits = judge.evaluations(images, places, numbers, 'lucky')[:, 0]
     lucky &= logits.argmax(axis=1) == labels
   exact = normal.cdf(1.0 / SIGMA)
   assert abs(lucky.mean() - exact**passes) < binomial(exact**passes, COUNT)
@@ -236,7 +237,7 @@ def test_what_chooses_a_point_does_not_judge_it():
   choosing = np.array([[[1, 0], [1, 0]]], np.float32)
   judging = np.array([[[0, 1], [0, 3]]], np.float32)
   found = judged(choosing, judging, np.array([0]))
-  assert found.share == [1.0]
+  assert found.shares == [1.0]
   assert not found.correct.any()
   assert found.predictions == [1]
   assert found.margins == [-2.0]
