@@ -1,4 +1,4 @@
-"""The table of randomised networks in docs/autoattack.md is what is measured."""
+"""The table of randomised networks in docs/autoattack.md is measured."""
 
 import re
 
