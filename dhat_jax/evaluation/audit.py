@@ -101,6 +101,9 @@ def report(
     `docs/results_schema.md`.
   """
   white = records[output, plan.attack.name].robust
+  by_chance = judging.flips(
+    records[output, plan.attack.name].correct.get(output)
+  )
   margin = records[output, plan.margin.name].robust
   every_white = _together([records[output, a.name] for a in plan.white_box])
   others = _others(plan, records, labels, output)
@@ -124,6 +127,7 @@ def report(
       'accuracy_of_all': float(every_white.mean()),
     },
     'attacks': attacks,
+    **({'by_chance': by_chance} if by_chance else {}),
     'worst_case': float(worst.mean()),
     'gradients': {
       'zero': float((gradient_sizes == 0).mean()),
@@ -227,7 +231,8 @@ def flags(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     raised.append({'name': name, 'sentence': sentence, **numbers})
 
   for name, numbers in report['attacks'].items():
-    _compare_flag(flag, name, numbers, report['attack'])
+    by_chance = report.get('by_chance', 0)
+    _compare_flag(flag, name, numbers, report['attack'], by_chance)
   _gradient_flag(flag, report['gradients']['vanishing'])
   _radius_flags(
     flag, report['largest_epsilon'], report['white_box']['accuracy']
@@ -236,11 +241,17 @@ def flags(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _compare_flag(
-  flag: Callable, name: str, numbers: Mapping[str, Any], white_box: str
+  flag: Callable,
+  name: str,
+  numbers: Mapping[str, Any],
+  white_box: str,
+  by_chance: int,
 ) -> None:
   """Raises a flag for an attack that finds more than the white-box one."""
   images = numbers['images']
-  beaten, missed = tolerance(BEATEN, images), tolerance(MISSED, images)
+  beaten, missed = (
+    tolerance(rule, images) + by_chance for rule in (BEATEN, MISSED)
+  )
   if numbers['beats_by'] < beaten and numbers['missed'] < missed:
     return
   if name in ('mora', 'square', SURROGATE):

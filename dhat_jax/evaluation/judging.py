@@ -5,10 +5,13 @@ of its logits over some keys. Images are judged by evaluations with other keys.
 With one sample a network has no noise, and none of this runs.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
+import numpy as np
+from scipy import stats
 
 from dhat_jax.attacks import randomized
 from dhat_jax.runtime import streams
@@ -48,6 +51,26 @@ def make_logits_fn(
     streams.fold_in_each(rngs, STREAM),
     samples,
   )
+
+
+def flips(correct: np.ndarray | None) -> int:
+  """Returns how many images two equal attacks may differ in, by chance.
+
+  These are images that are robust in m evaluations and not in m others of the
+  same images: the expectation and two standard deviations. An image's accuracy
+  has Jeffreys' prior.
+
+  Args:
+    correct: bool [N, m], of the first attack; None: a network without noise.
+  """
+  if correct is None:
+    return 0
+  samples, right = correct.shape[1], correct.sum(axis=1)  # [N]
+  fails = stats.betabinom.cdf(
+    samples // 2, samples, right + 0.5, samples - right + 0.5
+  )[2 * right > samples]
+  deviation = np.sqrt(np.sum(fails * (1 - fails)))
+  return math.ceil(np.sum(fails) + 2 * deviation)
 
 
 def section(

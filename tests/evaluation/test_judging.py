@@ -118,6 +118,36 @@ def test_the_audit_reports_the_audited_output_on_all_records():
   )
 
 
+def test_two_equal_attacks_differ_by_chance_alone():
+  generator = np.random.default_rng(0)
+  expected = generator.uniform(size=(360, 1))  # accuracy of each image
+  allowed, differs = [], []
+  for _ in range(20):
+    first, second = generator.uniform(size=(2, 360, 10)) < expected
+    robust, other = (rows.sum(axis=1) > 5 for rows in (first, second))
+    allowed.append(judging.flips(first))
+    differs.append(np.sum(robust & ~other))
+  assert np.mean(differs) > audit.tolerance(audit.MISSED, 360)  # flags
+  assert np.mean(np.array(differs) <= allowed) >= 0.95
+  assert np.mean(allowed) < 2 * np.mean(differs)
+  assert judging.flips(None) == 0
+  assert judging.flips(np.ones((360, 10), bool)) <= 5
+
+
+def test_flags_allow_for_chance():
+  numbers = {'missed': 12, 'beats_by': 0, 'images': 360}
+  rest = {
+    'gradients': {'vanishing': 0.0},
+    'largest_epsilon': {'accuracy': 0.0, 'chance': 0.1, 'epsilon': 1.0},
+    'white_box': {'accuracy': 0.5},
+    'attack': 'pgd_3',
+    'attacks': {'square': numbers},
+  }
+  (flag,) = audit.flags(rest)
+  assert flag['missed_threshold'] == 8
+  assert audit.flags({**rest, 'by_chance': 5}) == []
+
+
 def test_gradients_around_the_aggregator_see_the_noise():
   net, variables = tiny_suite.network()
   net = net.clone(backbone=NoisyBackbone())
