@@ -159,9 +159,11 @@ def _correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Label's logit less the largest other one: [N, K], [N] -> [N].
 
-  In NumPy: JAX would compile it for every N.
+  In NumPy: JAX would compile it for every N. Labels of no class are refused
+  later.
   """
   places = np.arange(len(labels))
+  labels = np.minimum(labels, logits.shape[1] - 1)
   others = logits.copy()
   others[places, labels] = -np.inf
   return logits[places, labels] - others.max(axis=1)
