@@ -45,11 +45,10 @@ def counts(flags: Mapping[str, np.ndarray]) -> dict[str, int]:
   Returns:
     {attack: number}; 'clean' are the images that were wrong before.
   """
-  lost, before = {}, None
+  lost, before = {}, True
   for name, robust in flags.items():
-    left = int(robust.sum())
-    lost[name] = (len(robust) if before is None else before) - left
-    before = left
+    lost[name] = int((before & ~robust).sum())
+    before = robust
   return lost
 
 

@@ -18,8 +18,6 @@ _PER_IMAGE = (
   'targets',
   'changes',
   'labels',
-  'correct',
-  'clean_correct',
 )
 
 
@@ -88,6 +86,8 @@ class AutoAttackResult:
       'robust': self.robust,
       'images_adv': self.images_adv,
       **self.per_image(),
+      'correct': self.correct,
+      'clean_correct': self.clean_correct,
       **self.flags,
     }
 
