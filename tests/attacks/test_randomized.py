@@ -213,6 +213,7 @@ def test_rand_and_noise_average_twenty_evaluations():
       n_restarts=None,
       n_targets=9,
       eot_iter=None,
+      stop_at_epsilon=False,
       randomized=randomized,
     ).eot_iter
 
