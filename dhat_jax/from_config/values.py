@@ -62,11 +62,11 @@ _DEFAULTS = {
     'augmentations': ('crop_flip',),
     'extra': {'files': (), 'fraction': 0.7},
   },
-  'evaluation': {'samples': 1},
   'model': {'remat': False},
   'evaluation': {
     'autoattack_target_order': 'logits',
     'audit_mora': True,
+    'samples': 1,
     'audit_malt': False,
   },
 }
