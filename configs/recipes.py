@@ -247,6 +247,8 @@ def run(
         'autoattack_queries': 5000,
         'autoattack_targets': 9,
         'autoattack_target_order': 'logits',  # or 'malt'
+        # What its attacks see; float32 judges their images.
+        'autoattack_screening': 'none',  # or 'bfloat16'
         # PGD at these radii; (): none. At the last one nothing may resist.
         'sweep_epsilons_255': (0.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0),
         'sweep_steps': 20,

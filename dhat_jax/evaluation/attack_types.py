@@ -212,6 +212,7 @@ class EnsembleAttack(EvaluationAttack):
     n_queries: of Square.
     n_targets: target classes of the targeted attacks.
     target_order: 'logits' or 'malt', of APGD-T.
+    screening: dtype of the network that the attacks see; 'none': float32.
     first: number of images to attack, the first ones; 0 for all.
   """
 
@@ -224,6 +225,7 @@ class EnsembleAttack(EvaluationAttack):
   n_queries: int = STANDARD['n_queries']
   n_targets: int = STANDARD['n_targets']
   target_order: str = STANDARD['target_order']
+  screening: str = STANDARD['screening']
   first: int = 0
   expensive: bool = True
 
@@ -262,8 +264,9 @@ class EnsembleAttack(EvaluationAttack):
   def identity(self) -> dict[str, Any]:
     """Returns the fields, except the attacked outputs."""
     fields = dataclasses.asdict(self)
-    if self.target_order == 'logits':
-      del fields['target_order']  # records of before it
+    for key in ('target_order', 'screening'):
+      if fields[key] == STANDARD[key]:
+        del fields[key]  # records of before it
     return {**fields, 'function': None, 'outputs': None, 'made_of': None}
 
   def details(self, record: Record) -> dict[str, Any]:
@@ -308,6 +311,9 @@ class EnsembleAttack(EvaluationAttack):
       n_queries=self.n_queries,
       n_targets=self.n_targets,
       target_order=self.target_order,
+      screening_fn=None
+      if self.screening == 'none'
+      else target.logits_fn(self.screening),
       n_restarts=1 if self.version == 'custom' else None,
       state_dir=workspace.make_folder(),
       map_fn=devices.pmap_hoisted,

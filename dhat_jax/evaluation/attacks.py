@@ -51,6 +51,7 @@ SHARED = (
   'autoattack_queries',
   'autoattack_targets',
   'autoattack_target_order',
+  'autoattack_screening',
 )
 EVALUATION_ATTACKS = Registry('evaluation attack', shared=SHARED)
 register = EVALUATION_ATTACKS.register
@@ -284,6 +285,7 @@ def whole_autoattack(
   autoattack_queries: int = STANDARD['n_queries'],
   autoattack_targets: int = STANDARD['n_targets'],
   autoattack_target_order: str = STANDARD['target_order'],
+  autoattack_screening: str = STANDARD['screening'],
 ) -> EnsembleAttack:
   """AutoAttack (Croce & Hein 2020)."""
   return EnsembleAttack(
@@ -297,6 +299,7 @@ def whole_autoattack(
     n_queries=autoattack_queries,
     n_targets=autoattack_targets,
     target_order=autoattack_target_order,
+    screening=autoattack_screening,
   )
 
 

@@ -256,14 +256,17 @@ class Target:
       full_precision(step), in_axes=(0, 0, None, None, None)
     )
 
-  def logits_fn(self) -> Callable[..., chex.Array]:
-    """Returns images [B, H, W, C] -> logits [B, K], in float32.
+  def logits_fn(self, dtype: str = 'float32') -> Callable[..., chex.Array]:
+    """Returns images [B, H, W, C] -> logits [B, K].
 
     It is for attacks on any function from images to logits, and closes over the
     variables. If images are judged by several evaluations, it takes (images,
     key).
+
+    Args:
+      dtype: of the network's computation.
     """
-    net = self.net.clone(dtype=jnp.float32)
+    net = self.net.clone(dtype=jnp.dtype(dtype))
     variables = devices.to_host(variables_of(self.variables, net.parts))
     variables = jax.tree.map(jnp.asarray, variables)
     if self.evaluator.samples > 1:

@@ -10,6 +10,7 @@ from flax import linen as nn
 from dhat_jax import arguments
 from dhat_jax.attacks import balls, pgd
 from dhat_jax.attacks.autoattack import checks, targets
+from dhat_jax.attacks.autoattack.budget import SCREENINGS
 from dhat_jax.evaluation import aggregator_analysis, attacks
 from dhat_jax.evaluation.attack_types import EvaluationAttack, LogitsAttack
 from dhat_jax.evaluation.evaluator import Evaluator
@@ -49,6 +50,7 @@ def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
   """
   spec = completed(config).evaluation
   shared = _shared(spec)
+  _check_randomized(spec)
   names = tuple(spec.attacks)
   if not names or len(set(names)) < len(names):
     raise ValueError(f'{_WHERE}.attacks: got {names}, expected different names')
@@ -186,7 +188,25 @@ def _shared(spec: ml_collections.ConfigDict) -> dict[str, Any]:
     'autoattack_target_order': arguments.one_of(
       f'{prefix}target_order', spec.autoattack_target_order, targets.ORDERS
     ),
+    'autoattack_screening': arguments.one_of(
+      f'{prefix}screening', spec.autoattack_screening, SCREENINGS
+    ),
   }
+
+
+def _check_randomized(spec: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for what a randomised network cannot have."""
+  if spec.samples == 1:
+    return
+  for key, without in (
+    ('autoattack_target_order', 'logits'),
+    ('audit_malt', False),
+  ):
+    if spec[key] != without:
+      raise ValueError(
+        f'{_WHERE}.{key}: got {spec[key]!r} with {spec.samples} samples, '
+        f'expected {without!r} for a randomised network'
+      )
 
 
 def _stronger(title: str, radius: float, steps: int, norm: str) -> LogitsAttack:
@@ -252,6 +272,7 @@ def _audit(
     'autoattack_n_iter': attacks.STANDARD['n_iter'],
     'autoattack_queries': attacks.STANDARD['n_queries'],
     'autoattack_targets': attacks.STANDARD['n_targets'],
+    'autoattack_screening': attacks.STANDARD['screening'],
   }
   few = {**standard, 'autoattack_queries': queries}
   short = {

@@ -109,6 +109,7 @@ _SECTIONS = {
     'autoattack_queries': _integer,
     'autoattack_targets': _integer,
     'autoattack_target_order': _text,
+    'autoattack_screening': _text,
     'sweep_epsilons_255': _tuple_of(_number),
     'sweep_steps': _integer,
     'loss_steps': _tuple_of(_integer),

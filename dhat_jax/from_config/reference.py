@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import checks, targets
+from dhat_jax.attacks.autoattack.budget import SCREENINGS
 from dhat_jax.attacks.training import TRAINING_ATTACKS
 from dhat_jax.datasets.loaders import DATASETS
 from dhat_jax.evaluation.attacks import EVALUATION_ATTACKS
@@ -50,7 +51,8 @@ OPTIONAL = (
     )
   ),
   *('evaluation.epsilon_255', 'evaluation.step_size_255'),
-  *('evaluation.autoattack_target_order', 'evaluation.samples'),
+  *('evaluation.autoattack_target_order', 'evaluation.autoattack_screening'),
+  'evaluation.samples',
   *('evaluation.audit_mora', 'evaluation.audit_malt'),
 )
 # Attacks of an evaluation that take seconds, and so may validate.
@@ -194,6 +196,10 @@ _EVALUATION_KEYS = {
   'autoattack_targets': Key('target classes of APGD-T and FAB-T', 'classes'),
   'autoattack_target_order': Key(
     "order of APGD-T's target classes", choices=targets.ORDERS
+  ),
+  'autoattack_screening': Key(
+    'precision of the network that AutoAttack sees; float32 judges',
+    choices=SCREENINGS,
   ),
   'sweep_epsilons_255': Key('radii of the sweep; (): none', '1/255'),
   'sweep_steps': Key('PGD steps at each radius of the sweep', 'steps'),

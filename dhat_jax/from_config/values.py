@@ -65,6 +65,7 @@ _DEFAULTS = {
   'model': {'remat': False},
   'evaluation': {
     'autoattack_target_order': 'logits',
+    'autoattack_screening': 'none',
     'audit_mora': True,
     'samples': 1,
     'audit_malt': False,

@@ -7,12 +7,12 @@ from dhat_jax.attacks.autoattack import AutoAttackResult, autoattack
 
 BUDGET = {'n_iter': 5, 'n_queries': 30}
 NAMES = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
-_SLOPE = np.random.default_rng(5).normal(size=(72, 5)).astype(np.float32)
+SLOPE = np.random.default_rng(5).normal(size=(72, 5)).astype(np.float32)
 
 
 def logits_of(images):
   """[B, 6, 6, 2] -> [B, 5]."""
-  return (images.reshape(len(images), -1) - 0.5) @ jnp.asarray(_SLOPE)
+  return (images.reshape(len(images), -1) - 0.5) @ jnp.asarray(SLOPE)
 
 
 def problem(count=20, wrong=3):

@@ -8,7 +8,7 @@ from scipy.stats import norm as normal
 
 from dhat_jax.attacks import randomized
 from dhat_jax.attacks.apgd import make_evaluate, make_loss
-from dhat_jax.attacks.autoattack import checks, ensemble
+from dhat_jax.attacks.autoattack import budget, checks
 from dhat_jax.attacks.autoattack.judge import judged
 from dhat_jax.runtime import streams
 from tests.attacks import noisy
@@ -205,7 +205,7 @@ def test_what_chooses_a_point_does_not_judge_it():
 
 def test_rand_and_noise_average_twenty_evaluations():
   def averaged(version, randomized):
-    return ensemble._make_budget(
+    return budget.make_budget(
       version,
       4,
       n_iter=1,

@@ -34,6 +34,7 @@ def net():
     ('autoattack_queries', 0, 'autoattack_queries: got 0'),
     ('autoattack_targets', 0, 'autoattack_targets: got 0'),
     ('autoattack_target_order', 'near', "order: got 'near', choices"),
+    ('autoattack_screening', 'float16', "screening: got 'float16', choices"),
     ('sweep_epsilons_255', (8.0, 8.0), 'sweep_epsilons_255: got'),
     ('sweep_steps', 0, 'sweep_steps: got 0'),
     ('loss_steps', (-1,), 'loss_steps: got -1'),
@@ -103,6 +104,29 @@ def test_target_order_is_that_of_apgd_t_alone(net):
     autoattack_version='rand',
   )
   with pytest.raises(ValueError, match=r"attacks: target_order: .*'apgd-t'"):
+    evaluation.make_plan(config, net)
+
+
+def test_screening_is_part_of_the_name(net):
+  plan = tiny_suite.make_plan(
+    net,
+    attacks=('clean', 'autoattack'),
+    autoattack_screening='bfloat16',
+    audit=True,
+    audit_queries=5,
+  )
+  (attack,) = plan.attacks[1:]
+  assert attack.name.endswith(',screening=bfloat16)')
+  assert attack.identity()['screening'] == 'bfloat16'
+  assert 'screening' not in plan.audit.square.identity()  # as before it
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'), [('autoattack_target_order', 'malt'), ('audit_malt', True)]
+)
+def test_malt_refuses_randomised_networks(net, key, value):
+  config = tiny_suite.get_config(samples=3, **{key: value})
+  with pytest.raises(ValueError, match=rf'evaluation.{key}: got .* 3 samples'):
     evaluation.make_plan(config, net)
 
 

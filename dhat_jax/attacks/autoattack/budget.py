@@ -12,7 +12,11 @@ STANDARD = {
   'n_queries': 5000,
   'n_targets': 9,
   'target_order': 'logits',
+  'screening': 'none',
 }
+
+# What the attacks of a run may see in place of float32.
+SCREENINGS = ('none', 'bfloat16')
 
 
 def _at_least_1(name: str, got: Any) -> int:
@@ -72,3 +76,28 @@ class Budget:
       return self.eot_iter * (pieces[index + 1] - pieces[index])
     per_iteration = {'fab': 2 + 2 * classes, 'fab-t': 4}
     return self.eot_iter * per_iteration.get(name, 3) * self.n_iter
+
+
+def make_budget(
+  version: str,
+  classes: int,
+  *,
+  n_iter: int,
+  n_queries: int,
+  n_restarts: int | None,
+  n_targets: int,
+  eot_iter: int | None,
+  stop_at_epsilon: bool,
+  randomized: bool,
+) -> Budget:
+  """Fills in the budget of a version and a number of classes."""
+  restarts = 5 if version in ('plus', 'custom') else 1
+  averaged = 20 if version == 'rand' or randomized else 1
+  return Budget(
+    n_iter=n_iter,
+    n_queries=n_queries,
+    n_restarts=restarts if n_restarts is None else n_restarts,
+    n_targets=min(n_targets, classes - 1),
+    stop_at_epsilon=stop_at_epsilon,
+    eot_iter=averaged if eot_iter is None else eot_iter,
+  )

@@ -1,7 +1,9 @@
 """Checks whether AutoAttack is valid for a network and a call."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import chex
+import jax
 import numpy as np
 
 from dhat_jax import divergences
@@ -146,6 +148,37 @@ def label_randomized(
       f'the mean loss of {eot_iter} evaluations{means if fixed else ""}'
     )
   return lines
+
+
+def screened(
+  screening_fn: Callable | None,
+  images: np.ndarray,
+  classes: int,
+  rng: chex.PRNGKey | None,
+) -> list[str]:
+  """Says that the attacks see another network than the one that judges.
+
+  Args:
+    screening_fn: that network, or None.
+    images: float [B, ...].
+    classes: K.
+    rng: typed key of its noise; None for a network without.
+
+  Raises:
+    ValueError: it has another number of classes.
+  """
+  if screening_fn is None:
+    return []
+  keys = [] if rng is None else [rng]
+  columns = jax.eval_shape(screening_fn, images, *keys).shape[1]
+  if columns != classes:
+    raise ValueError(
+      f'screening_fn: got {columns} logits, expected the {classes} of logits_fn'
+    )
+  return [
+    'screening: the attacks see screening_fn, and logits_fn judges their '
+    'images; robust images were not attacked through logits_fn'
+  ]
 
 
 def warn_batch(

@@ -7,12 +7,11 @@ before it left robust. `docs/autoattack.md` compares it with the reference.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dhat_jax.arguments import integer
@@ -20,7 +19,7 @@ from dhat_jax.attacks import arguments, balls
 from dhat_jax.attacks import logits as networks
 from dhat_jax.attacks import randomized as noise
 from dhat_jax.attacks.autoattack import checks, image_table, targets
-from dhat_jax.attacks.autoattack.budget import Budget
+from dhat_jax.attacks.autoattack.budget import Budget, make_budget
 from dhat_jax.attacks.autoattack.evaluation import Evaluation
 from dhat_jax.attacks.autoattack.journal import (
   Journal,
@@ -28,42 +27,15 @@ from dhat_jax.attacks.autoattack.journal import (
   network_digest,
 )
 from dhat_jax.attacks.autoattack.judge import Judge
-from dhat_jax.attacks.autoattack.packing import Attack, size_of_batches
+from dhat_jax.attacks.autoattack.packing import size_of_batches
 from dhat_jax.attacks.autoattack.passes import (
-  ATTACK_AXES,
-  family,
   jit_hoisted,
   make_attack,
-  mixes_passes,
+  make_attacks,
 )
 from dhat_jax.attacks.autoattack.progress import Progress, Reporter
 from dhat_jax.attacks.autoattack.result import AutoAttackResult
 from dhat_jax.runtime import files, streams
-
-
-def _make_budget(
-  version: str,
-  classes: int,
-  *,
-  n_iter: int,
-  n_queries: int,
-  n_restarts: int | None,
-  n_targets: int,
-  eot_iter: int | None,
-  stop_at_epsilon: bool,
-  randomized: bool,
-) -> Budget:
-  """Fills in the budget of a version and a number of classes."""
-  restarts = 5 if version in ('plus', 'custom') else 1
-  averaged = 20 if version == 'rand' or randomized else 1
-  return Budget(
-    n_iter=n_iter,
-    n_queries=n_queries,
-    n_restarts=restarts if n_restarts is None else n_restarts,
-    n_targets=min(n_targets, classes - 1),
-    stop_at_epsilon=stop_at_epsilon,
-    eot_iter=averaged if eot_iter is None else eot_iter,
-  )
 
 
 def _describe_problem(
@@ -130,36 +102,6 @@ def _make_result(
   )
 
 
-def _make_attacks(
-  names: tuple[str, ...],
-  make: Callable,
-  map_fn: Callable,
-  rng: chex.PRNGKey,
-) -> Iterator[Attack]:
-  """Yields the attacks in order, with programs that compile when first used.
-
-  Args:
-    names: of the attacks.
-    make: names -> function, as `passes.make_attack`.
-    map_fn: (fn, in_axes) -> compiled fn.
-    rng: typed key.
-  """
-  programs = {}
-  for name in names:
-    together = family(name, names)
-    if together not in programs:
-      programs[together] = map_fn(make(together), ATTACK_AXES)
-    yield Attack(
-      name,
-      programs[together],
-      which=together.index(name),
-      rngs=jnp.stack(
-        [streams.fold_in(rng, f'autoattack/{other}') for other in together]
-      ),
-      mixed=mixes_passes(name),
-    )
-
-
 def autoattack(
   logits_fn: Callable,
   images: chex.Array,
@@ -180,6 +122,7 @@ def autoattack(
   target_order: str = 'logits',
   randomized: bool = False,
   samples: int = 10,
+  screening_fn: Callable | None = None,
   progress: bool | Callable[[Progress], None] = False,
   state_dir: str | os.PathLike | None = None,
   map_fn: Callable | None = None,
@@ -228,6 +171,10 @@ def autoattack(
       for one image at a time, in `vmap`, with a key for each.
     samples: evaluations by which an image of a randomised network is judged, at
       least 2. As many others choose which of its adversarial images is kept.
+    screening_fn: a cheaper version of the network that the attacks see, for
+      example in bfloat16; called as `logits_fn`, which judges every image that
+      they return. So what counts as broken is broken. What counts as robust was
+      not attacked through `logits_fn`; `differences` says so.
     progress: True prints a line per batch; or a function of `Progress`.
     state_dir: directory in which every finished batch is stored. A call with
       the same problem, network and directory resumes a killed one; any other is
@@ -256,7 +203,7 @@ def autoattack(
   integer('samples', samples, least=2)
   integer('batch_size', batch_size, least=1)
   budget_of = functools.partial(
-    _make_budget,
+    make_budget,
     version,
     n_iter=n_iter,
     n_queries=n_queries,
@@ -269,6 +216,8 @@ def autoattack(
   integer('n_targets', n_targets, least=1)
   budget_of(classes=2)  # a mistake shows before anything compiles
   logits_fn = networks.checked(logits_fn)
+  if screening_fn is not None:
+    screening_fn = networks.checked(screening_fn)
   images, labels = checks.check_inputs(images, labels, names)
   rng = streams.key(0) if rng is None else rng
   balls.check_keys('rng', rng, one=True)
@@ -294,7 +243,10 @@ def autoattack(
     }
     checks.check_logits(logits)
     classes = logits.shape[1]
-    differences = checks.few_classes(names, classes, n_targets)
+    differences = [
+      *checks.few_classes(names, classes, n_targets),
+      *checks.screened(screening_fn, images[:1], classes, noise_rng),
+    ]
     warnings = checks.warn_stops(names, fab_stop_at_epsilon)
     budget = budget_of(classes=classes)
     if randomized:
@@ -326,11 +278,14 @@ def autoattack(
     )
     state_dir = files.user_path(state_dir)
     if state_dir is not None:
-      problem['network'] = network_digest(
-        logits_fn,
-        np.broadcast_to(images[:1], (size, *images.shape[1:])),
-        [] if noise_rng is None else [noise_rng],
-      )
+      networks_by_name = {'network': logits_fn, 'screening': screening_fn}
+      for key, network in networks_by_name.items():
+        if network is not None:
+          problem[key] = network_digest(
+            network,
+            np.broadcast_to(images[:1], (size, *images.shape[1:])),
+            [] if noise_rng is None else [noise_rng],
+          )
     journal = Journal(state_dir, problem)
     if state_dir is not None:
       journal.check_close(
@@ -342,17 +297,17 @@ def autoattack(
     correct = {'clean': evaluation.correct.copy()}
     make = functools.partial(
       make_attack,
-      logits_fn=logits_fn,
+      logits_fn=screening_fn or logits_fn,
       norm=norm,
       budget=budget,
       randomized=randomized,
       by_mean_loss=version != 'rand',
     )
-    for attack in _make_attacks(names, make, map_fn, rng):
+    for attack in make_attacks(names, make, map_fn, rng):
       name = attack.name
       if name == 'apgd-t' and target_order == 'malt':
         evaluation.rankings[name] = targets.malt_ranking(
-          logits_fn,
+          screening_fn or logits_fn,
           map_fn,
           images,
           labels,

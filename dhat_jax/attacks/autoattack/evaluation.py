@@ -136,6 +136,8 @@ class Evaluation:
     ]
     columns = zip(*batches, strict=True)
     clean = Judgement(*(np.concatenate(rows) for rows in columns))
+    classes = clean.logits.shape[1]
+    arguments.classes('labels', self._labels, len(self._labels), classes, np)
     for name in _JUDGED:
       setattr(self, name, getattr(clean, name))
     self.broken_by[~self.robust] = 'clean'

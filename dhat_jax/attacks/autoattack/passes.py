@@ -5,7 +5,7 @@ all passes of its attacks. All variants of APGD share one.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import chex
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from dhat_jax.attacks import randomized as noise
 from dhat_jax.attacks.apgd import apgd
 from dhat_jax.attacks.autoattack.budget import Budget
+from dhat_jax.attacks.autoattack.packing import Attack
 from dhat_jax.attacks.fab import fab
 from dhat_jax.attacks.square import square_points
 from dhat_jax.runtime import hoisting, streams
@@ -233,6 +234,36 @@ def make_attack(
     )
 
   return run
+
+
+def make_attacks(
+  names: tuple[str, ...],
+  make: Callable,
+  map_fn: Callable,
+  rng: chex.PRNGKey,
+) -> Iterator[Attack]:
+  """Yields the attacks in order, with programs that compile when first used.
+
+  Args:
+    names: of the attacks.
+    make: names -> function, as `passes.make_attack`.
+    map_fn: (fn, in_axes) -> compiled fn.
+    rng: typed key.
+  """
+  programs = {}
+  for name in names:
+    together = family(name, names)
+    if together not in programs:
+      programs[together] = map_fn(make(together), ATTACK_AXES)
+    yield Attack(
+      name,
+      programs[together],
+      which=together.index(name),
+      rngs=jnp.stack(
+        [streams.fold_in(rng, f'autoattack/{other}') for other in together]
+      ),
+      mixed=mixes_passes(name),
+    )
 
 
 def _noisy(
