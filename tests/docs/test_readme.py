@@ -68,7 +68,8 @@ def test_loading_a_run_runs_as_it_stands(tmp_path, monkeypatch, capsys):
   assert printed.strip() == str(names['logits'].argmax(axis=1))
 
 
-def test_autoattack_runs_as_it_stands():
+def test_autoattack_runs_as_it_stands(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   test = digits.load().test
   images = np.float32(test.images[:40]) / 255
   names = {'images': images, 'labels': test.labels[:40]}
