@@ -11,7 +11,6 @@ from typing import Any
 
 import chex
 import numpy as np
-from scipy import stats
 
 from dhat_jax.attacks import randomized
 from dhat_jax.runtime import streams
@@ -65,6 +64,8 @@ def flips(correct: np.ndarray | None) -> int:
   """
   if correct is None:
     return 0
+  from scipy import stats  # slow to import
+
   samples, right = correct.shape[1], correct.sum(axis=1)  # [N]
   fails = stats.betabinom.cdf(
     samples // 2, samples, right + 0.5, samples - right + 0.5

@@ -16,7 +16,10 @@ from dhat_jax.models import (
 )
 from dhat_jax.models import outputs as output_table
 from dhat_jax.models.aggregator import AGGREGATORS, Aggregator
-from dhat_jax.models.outputs import Outputs
+from dhat_jax.models.outputs import (
+  Outputs,
+  part_variables,  # noqa: F401 - its name here is public
+)
 
 
 class Trunk(nn.Module):

@@ -207,7 +207,7 @@ def _batch_norm(images):
   flat = images.reshape(len(images), -1)
   flat -= flat.mean(axis=0, keepdims=True)
   flat /= flat.std(axis=0, keepdims=True) + 1e-3
-  return flat @ linear._SLOPE + 0.1 * linear.logits_of(images)
+  return flat @ linear.SLOPE + 0.1 * linear.logits_of(images)
 
 
 @pytest.mark.parametrize('batch_size', [1, 7, 20])
