@@ -45,7 +45,8 @@ def test_nothing_moves_between_device_and_host(rows):
 def test_every_convolution_has_its_channels_last(rows):
   for name, row in rows.items():
     found = row['convolutions']
-    assert found['number'] > 50, name
+    # Attacks hold the network once, Square without its gradient.
+    assert found['number'] > 20, name
     assert found['by_fastest'] == {'channels': found['number']}, name
 
 
@@ -91,15 +92,14 @@ def test_attacks_sum_nothing_over_devices_and_are_in_float32(rows, attack):
   assert row['loops'] >= 1
 
 
-# Of the traced programs: sorts, top_k. Targeted attacks rank the classes; the
-# DLR loss takes the largest logits in the first pass and in the loop. FAB's
-# projections and Square do neither.
+# Of the traced programs: sorts, top_k. The DLR loss takes the largest logits.
+# The classes are ranked before; FAB's projections and Square do neither.
 SELECTIONS = {
   'apgd-ce': (0, 0),
-  'apgd-dlr': (0, 2),
-  'apgd-t': (1, 2),
+  'apgd-dlr': (0, 1),
+  'apgd-t': (0, 1),
   'fab': (0, 0),
-  'fab-t': (1, 0),
+  'fab-t': (0, 0),
   'square': (0, 0),
 }
 
