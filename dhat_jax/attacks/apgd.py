@@ -55,9 +55,11 @@ def make_loss(
     which: int [B], each example's place in several losses.
 
   Raises:
-    ValueError: unknown loss, or missing targets.
+    ValueError: unknown loss, missing targets or missing places.
   """
   if not isinstance(loss, str):
+    if which is None:
+      raise ValueError(f'which: got None for {tuple(loss)}, expected int [B]')
     return _make_mixed_loss(
       [make_loss(name, labels, targets) for name in loss], which
     )

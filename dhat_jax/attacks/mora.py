@@ -77,6 +77,9 @@ def member_weights(
   P, and a member's probabilities p: w = p_c (p_y / P_y + (1 - p_c) / P_c), and
   0 where the member is already fooled.
 
+  Differs from the published code, which computes P_c and p_c with the wrong
+  sign where P is right, and divides the heads' sum by one more head.
+
   Args:
     members: logits [B, M, K], the output first.
     scaled: the same, scaled for the mean probabilities.

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dhat_jax.attacks.autoattack import autoattack, checks
+from dhat_jax.attacks import apgd
+from dhat_jax.attacks.autoattack import autoattack, checks, targets
 from tests.attacks import linear
 
 
@@ -139,3 +140,72 @@ def test_noise_needs_a_key():
   assert tuple(rand.flags) == ('clean', 'apgd-ce', 'apgd-dlr')
   (line,) = rand.warnings
   assert line.startswith('a randomised network')
+
+
+def test_the_label_ranks_first_whatever_its_logit():
+  logits = np.array([[1, 3, 2], [2, 2, 0], [5, 0, 4]], np.float32)
+  ranking = targets.logits_ranking(logits, np.array([0, 0, 0]))
+  np.testing.assert_array_equal(ranking, [[0, 1, 2], [0, 1, 2], [0, 2, 1]])
+  assert logits.max() == 5  # they are not overwritten
+
+
+def test_targets_of_tied_logits_are_other_classes():
+  """The first of the largest logits is the prediction, here the label."""
+  images = np.full((3, 4, 4, 1), 0.5, np.float32)
+
+  def logits_fn(images):
+    z = images.mean((1, 2, 3)) - 0.5
+    return jnp.stack([z, -z, z - 9, z - 9], axis=1)
+
+  result = autoattack(
+    logits_fn,
+    images,
+    np.zeros(3, int),
+    epsilon=0.1,
+    version='custom',
+    attacks=['apgd-t', 'fab-t'],
+    n_targets=1,
+    n_iter=3,
+  )
+  assert result.clean_accuracy == 1
+  np.testing.assert_array_equal(result.targets, [1, 1, 1])
+  assert not result.robust.any()
+  assert not result.warnings
+
+
+@pytest.mark.parametrize(
+  ('noise', 'words'),
+  [
+    ({'same_network': True}, 'flags are the same'),
+    ({'same_network': False}, 'flags may differ'),
+  ],
+)
+def test_who_judges_the_images_of_fab_decides_what_is_said(noise, words):
+  (line,) = checks.warn_stops(('fab-t',), True, **noise)
+  assert words in line
+  assert checks.warn_stops(('apgd-t',), True, **noise) == []
+
+
+def test_rand_without_a_key_is_checked_like_the_others():
+  def batch_norm(images):
+    logits = linear.logits_of(images)
+    return logits - logits.mean(axis=0, keepdims=True)
+
+  images, _ = linear.problem()
+  labels = np.array(jnp.argmax(batch_norm(images), axis=1))
+  options = {'version': 'rand', 'n_iter': 1, 'epsilon': 0.01}
+  warnings = autoattack(batch_norm, images, labels, **options).warnings
+  assert 'logits depend on the other images' in '\n'.join(warnings)
+
+
+def test_several_losses_need_places():
+  images, labels = linear.problem()
+  with pytest.raises(ValueError, match='which: got None'):
+    apgd.apgd(
+      linear.logits_of,
+      images,
+      labels,
+      jax.random.key(0, impl='threefry2x32'),
+      epsilon=0.1,
+      loss=('ce', 'dlr'),
+    )

@@ -106,13 +106,25 @@ def few_classes(
   return lines
 
 
-def warn_stops(names: tuple[str, ...], stop_at_epsilon: bool) -> list[str]:
-  """Says that FAB's images are not the smallest perturbations."""
+def warn_stops(
+  names: tuple[str, ...], stop_at_epsilon: bool, same_network: bool
+) -> list[str]:
+  """Says that FAB's images are not the smallest perturbations.
+
+  Args:
+    names: of the attacks.
+    stop_at_epsilon: whether FAB stops.
+    same_network: whether the judge sees what FAB saw. If not, it may judge the
+      first image that counts otherwise than the nearest one.
+  """
   if not stop_at_epsilon or not {'fab', 'fab-t'} & set(names):
     return []
+  flags = 'the flags are the same'
+  if not same_network:
+    flags = 'the flags may differ, since another network judges its images'
   return [
-    'fab stops at epsilon: the flags are the same, its images are not the '
-    'smallest perturbations'
+    f'fab stops at epsilon: {flags}; its images are not the smallest '
+    'perturbations'
   ]
 
 

@@ -163,7 +163,8 @@ def autoattack(
       `randomized`, else 1. FAB and Square attack the mean of so many logits.
     fab_stop_at_epsilon: whether FAB leaves an image alone once it is broken.
       The flags are the same, its images are not the smallest perturbations; a
-      warning says so.
+      warning says so. With `randomized` or `screening_fn` another network
+      judges the images, and the flags may differ.
     target_order: of apgd-t's classes: 'logits', the largest clean ones first
       as in the original, or 'malt', the nearest ones first as if the network
       were linear (Melamed et al. 2024).
@@ -247,13 +248,17 @@ def autoattack(
       *checks.few_classes(names, classes, n_targets),
       *checks.screened(screening_fn, images[:1], classes, noise_rng),
     ]
-    warnings = checks.warn_stops(names, fab_stop_at_epsilon)
+    warnings = checks.warn_stops(
+      names,
+      fab_stop_at_epsilon,
+      same_network=screening_fn is None and not randomized,
+    )
     budget = budget_of(classes=classes)
     if randomized:
       warnings += checks.label_randomized(
         version, names, budget.eot_iter, samples
       )
-    elif version != 'rand':
+    else:
       repeated, mixed = evaluation.repeat(map_fn(logits_fn, (0,)))
       warnings += checks.warn_randomized(
         repeated, labels[: len(repeated[0])]

@@ -13,6 +13,7 @@ import chex
 import numpy as np
 
 from dhat_jax.attacks import arguments
+from dhat_jax.attacks.autoattack import targets
 from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.attacks.autoattack.journal import Journal
 from dhat_jax.attacks.autoattack.judge import Judge, Judgement
@@ -47,7 +48,7 @@ class Evaluation:
     broken_in: int32 [N], the index of that attack's pass, one of
       `Budget.passes`; -1 without one.
     rankings: {targeted attack: int [N, K]}, the classes at which its passes
-      aim, by rank from 1, of which the first is no target.
+      aim, by rank from 1, of which the first is the label, no target.
     zero_gradients: {attack: number of starts where the gradient vanished}.
     broken_gradients: {attack: number of runs of an image in which a gradient
       was not finite}.
@@ -141,7 +142,7 @@ class Evaluation:
     for name in _JUDGED:
       setattr(self, name, getattr(clean, name))
     self.broken_by[~self.robust] = 'clean'
-    by_logits = np.argsort(clean.logits, axis=1, kind='stable')[:, ::-1]
+    by_logits = targets.logits_ranking(clean.logits, self._labels)
     self.rankings = {'apgd-t': by_logits, 'fab-t': by_logits}
     return clean.logits
 

@@ -28,7 +28,8 @@ class AutoAttackResult:
   Attributes:
     robust: bool [N], predicted correctly under all attacks.
     images_adv: [N, ...], an adversarial image where an attack succeeded, else
-      the image itself.
+      the image itself. Of a randomised network: the point that fooled the most
+      evaluations, though it may be robust.
     predictions: int32 [N], the classes predicted on `images_adv` during the
       attack: robust equals predictions == labels. (The network compiled by
       itself may round differently near a decision boundary.)
@@ -53,7 +54,7 @@ class AutoAttackResult:
     flags: for 'clean' and after each attack, bool [N].
     secs: for each attack, its wall time in this call.
     differences: how the attacks differ from the standard because classes are
-      few, a sentence each.
+      few or the attacks see another network, a sentence each.
     warnings: reasons to doubt the result, after the differences.
   """
 

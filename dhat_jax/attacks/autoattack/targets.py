@@ -32,6 +32,26 @@ def check_order(
   return target_order
 
 
+def logits_ranking(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Orders the classes by their clean logits, the label first.
+
+  Of an image that is predicted correctly, the label's logit is the largest one
+  anyway. It may not be the only one, and the mean logits of a randomised
+  network may have another, though most of its evaluations are correct. The
+  label is no target even then.
+
+  Args:
+    logits: float [N, K].
+    labels: int [N].
+
+  Returns:
+    int [N, K].
+  """
+  logits = logits.copy()
+  logits[np.arange(len(labels)), labels] = np.inf
+  return np.argsort(logits, axis=1, kind='stable')[:, ::-1]
+
+
 def malt_ranking(
   logits_fn: Callable,
   map_fn: Callable,
