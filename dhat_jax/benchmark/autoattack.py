@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import ml_collections
 
 from dhat_jax.attacks.autoattack import packing, passes
-from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.benchmark import autoattack_sides, timing
 from dhat_jax.benchmark.autoattack_sides import STANDARD, Problem
 from dhat_jax.pytorch import jax_module
@@ -185,11 +184,8 @@ def run(
   jax_module.import_torch().set_num_threads(provenance.cores())  # as XLA does
   autoattack_sides.import_original()
   problem = autoattack_sides.make_problem(config, directory, count)
+  budget = autoattack_sides.make_budget(problem, n_iter, n_queries)
   torch_net = autoattack_sides.make_torch_twin(problem)
-  classes = problem.net.num_classes
-  budget = Budget(
-    n_iter=n_iter, n_queries=n_queries, n_targets=min(9, classes - 1)
-  )
   size = packing.size_of_batches(len(problem.images), batch_size)
   network = _time_network(problem, torch_net, size, repeats=3)
   rows = []

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dhat_jax import arguments, convert, from_config, run
+from dhat_jax import arguments, convert, divergences, from_config, run
 from dhat_jax.attacks import balls
 from dhat_jax.attacks.autoattack import (
   AutoAttackResult,
@@ -20,6 +20,7 @@ from dhat_jax.attacks.autoattack import (
   checks,
   passes,
 )
+from dhat_jax.attacks.autoattack.budget import Budget
 from dhat_jax.pytorch import jax_module
 from dhat_jax.runtime import files, streams, workdir
 
@@ -222,6 +223,24 @@ class Theirs:
   def __call__(self) -> np.ndarray:
     """Attacks: robust bool [N]."""
     return self.attack()[0]
+
+
+def make_budget(problem: Problem, n_iter: int, n_queries: int) -> Budget:
+  """Returns the budget of both sides, with the standard's targets.
+
+  Raises:
+    ValueError: so few classes that the original fails.
+  """
+  classes = problem.net.num_classes
+  if classes < divergences.TARGETED_DLR_CLASSES:
+    raise ValueError(
+      f'config.dataset: got {classes} classes, expected at least '
+      f"{divergences.TARGETED_DLR_CLASSES}: pyautoattack's targeted DLR needs "
+      'a fourth logit'
+    )
+  return Budget(
+    n_iter=n_iter, n_queries=n_queries, n_targets=min(9, classes - 1)
+  )
 
 
 def import_original() -> Any:

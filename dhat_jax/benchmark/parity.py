@@ -147,11 +147,8 @@ def run(
   jax_module.import_torch().set_num_threads(provenance.cores())  # as XLA does
   autoattack_sides.import_original()
   problem = autoattack_sides.make_problem(config, directory, count)
+  budget = autoattack_sides.make_budget(problem, n_iter, n_queries)
   torch_net = autoattack_sides.make_torch_twin(problem)
-  classes = problem.net.num_classes
-  budget = Budget(
-    n_iter=n_iter, n_queries=n_queries, n_targets=min(9, classes - 1)
-  )
   judge = parity_flags.make_judge(problem, torch_net)
   size = min(batch_size, len(problem.images))
   rows = compare_sides(

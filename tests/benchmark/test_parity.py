@@ -1,11 +1,12 @@
 """What is counted of two sets of runs: flags, splits, facts. No PyTorch."""
 
+import dataclasses
 import types
 
 import numpy as np
 import pytest
 
-from dhat_jax.benchmark import parity, parity_flags
+from dhat_jax.benchmark import autoattack_sides, parity, parity_flags
 from dhat_jax.benchmark.autoattack_sides import Problem
 from dhat_jax.benchmark.parity_flags import Attacked
 
@@ -27,6 +28,17 @@ def runs(ours, theirs):
   }
 
 
+def wide_runs(ours, theirs):
+  """Runs on any number of images, of which only the flags matter."""
+  none = np.zeros(0, np.float32)
+  return {
+    side: [
+      Attacked(np.array([f == 'x' for f in flags]), none) for flags in rows
+    ]
+    for side, rows in {'ours': ours, 'theirs': theirs}.items()
+  }
+
+
 def test_flags_that_differ():
   counts = parity_flags.flags_that_differ(
     runs(ours=['x..x', 'xx..'], theirs=['x...', '...x'])
@@ -44,6 +56,33 @@ def test_share_of_splits():
   same = runs(ours=['x...', '.x..'], theirs=['x...', '.x..'])
   assert parity_flags.share_of_splits(same) == 1
   assert parity_flags.share_of_splits(runs(['x'], ['x'])) is None
+
+
+def test_many_seeds_draw_some_of_the_splits():
+  rng = np.random.default_rng(1)
+
+  def draw(count, share):
+    rows = rng.uniform(size=(count, 12)) < share
+    return [''.join('x' if flag else '.' for flag in row) for row in rows]
+
+  # 16 runs a side can be dealt in 6e8 ways.
+  same = wide_runs(draw(16, 0.5), draw(16, 0.5))
+  apart = wide_runs(draw(16, 0.2), draw(16, 0.8))
+  assert 0.05 < parity_flags.share_of_splits(same) <= 1
+  assert 0 < parity_flags.share_of_splits(apart) < 0.001
+
+
+def test_the_original_needs_four_classes():
+  few = dataclasses.replace(
+    make_problem(), net=types.SimpleNamespace(num_classes=3)
+  )
+  with pytest.raises(ValueError, match='got 3 classes, expected at least 4'):
+    autoattack_sides.make_budget(few, 10, 20)
+  many = types.SimpleNamespace(num_classes=11)
+  budget = autoattack_sides.make_budget(
+    dataclasses.replace(few, net=many), 10, 20
+  )
+  assert (budget.n_iter, budget.n_queries, budget.n_targets) == (10, 20, 9)
 
 
 def make_problem():
