@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn import datasets, neural_network
 
-from dhat_jax.attacks import apgd, fab, square
+from dhat_jax.attacks import apgd, fab, logits, square
 from dhat_jax.runtime import documents, provenance, streams
 from experiments import exact_minima
 
@@ -46,15 +46,14 @@ CASES = (
 DIGITS = (3, 8, 5, 9)  # the trained networks tell the first two, three or four
 
 
-def with_least(logits: jax.Array) -> jax.Array:
+def with_least(three: jax.Array) -> jax.Array:
   """Repeats the least of three logits: the denominator is z_(1) - z_(3)."""
-  return jnp.append(logits, logits.min(axis=1, keepdims=True), axis=1)
+  return jnp.append(three, three.min(axis=1, keepdims=True), axis=1)
 
 
-def with_middle(logits: jax.Array) -> jax.Array:
+def with_middle(three: jax.Array) -> jax.Array:
   """Repeats the middle one: it is z_(1) - (z_(2) + z_(3)) / 2."""
-  middle = jnp.sort(logits, axis=1)[:, 1:2]
-  return jnp.append(logits, middle, axis=1)
+  return jnp.append(three, jnp.sort(three, axis=1)[:, 1:2], axis=1)
 
 
 # Of `apgd-t` on three classes, in place of the margin.
@@ -82,7 +81,8 @@ def attacks_of(
           images,
           labels,
           jax.random.fold_in(key, rank),
-          target_rank=rank,
+          # Of the classes themselves: a repeated logit is no target.
+          targets=logits.target_classes(logits_fn, images, rank),
           norm=norm,
           n_iter=n_iter,
           epsilon=epsilon,
@@ -109,15 +109,16 @@ def attacks_of(
 
     return run
 
+  apgd_t = functools.partial(apgd.apgd, loss='targeted_dlr')
   attacks = {
     'apgd-ce': untargeted(apgd.apgd, n_iter=n_iter),
-    'apgd-t': towards_all(apgd.apgd_targeted),
-    'fab-t': towards_all(fab.fab_targeted),
+    'apgd-t': towards_all(apgd_t),
+    'fab-t': towards_all(fab.fab),
     'square': untargeted(square.square, n_queries=n_queries),
   }
   if classes == 3:
     for name, wrap in RATIOS.items():
-      attacks[name] = towards_all(apgd.apgd_targeted, wrap)
+      attacks[name] = towards_all(apgd_t, wrap)
   return {name: compile_attack(run) for name, run in attacks.items()}
 
 
