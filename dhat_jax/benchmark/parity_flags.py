@@ -18,7 +18,7 @@ SIDES = ('ours', 'theirs')
 # Of a distance, in [0, 1] units: what float32 may add to the radius.
 _TOLERANCE = 1e-6
 # Ways to deal runs to two sides that are tried; seven seeds a side have 3432.
-_MOST_SPLITS = 10_000
+_MOST_SPLITS = 5_000
 
 Margins = dict[str, np.ndarray]  # {side: [N]}
 Judge = Callable[[np.ndarray], Margins]
