@@ -17,6 +17,10 @@ import numpy as np
 from dhat_jax.evaluation.records import Arrays
 from dhat_jax.runtime import files, processes
 
+# Of the files that an attack stores in its own folder. A folder of another
+# version is emptied: its attack starts anew.
+FOLDER_VERSION = 2
+
 
 def digest(value: Any) -> str:
   """SHA-256 of a tree of arrays, numbers and names."""
@@ -95,17 +99,19 @@ class Store:
   def folder(self, name: str, settings: Any) -> str | None:
     """Returns a folder for an attack that stores its own files.
 
-    A folder that belongs to something else is emptied first.
+    A folder that belongs to something else, or that another version of this
+    code began, is emptied first.
     """
     if self.directory is None:
       return None
     path = os.path.join(self.directory, name)
     if processes.is_first():
-      self._claim(path, {'digest': self._digest(settings)})
+      owner = {'digest': self._digest(settings), 'version': FOLDER_VERSION}
+      self._claim(path, owner)
     processes.wait_for_all('folder claimed')
     return path
 
-  def _claim(self, path: str, owner: dict[str, str]) -> None:
+  def _claim(self, path: str, owner: dict[str, Any]) -> None:
     """Empties a folder unless it belongs to the owner already."""
     label = os.path.join(path, 'evaluation.json')
     try:

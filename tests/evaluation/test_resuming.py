@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from dhat_jax.evaluation.store import Store
 from tests.evaluation.spies import Killed, spied
 from tests.helpers import tiny_suite
 
@@ -81,6 +82,21 @@ def test_a_record_that_was_edited_is_an_error(case, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_an_earlier_version_began_is_begun_anew(tmp_path):
+  """Its attack could not go on, and would refuse the folder."""
+  store = Store(str(tmp_path), 'identity')
+  folder = pathlib.Path(store.folder('aggregated/autoattack', {'steps': 1}))
+  (folder / 'problem.json').touch()
+  store.folder('aggregated/autoattack', {'steps': 1})
+  assert (folder / 'problem.json').exists()
+  label = folder / 'evaluation.json'
+  owner = json.loads(label.read_text())
+  del owner['version']  # as the first version wrote it
+  label.write_text(json.dumps(owner))
+  store.folder('aggregated/autoattack', {'steps': 1})
+  assert sorted(path.name for path in folder.iterdir()) == ['evaluation.json']
+
+
 def test_killed_inside_autoattack_ends_with_the_same_flags(tmp_path):
   whole = tiny_suite.autoattack(tmp_path / 'whole')
   folder = tmp_path / 'killed'
