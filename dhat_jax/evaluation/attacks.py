@@ -267,7 +267,7 @@ def without_heads(attack: HeadsAttack) -> HeadsAttack:
   settings = attack.settings
   return dataclasses.replace(
     attack,
-    title=attack.title.replace('mora', 'momentum'),
+    title=f'{attack.title}_control',
     settings=settings._replace(shares=(0.0,) * len(settings.shares)),
     stream=attack.title,
   )

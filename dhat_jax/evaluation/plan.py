@@ -41,6 +41,12 @@ class AuditPlan:
     attacks = (self.attack, self.margin, self.momentum, self.targeted)
     return tuple(attack for attack in attacks if attack is not None)
 
+  @property
+  def alone(self) -> tuple[EvaluationAttack, ...]:
+    """The attacks on the audited output."""
+    others = (self.largest, self.square, self.mora)
+    return (*self.white_box, *(a for a in others if a is not None))
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -83,6 +89,42 @@ class Job(NamedTuple):
     return self.target.name, self.attack.name
 
 
+def check_names(plan: Plan, where: str = 'attacks') -> None:
+  """Checks that attacks of one name give one record.
+
+  Args:
+    plan: what to evaluate.
+    where: what gave the names, for the error.
+
+  Raises:
+    ValueError: two different attacks with one name.
+  """
+  listed = [
+    plan.clean,
+    *plan.attacks,
+    *plan.sweep.values(),
+    *plan.loss_by_steps.values(),
+  ]
+  if plan.audit is not None:
+    listed += plan.audit.alone
+  by_name: dict[str, EvaluationAttack] = {}
+  for attack in listed:
+    other = by_name.setdefault(attack.name, attack)
+    if not _same_record(attack, other):
+      raise ValueError(
+        f'{where}: got two that are called {attack.name!r} and differ, '
+        'expected different names'
+      )
+
+
+def _same_record(attack: EvaluationAttack, other: EvaluationAttack) -> bool:
+  """Whether two attacks differ at most in the outputs that they attack."""
+  same = dataclasses.replace(
+    attack, outputs=other.outputs, made_of=other.made_of
+  )
+  return same == other and attack.identity() == other.identity()
+
+
 def jobs(
   plan: Plan,
   targets: Mapping[str, Target],
@@ -104,14 +146,10 @@ def jobs(
   Raises:
     ValueError: two different attacks with one name.
   """
+  check_names(plan)
   unique: dict[Any, Job] = {}
   for job in _all_jobs(plan, targets, audited, bypass, surrogate):
-    other = unique.setdefault(job.key, job)
-    if other.attack != job.attack:
-      raise ValueError(
-        f'attacks: got two that are called {job.attack.name!r} and differ, '
-        'expected different names'
-      )
+    unique.setdefault(job.key, job)
   return sorted(unique.values(), key=lambda job: job.attack.expensive)
 
 
@@ -134,8 +172,7 @@ def _all_jobs(
     return
   audit = plan.audit
   yield from (Job(target, audit.attack) for target in targets.values())
-  alone = [*audit.white_box, audit.largest, audit.square, audit.mora]
-  yield from (Job(targets[audited], a) for a in alone if a is not None)
+  yield from (Job(targets[audited], attack) for attack in audit.alone)
   if bypass is not None:
     yield Job(bypass, audit.attack)
   if surrogate is not None:

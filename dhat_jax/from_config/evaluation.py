@@ -14,7 +14,7 @@ from dhat_jax.attacks.autoattack.budget import SCREENINGS
 from dhat_jax.evaluation import aggregator_analysis, attacks
 from dhat_jax.evaluation.attack_types import EvaluationAttack, LogitsAttack
 from dhat_jax.evaluation.evaluator import Evaluator
-from dhat_jax.evaluation.plan import AuditPlan, Plan
+from dhat_jax.evaluation.plan import AuditPlan, Plan, check_names
 from dhat_jax.from_config.values import completed, in_unit, lengths_255
 from dhat_jax.models.layers import DTYPES
 from dhat_jax.models.outputs import OUTPUTS, available
@@ -61,7 +61,7 @@ def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
     _able(audit.square, net.num_classes, f'{_WHERE}.audit_queries')
   if audits and audit.targeted:
     _able(audit.targeted, net.num_classes, f'{_WHERE}.audit_malt')
-  return Plan(
+  plan = Plan(
     clean=attacks.make('clean', **shared),
     attacks=tuple(_listed(name, shared, net) for name in names),
     sweep=_sweep(spec),
@@ -69,6 +69,8 @@ def make_plan(config: ml_collections.ConfigDict, net: nn.Module) -> Plan:
     audit=audit if audits else None,
     export_images=spec.export_images,
   )
+  check_names(plan, f'{_WHERE}.attacks')
+  return plan
 
 
 def _listed(

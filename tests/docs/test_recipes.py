@@ -80,6 +80,7 @@ def test_training_attack(folder):
 
 def test_evaluation_attack(folder):
   config = read_config('my_evaluation.py')
+  from_config.check(config)  # beside all attacks of the audit
   config.evaluation.attacks = ('clean', 'momentum_3')
   config.evaluation.audit = False
   config.evaluation.update(sweep_epsilons_255=(), loss_steps=())

@@ -114,7 +114,7 @@ def test_heads_that_hide_each_other_are_weighed_anew():
   )
   assert mora['accuracy'] < best - 0.15
   assert report['worst_case'] <= mora['accuracy']
-  assert 'momentum_10' in report['white_box']['others']
+  assert 'mora_10_control' in report['white_box']['others']
 
 
 @aggregator.register('cancelling')

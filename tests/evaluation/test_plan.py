@@ -72,14 +72,14 @@ def test_an_audit_with_mora_and_malt():
   targeted = 'apgd-t(n_iter=3,target_order=malt)'
   for key in (
     ('aggregated', 'mora_3'),
-    ('aggregated', 'momentum_3'),
+    ('aggregated', 'mora_3_control'),
     ('aggregated', targeted),
     ('surrogate', 'mora_3'),
   ):
     assert key in keys
-  assert ('surrogate', 'momentum_3') not in keys
+  assert ('surrogate', 'mora_3_control') not in keys
   white_box = [attack.name for attack in plan.audit.white_box]
-  assert white_box == ['pgd_3', 'cw_3', 'momentum_3', targeted]
+  assert white_box == ['pgd_3', 'cw_3', 'mora_3_control', targeted]
   mora, momentum = plan.audit.mora, plan.audit.momentum
   assert mora.function is momentum.function  # they compile once
   assert momentum.stream == mora.name  # and start alike
@@ -110,6 +110,32 @@ def test_two_attacks_of_one_name_are_an_error(case):
   plan = dataclasses.replace(plan, sweep={'2': other})
   with pytest.raises(ValueError, match="two that are called 'pgd_3'"):
     list_jobs(case, plan)
+
+
+def test_one_record_serves_attacks_on_other_outputs(case):
+  options = {
+    'attacks': ('clean', 'square'),
+    'audit': True,
+    'audit_queries': 20,
+    'autoattack_n_iter': 100,
+    'autoattack_targets': 9,
+  }
+  plans = [
+    tiny_suite.make_plan(case[0], **options, autoattack_outputs=outputs)
+    for outputs in ((), ('aggregated',), ('main',))
+  ]
+  square = plans[1].audit.square
+  assert plans[1].attacks[1].name == square.name
+  assert plans[1].attacks[1] != square
+  attacked = [
+    [j.target.name for j in list_jobs(case, plan) if j.attack.expensive]
+    for plan in plans
+  ]
+  assert attacked == [
+    ['main', 'second', 'mean', 'aggregated'],
+    ['aggregated'],
+    ['main', 'aggregated'],
+  ]
 
 
 def test_a_record_of_other_images_is_an_error(case):
