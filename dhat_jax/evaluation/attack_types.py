@@ -281,7 +281,7 @@ class EnsembleAttack(EvaluationAttack):
       'accuracy_after': {
         name: float(flags.mean()) for name, flags in record.flags.items()
       },
-      'broken_by': broken.counts(record.flags),
+      'broken_by': broken.counts(record),
       'warnings': list(record.warnings),
     }
 

@@ -1,7 +1,6 @@
 """Which attack of an ensemble broke which image, in a record and as CSV."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,17 +35,24 @@ def _first_places(broken_by: np.ndarray, names: tuple[str, ...]) -> list[int]:
   return [int(np.argmax(broken_by == name)) for name in attacks]
 
 
-def counts(flags: Mapping[str, np.ndarray]) -> dict[str, int]:
-  """Counts the images that each attack broke first.
+def counts(record: Record) -> dict[str, int]:
+  """Counts the images that each attack broke first, as the table says.
+
+  The image that an attack keeps of a randomised network may be robust again. So
+  the flags alone would count some images twice.
 
   Args:
-    flags: {attack: bool [n]}, robust after it, in the order of the attacks.
+    record: of an ensemble; those of earlier versions have no table, but flags.
 
   Returns:
-    {attack: number}; 'clean' are the images that were wrong before.
+    {attack: number}, in the order of the attacks; 'clean' are the images that
+    were wrong before.
   """
+  if record.per_image:
+    broken_by = record.per_image['broken_by']
+    return {name: int((broken_by == name).sum()) for name in record.flags}
   lost, before = {}, True
-  for name, robust in flags.items():
+  for name, robust in record.flags.items():
     lost[name] = int((before & ~robust).sum())
     before = robust
   return lost

@@ -121,11 +121,41 @@ def test_example_places():
   assert example_places(101) == [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
 
 
+def counts(flags, **per_image):
+  """The counts of a record of four images."""
+  flags = {name: np.array(values, bool) for name, values in flags.items()}
+  robust = list(flags.values())[-1] if flags else np.ones(4, bool)
+  record = Record(
+    output='main',
+    robust=robust,
+    losses=np.zeros(4),
+    predictions={'main': (~robust).astype(np.int32)},
+    flags=flags,
+    per_image=per_image,
+  )
+  record.check(np.zeros(4, np.int32))
+  return broken.counts(record)
+
+
 def test_counts_by_hand():
   flags = {
-    'clean': np.array([1, 1, 1, 0], bool),
-    'apgd-ce': np.array([1, 1, 1, 0], bool),
-    'square': np.array([1, 0, 0, 0], bool),
+    'clean': [1, 1, 1, 0],
+    'apgd-ce': [1, 1, 1, 0],
+    'square': [1, 0, 0, 0],
   }
-  assert broken.counts(flags) == {'clean': 1, 'apgd-ce': 0, 'square': 2}
-  assert broken.counts({}) == {}
+  expected = {'clean': 1, 'apgd-ce': 0, 'square': 2}
+  table = np.array(['', 'square', 'square', 'clean'])
+  assert counts(flags) == counts(flags, broken_by=table) == expected
+  assert counts({}) == {}
+
+
+def test_an_image_that_is_robust_again_counts_once():
+  """As in the table: the last two of a randomised network."""
+  flags = {
+    'clean': [1, 1, 1, 0],
+    'apgd-ce': [1, 0, 0, 1],
+    'square': [1, 0, 1, 0],
+  }
+  table = np.array(['', 'apgd-ce', '', 'square'])
+  counted = counts(flags, broken_by=table)
+  assert counted == {'clean': 0, 'apgd-ce': 1, 'square': 1}
