@@ -145,6 +145,28 @@ def test_without_autoattack_there_is_none():
   assert report(records(), plan) == {}
 
 
+def test_a_randomised_network_has_none():
+  """The worst of many attacks that do nothing is not an accuracy."""
+  generator = np.random.default_rng(0)
+  names = ('clean', 'autoattack', 'pgd_20', 'cw_20')
+  found = {
+    (target, name): Record.of(
+      {
+        output: generator.normal(loc=(1, 0), size=(6, 10, 2))
+        for output in ('main', 'aggregated')
+      },
+      LABELS,
+      target,
+    )
+    for target in ('main', 'aggregated')
+    for name in names
+  }
+  rights = [r.scored('aggregated', LABELS) for r in found.values()]
+  means = [r.correct['aggregated'].mean() for r in found.values()]
+  assert min(means) > 0.6 > np.logical_and.reduce(rights).mean() + 0.25
+  assert report(found) == {}
+
+
 @aggregator.register('stepped')
 class Stepped(aggregator.Aggregator):
   """The mean in steps: no attack sees a gradient, but transfer needs none."""
