@@ -172,8 +172,10 @@ def classes(
 
 
 def _shape_and_dtype(name: str, got: Any) -> tuple[tuple[int, ...], Any]:
-  """Returns the shape and dtype of an array or list."""
-  if not hasattr(got, 'dtype') or not hasattr(got, 'shape'):
+  """Returns the shape and dtype of an array, list or another's tensor."""
+  known = isinstance(getattr(got, 'dtype', None), np.dtype)
+  known = known or isinstance(got, jax.Array)  # also keys
+  if not known or not hasattr(got, 'shape'):
     try:
       got = np.asarray(got)
     except ValueError as error:  # a ragged list

@@ -4,6 +4,7 @@ Every attack wraps the network in `checked`, with one shape and one dtype. An
 error is one line that names what was returned.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,23 +91,42 @@ def as_logits(output: Any, images: chex.Array) -> chex.Array:
   return jnp.asarray(output).astype(dtype)
 
 
-def checked(logits_fn: Callable) -> Callable:
+def _check_arguments(name: str, logits_fn: Callable, *args: Any) -> None:
+  """Raises TypeError for a network that takes other arguments."""
+  try:
+    signature = inspect.signature(logits_fn)
+  except (TypeError, ValueError):  # unknown
+    return
+  try:
+    signature.bind(*args)
+  except TypeError as error:
+    keyed = len(args) > 1
+    got = '(images, key)' if keyed else '(images)'
+    other = '' if keyed else '; one that also takes a key needs randomized=True'
+    raise TypeError(
+      f'{name}: got a function with {signature}, expected one of {got}{other}'
+    ) from error
+
+
+def checked(logits_fn: Callable, name: str = 'logits_fn') -> Callable:
   """Returns a network whose output is checked and cast, see `as_logits`.
 
   Args:
     logits_fn: images -> logits, or (images, key) -> logits.
+    name: of the argument.
 
   Raises:
     TypeError: it is not callable; or, in a call, it cannot be traced.
   """
-  arguments.function('logits_fn', logits_fn)
+  arguments.function(name, logits_fn)
 
   def call(images, *keys):
+    _check_arguments(name, logits_fn, images, *keys)
     try:
       output = logits_fn(images, *keys)
     except jax.errors.JAXTypeError as error:
       raise TypeError(
-        f'logits_fn: got {type(error).__name__}, expected jax.numpy alone, '
+        f'{name}: got {type(error).__name__}, expected jax.numpy alone, '
         'without NumPy or branches that depend on values'
       ) from error
     return as_logits(output, images)

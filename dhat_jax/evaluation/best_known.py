@@ -71,7 +71,9 @@ def _numbers(
 ) -> dict[str, Any]:
   """Returns the numbers of one output, on the images that all attacks saw."""
   output, attack = autoattack
-  robust = {key: r.scored(output, labels) for key, r in records.items()}
+  # Attacks on the output itself first: of equal ones they are named.
+  keys = sorted(records, key=lambda key: key[0] != output)
+  robust = {key: records[key].scored(output, labels) for key in keys}
   count = min(map(len, robust.values()))
   robust = {key: flags[:count] for key, flags in robust.items()}
   left = robust[autoattack]

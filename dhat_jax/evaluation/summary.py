@@ -58,6 +58,17 @@ def _randomized(numbers: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _fewer_images(results: Mapping[str, Any]) -> list[str]:
+  """Says which worst cases are of fewer images than the other accuracies."""
+  counts = results.get('worst_case_images', {})
+  fewer = {o: n for o, n in counts.items() if n < results['n_test']}
+  return [
+    f'worst case of {output}: of the first {count} images, which every attack '
+    'saw'
+    for output, count in fewer.items()
+  ]
+
+
 def summary(results: Mapping[str, Any]) -> str:
   """Formats accuracies, best known ones, red flags and the natural twin.
 
@@ -75,6 +86,7 @@ def summary(results: Mapping[str, Any]) -> str:
     f'{results["dataset"]}, epsilon {epsilon:.4f} ({255 * epsilon:.1f}/255)',
     table(accuracy),
   ]
+  lines += _fewer_images(results)
   lines += _best_known(results.get('best_known', {}))
   if 'randomized' in results:
     lines += ['', *_randomized(results['randomized'])]

@@ -159,16 +159,22 @@ def audit(run: Run) -> list[Block]:
   white_box = results['white_box']
   attack = f'{results["attack"]}, with the gradients'
   rows = [
-    [attack, percent(white_box['accuracy']), ''],
-    ['the same on the margin', percent(white_box['margin_accuracy']), ''],
+    [attack, percent(white_box['accuracy']), '', ''],
+    ['the same on the margin', percent(white_box['margin_accuracy']), '', ''],
     *_other_white_box(white_box),
     *(
-      [name, percent(row['accuracy']), str(row['missed'])]
+      [
+        name,
+        percent(row['accuracy']),
+        str(row['missed']),
+        str(row.get('images', '')),
+      ]
       for name, row in results['attacks'].items()
     ),
-    ['all of these together', percent(results['worst_case']), ''],
+    ['all of these together', percent(results['worst_case']), '', ''],
   ]
-  header = ['attack', 'accuracy, %', 'images that the first attack missed']
+  missed = 'images that attacks with the gradients missed'
+  header = ['attack', 'accuracy, %', missed, 'of images']
   caption = f'Of the output “{run.final_output.label}”.'
   return [
     *(flags or [Sentence('No red flag.')]),
@@ -179,7 +185,9 @@ def audit(run: Run) -> list[Block]:
 def _other_white_box(white_box: dict) -> list[list[str]]:
   """The other attacks with the gradients; audits of old runs have none."""
   others = white_box.get('others', {})
-  return [[name, percent(accuracy), ''] for name, accuracy in others.items()]
+  return [
+    [name, percent(accuracy), '', ''] for name, accuracy in others.items()
+  ]
 
 
 def agreement(run: Run) -> list[Block]:
@@ -191,7 +199,7 @@ def agreement(run: Run) -> list[Block]:
     [
       attack,
       _group_label(run, group),
-      str(row['images']),
+      str(row.get('images', '')),
       str(row['aggregated_right']),
     ]
     for attack, groups in attacks.items()

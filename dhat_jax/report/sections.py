@@ -121,8 +121,9 @@ SECTIONS = (
   ),
   Section(
     'Audit',
-    'the red flags, and the last column: attacks without the gradients '
-    'should find few images that the attack with gradients missed.',
+    'the red flags, and how many images the attacks with gradients missed: '
+    'few. Transfer is compared with the first attack, MORA, Square and the '
+    'surrogate with all attacks with gradients together.',
     'The audit asks whether the final output is robust or only hides its '
     'gradients.',
     contents.audit,

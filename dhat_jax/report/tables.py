@@ -82,17 +82,33 @@ def attack_names(runs: Sequence[Run]) -> list[str]:
   return [*listed_attacks(runs), *([WORST] if any(known) else [])]
 
 
+def _comparable(run: Run, output: str, first: str) -> bool:
+  """Whether the worst cases of two outputs are of the same attacks, images."""
+  accuracy = run.results['accuracy']
+  images = run.results.get('worst_case_images', {})
+  attacks = (set(accuracy.get(name, ())) for name in (output, first))
+  return (
+    images.get(output) == images.get(first)
+    and len(set(map(frozenset, attacks))) == 1
+  )
+
+
 def with_differences(run: Run) -> Table:
-  """One run: each output's accuracies, and how far from the first one's."""
+  """One run: each output's accuracies, and how far from the first one's.
+
+  Worst cases of other attacks, or of fewer images, have no difference.
+  """
   names = attack_names([run])
-  first = accuracies(run, run.first_output.name)
+  first_name = run.first_output.name
+  first = accuracies(run, first_name)
   rows = []
   for output in run.outputs:
     row = accuracies(run, output.name)
     cells = []
     for name in names:
       cell = percent(row.get(name))
-      if output != run.first_output and name in row and name in first:
+      same = name != WORST or _comparable(run, output.name, first_name)
+      if name in row and name in first and output.name != first_name and same:
         cell += f' ({100 * (row[name] - first[name]):+.1f})'
       cells.append(cell)
     rows.append([output.label, *cells])

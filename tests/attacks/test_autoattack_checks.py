@@ -117,6 +117,49 @@ def test_masked_gradients_are_reported():
   assert 'square lowered robust accuracy' in lines
 
 
+@pytest.mark.parametrize(
+  ('logits_fn', 'randomized', 'words'),
+  [
+    (lambda x, key: x, False, r'\(x, key\), expected one of \(images\); one'),
+    (lambda x: x, True, r'\(x\), expected one of \(images, key\)'),
+  ],
+)
+def test_a_network_of_other_arguments_is_named(logits_fn, randomized, words):
+  with pytest.raises(
+    TypeError, match=f'logits_fn: got a function with {words}'
+  ):
+    linear.attack('apgd-ce', logits_fn=logits_fn, randomized=randomized)
+
+
+def test_sigmoids_are_warned_of():
+  result = linear.attack(
+    'apgd-ce', logits_fn=lambda x: jax.nn.sigmoid(linear.logits_of(x))
+  )
+  assert 'before its sigmoid' in ' '.join(result.warnings)
+  assert 'sigmoid' not in ' '.join(linear.attack('apgd-ce').warnings)
+
+
+def test_tensors_of_another_library_are_arrays():
+  class Tensor:
+    """As PyTorch's: a dtype that NumPy does not know, and an array."""
+
+    dtype = 'torch.float32'
+
+    def __init__(self, array):
+      self._array, self.shape = array, array.shape
+
+    def __array__(self, dtype=None, copy=None):
+      return np.asarray(self._array, dtype)
+
+  images, labels = linear.problem()
+  options = {'epsilon': 0.03, 'version': 'custom', 'attacks': ('apgd-ce',)}
+  results = [
+    autoattack(linear.logits_of, given, labels, **options, n_iter=2)
+    for given in (images, Tensor(images))
+  ]
+  np.testing.assert_array_equal(*(r.images_adv for r in results))
+
+
 def test_noise_needs_a_key():
   def noisy(images, key):
     return linear.logits_of(images) + jax.random.normal(key, (len(images), 5))

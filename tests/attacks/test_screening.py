@@ -42,7 +42,17 @@ def test_attacks_see_the_screening_network_alone(name):
   assert blind.robust.sum() > seeing.robust.sum()
 
 
+def test_networks_that_disagree_are_warned_of(standard):
+  other = linear.standard(screening_fn=lambda x: -linear.logits_of(x))
+  (line,) = [w for w in other.warnings if 'screening_fn predicts' in w]
+  assert 'on 20 of 20 clean images' in line
+  alike = linear.standard(screening_fn=_bfloat16)
+  assert not [w for w in alike.warnings if 'screening_fn predicts' in w]
+
+
 def test_mistakes_are_named():
+  with pytest.raises(TypeError, match='screening_fn: got str, expected a func'):
+    linear.standard(screening_fn='bfloat16')
   images, labels = linear.problem()
   with pytest.raises(ValueError, match='screening_fn: got 3 logits'):
     autoattack(

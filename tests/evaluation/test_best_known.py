@@ -109,6 +109,18 @@ def test_transfer_and_the_audit_count():
   assert [row['name'] for row in rows] == ['transfer_main', 'pgd_20']
 
 
+def test_of_equal_attacks_those_on_the_output_itself_are_named():
+  same = [1, 0, 1, 1, 1, 1]
+  found = full(records())
+  found = {
+    ('main', 'pgd_20'): record(same, 'main'),
+    **found,
+    ('aggregated', 'pgd_20'): record(same),
+  }
+  rows = only(found)['made_the_difference']
+  assert [row['name'] for row in rows] == ['pgd_20']
+
+
 def test_only_images_that_all_attacks_saw_count():
   found = full(records())
   found['aggregated', 'autoattack'] = record([1, 1, 1])

@@ -27,6 +27,15 @@ def test_summary_has_the_worst_case():
   assert len(lines) == 4
 
 
+def test_a_worst_case_of_fewer_images_says_so():
+  known = {**RESULTS, 'worst_case_images': {'main': 50}}
+  line = 'worst case of main: of the first 50 images, which every attack saw'
+  assert line in summary(known).split('\n')
+  assert 'of the first' not in summary(
+    {**RESULTS, 'worst_case_images': {'main': 360}}
+  )
+
+
 def test_summary_shows_the_audit_and_the_twin():
   text = summary({**RESULTS, 'audit': {'flags': []}})
   assert 'audit of the aggregated output: no red flag' in text

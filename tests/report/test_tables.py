@@ -23,6 +23,22 @@ def test_differences_to_the_main_head(run):
   ]
 
 
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('worst_case_images', {'main': 8, 'second': 8, 'mean': 8, 'aggregated': 3}),
+    ('accuracy', {'aggregated': {'clean': 1.0, 'pgd_2': 0.25, 'cw_2': 0.25}}),
+  ],
+)
+def test_worst_cases_of_other_images_or_attacks_are_not_compared(
+  run, key, value
+):
+  run.results[key] = {**run.results.get(key, {}), **value}
+  table = tables.with_differences(run)
+  rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+  assert [row['worst case'] for row in rows[-2:]] == ['25.0 (+0.0)', '25.0']
+
+
 def test_mean_and_deviation():
   # 10, 20, 40 %: mean 23.33, deviation sqrt((177.8 + 11.1 + 277.8) / 2).
   assert tables.mean_and_deviation([0.1, 0.2, 0.4]) == '23.3 ± 15.3'

@@ -162,6 +162,31 @@ def label_randomized(
   return lines
 
 
+def warn_sigmoid(logits: np.ndarray) -> list[str]:
+  """Warns if all clean logits [N, K] are in [0, 1], as after a sigmoid."""
+  if logits.min() < 0 or logits.max() > 1:
+    return []
+  return [
+    'logits: all are in [0, 1]; if they are probabilities, take the network '
+    'before its sigmoid: attacks need logits'
+  ]
+
+
+def warn_screening(alike: np.ndarray) -> list[str]:
+  """Warns if the two networks differ on more than 2 % of the clean images.
+
+  Args:
+    alike: bool [N], whether they predict the same class.
+  """
+  wrong = int((~alike).sum())
+  if wrong <= 0.02 * len(alike):
+    return []
+  return [
+    f'screening_fn predicts another class than logits_fn on {wrong} of '
+    f'{len(alike)} clean images: attacks on it may miss what fools logits_fn'
+  ]
+
+
 def screened(
   screening_fn: Callable | None,
   images: np.ndarray,

@@ -218,7 +218,7 @@ def autoattack(
   budget_of(classes=2)  # a mistake shows before anything compiles
   logits_fn = networks.checked(logits_fn)
   if screening_fn is not None:
-    screening_fn = networks.checked(screening_fn)
+    screening_fn = networks.checked(screening_fn, 'screening_fn')
   images, labels = checks.check_inputs(images, labels, names)
   rng = streams.key(0) if rng is None else rng
   balls.check_keys('rng', rng, one=True)
@@ -248,7 +248,12 @@ def autoattack(
       *checks.few_classes(names, classes, n_targets),
       *checks.screened(screening_fn, images[:1], classes, noise_rng),
     ]
-    warnings = checks.warn_stops(
+    warnings = checks.warn_sigmoid(logits)
+    if screening_fn is not None and not randomized:
+      warnings += checks.warn_screening(
+        evaluation.predicted_alike(map_fn(screening_fn, (0,)))
+      )
+    warnings += checks.warn_stops(
       names,
       fab_stop_at_epsilon,
       same_network=screening_fn is None and not randomized,

@@ -146,6 +146,12 @@ class Evaluation:
     self.rankings = {'apgd-t': by_logits, 'fab-t': by_logits}
     return clean.logits
 
+  def predicted_alike(self, run: Callable) -> np.ndarray:
+    """Returns where images -> logits [B, K], compiled, predicts the same."""
+    batches = self._batches(np.arange(len(self._images)))
+    rows = [run(self._images[self._pad(b)])[: len(b)] for b in batches]
+    return np.concatenate(rows).argmax(axis=1) == self.predictions
+
   def repeat(
     self, predict_pair: Callable, repeats: int = 5
   ) -> tuple[list[np.ndarray], np.ndarray]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dhat_jax.attacks import arguments
 from dhat_jax.attacks.autoattack.budget import Budget
 
 
@@ -63,6 +64,8 @@ class Reporter:
       classes: K.
       batch_size: images at once.
     """
+    if progress and progress is not True:
+      arguments.function('progress', progress)
     self._show = print if progress is True else progress or None
     self._costs = {
       name: {
