@@ -129,7 +129,7 @@ def entry(results: Mapping[str, Any]) -> dict[str, Any] | None:
   return {
     **_names(output, config),
     'additional_data': bool(_extra(config)),
-    'number_forward_passes': 1,
+    'number_forward_passes': numbers['not_standard'].get('samples', 1),
     'dataset': results['dataset'],
     'architecture': architecture + (', two heads' if len(heads) > 1 else ''),
     'eps': _radius(config['evaluation']),

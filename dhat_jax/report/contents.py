@@ -43,6 +43,15 @@ def accuracy(run: Run) -> list[Block]:
       f'“{run.final_output.label}” minus “{run.first_output.label}”, in points.'
     )
     blocks.append(Grid(differences, caption=caption))
+  randomized = tables.randomized(run)
+  if randomized:
+    samples = run.results['randomized']['samples']
+    caption = (
+      f'A randomised network: the mean of {samples} evaluations, with their '
+      'standard deviation; worst: images that are right in all of them. Above, '
+      'an image counts if most of them are right.'
+    )
+    blocks.append(Grid(randomized, caption=caption))
   natural = tables.natural(run)
   if natural:
     caption = 'The same network, trained on clean images only.'

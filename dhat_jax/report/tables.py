@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import tabulate
@@ -142,6 +142,27 @@ def natural(run: Run) -> Table | None:
     for name in names
   ]
   return Table(['attack', *map(run.label, accuracy)], rows)
+
+
+def randomized(run: Run) -> Table | None:
+  """Means of a randomised network's evaluations, or None without noise."""
+  accuracy = run.results.get('randomized', {}).get('accuracy', {})
+  if not accuracy:
+    return None
+  names = dict.fromkeys(name for row in accuracy.values() for name in row)
+  rows = [
+    [name, *(_sampled(row.get(name)) for row in accuracy.values())]
+    for name in names
+  ]
+  return Table(['attack', *map(run.label, accuracy)], rows)
+
+
+def _sampled(numbers: Mapping[str, float] | None) -> str:
+  """Formats a mean, its spread, and the worst of all evaluations."""
+  if numbers is None:
+    return percent(None)
+  spread, worst = 100 * numbers['spread'], percent(numbers['worst'])
+  return f'{percent(numbers["mean"])} ± {spread:.1f} (worst {worst})'
 
 
 def same_but_seed(runs: Sequence[Run]) -> list[list[Run]]:

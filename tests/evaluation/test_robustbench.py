@@ -55,6 +55,9 @@ def test_robustbench_entry():
   assert entry['unreliable'] is True
   assert "{'n_iter': 5}" in entry['footnote']
   assert entry['name'] == 'Dual Head Adversarial Training'
+  assert entry['number_forward_passes'] == 1
+  reduced['not_standard'] = {'samples': 10}  # of a randomised network
+  assert robustbench.entry(results)['number_forward_passes'] == 10
   assert robustbench.entry({'config': {}}) is None
 
 

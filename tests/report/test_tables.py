@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from dhat_jax.report import read, tables
+from dhat_jax.report import contents, read, tables
 from dhat_jax.report.tables import Table
 from tests.report import workdirs
 
@@ -37,6 +37,22 @@ def test_worst_cases_of_other_images_or_attacks_are_not_compared(
   table = tables.with_differences(run)
   rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
   assert [row['worst case'] for row in rows[-2:]] == ['25.0 (+0.0)', '25.0']
+
+
+def test_randomised_networks_show_the_mean_and_the_worst(run):
+  assert tables.randomized(run) is None
+  numbers = {'worst': 0.25, 'mean': 0.6, 'spread': 0.031}
+  run.results['randomized'] = {
+    'samples': 4,
+    'accuracy': {'main': {'clean': numbers}, 'aggregated': {}},
+  }
+  table = tables.randomized(run)
+  assert table.header == ['attack', 'main head', 'aggregated']
+  ((attack, main, other),) = table.rows
+  assert (attack, main) == ('clean', '60.0 ± 3.1 (worst 25.0)')
+  assert other == tables.percent(None)
+  text = '\n'.join(map(str, contents.accuracy(run)))
+  assert 'the mean of 4 evaluations' in text
 
 
 def test_mean_and_deviation():
