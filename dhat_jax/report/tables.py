@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import tabulate
 
@@ -131,30 +131,30 @@ def by_attack(run: Run) -> Table:
   return Table(header, [list(row) for row in zip(*columns, strict=True)])
 
 
-def natural(run: Run) -> Table | None:
-  """Accuracies of the network trained on clean images only, or None."""
-  accuracy = run.results.get('natural', {}).get('accuracy', {})
+def _attack_by_output(
+  run: Run, accuracy: Mapping[str, Mapping[str, Any]], cell: Callable
+) -> Table | None:
+  """Returns {output: {attack: numbers}} as a table, or None if it is empty."""
   if not accuracy:
     return None
   names = dict.fromkeys(name for row in accuracy.values() for name in row)
   rows = [
-    [name, *(percent(row.get(name)) for row in accuracy.values())]
+    [name, *(cell(row.get(name)) for row in accuracy.values())]
     for name in names
   ]
   return Table(['attack', *map(run.label, accuracy)], rows)
+
+
+def natural(run: Run) -> Table | None:
+  """Accuracies of the network trained on clean images only, or None."""
+  accuracy = run.results.get('natural', {}).get('accuracy', {})
+  return _attack_by_output(run, accuracy, percent)
 
 
 def randomized(run: Run) -> Table | None:
   """Means of a randomised network's evaluations, or None without noise."""
   accuracy = run.results.get('randomized', {}).get('accuracy', {})
-  if not accuracy:
-    return None
-  names = dict.fromkeys(name for row in accuracy.values() for name in row)
-  rows = [
-    [name, *(_sampled(row.get(name)) for row in accuracy.values())]
-    for name in names
-  ]
-  return Table(['attack', *map(run.label, accuracy)], rows)
+  return _attack_by_output(run, accuracy, _sampled)
 
 
 def _sampled(numbers: Mapping[str, float] | None) -> str:

@@ -8,22 +8,9 @@ from dhat_jax.pytorch import jax_module
 torch = pytest.importorskip('torch')
 
 from tests.attacks import nets, oracle  # noqa: E402
+from tests.pytorch.functions import smooth  # noqa: E402
 
 pytestmark = pytest.mark.oracle
-
-
-def smooth(images):
-  """A function of [B, H, W, 2] that knows heights, widths and channels."""
-  height = jnp.arange(images.shape[1], dtype=images.dtype).reshape(1, -1, 1)
-  red, green = images[..., 0], images[..., 1]
-  return jnp.stack(
-    [
-      (jnp.sin(red) * height).sum((1, 2)),
-      (red * green).sum((1, 2)),
-      (green[:, :, 0] ** 3).sum(1),
-    ],
-    axis=1,
-  )
 
 
 def random_images(count, seed=0):

@@ -10,22 +10,9 @@ from dhat_jax.pytorch import jax_module, torch_function
 torch = pytest.importorskip('torch')
 
 from tests.attacks import oracle  # noqa: E402
+from tests.pytorch.functions import smooth  # noqa: E402
 
 pytestmark = pytest.mark.oracle
-
-
-def smooth(images):
-  """[B, H, W, 2] -> [B, 3]; knows heights, widths and channels."""
-  height = jnp.arange(images.shape[1], dtype=images.dtype).reshape(1, -1, 1)
-  red, green = images[..., 0], images[..., 1]
-  return jnp.stack(
-    [
-      (jnp.sin(red) * height).sum((1, 2)),
-      (red * green).sum((1, 2)),
-      (green[:, :, 0] ** 3).sum(1),
-    ],
-    axis=1,
-  )
 
 
 class Smooth(torch.nn.Module):
