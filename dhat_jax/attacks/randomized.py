@@ -130,10 +130,10 @@ def accuracies(correct: np.ndarray) -> dict[str, float]:
     correct: bool [N, m], whether each evaluation of an image was correct.
 
   Returns:
-    worst: share of images that were correct in all m evaluations.
-    mean: share of all evaluations that were correct: the expected accuracy.
-    spread: standard deviation of the whole set's accuracy from one evaluation
-      to another.
+    `worst`, the share of images that were correct in all m evaluations; `mean`,
+    the share of all evaluations that were correct, the expected accuracy; and
+    `spread`, the standard deviation of the whole set's accuracy from one
+    evaluation to another.
   """
   each = correct.mean(axis=0)  # [m]
   return {

@@ -77,22 +77,22 @@ def rows(arrays: Mapping[str, np.ndarray]) -> list[Row]:
       clean_predictions, clean_margins, broken_by, broken_in, targets, changes.
 
   Returns:
-    For each image the `COLUMNS`:
-      place: in the arrays, from 0.
-      label, clean_prediction: classes.
-      attacked_prediction: the class of the adversarial image.
-      robust: whether no attack broke it, and it was right before.
-      broken_by: the attack that broke it first; 'clean' if it was wrong before,
-        None if it is robust.
-      target_class, target_rank: of a targeted attack's pass; ranks count from
-        1, the largest clean logit, so that they begin at 2 here. In MALT's
-        order 2 is the nearest class.
-      restart: of apgd-ce, apgd-dlr and fab, from 0.
-      piece: of Square's queries, from 0.
-      change: norm of the change, in the attack's norm.
-      clean_margin, attacked_margin: the label's logit less the largest other
-        one, on the image and on the adversarial image.
-    What belongs to an adversarial image is None where there is none.
+    For each image the `COLUMNS`, None where there is no adversarial image:
+
+    - place: in the arrays, from 0.
+    - label, clean_prediction: classes.
+    - attacked_prediction: the class of the adversarial image.
+    - robust: whether no attack broke it, and it was right before.
+    - broken_by: the attack that broke it first; 'clean' if it was wrong before,
+      None if it is robust.
+    - target_class, target_rank: of a targeted attack's pass. Rank 1 is the
+      largest clean logit, so ranks begin at 2 here. In MALT's order 2 is the
+      nearest class.
+    - restart: of apgd-ce, apgd-dlr and fab, from 0.
+    - piece: of Square's queries, from 0.
+    - change: norm of the change, in the attack's norm.
+    - clean_margin, attacked_margin: the label's logit less the largest other
+      one, on the image and on the adversarial image.
   """
   values = {name: array.tolist() for name, array in arrays.items()}
   return [
