@@ -6,7 +6,7 @@
 `--data_dir` holds `cifar10.npz` with the arrays of Keras, or
 `train/<class>/<image>` and `test/<class>/<image>` without loss, or a prepared
 TFDS folder: all give the same arrays, which are compared with the original's
-digests. On a CPU 10,000 images train, and 1,000 more are held out; on a GPU
+digests. On a CPU 5,000 images train, and 1,000 more are held out; on a GPU
 49,000 and 1,000.
 
 The first call trains, and attacks with PGD. With `--autoattack`, the standard
@@ -71,6 +71,7 @@ class Scale:
     epochs: of the three stages.
     wide_epochs: so many that its training needs as many multiply-adds.
     attack: values of each stage's attack.
+    batch_size: of the training.
     learning_rate: the peak of the heads' cycle.
     train_images: the first of `ordered`, with those held out; 0: all.
     test_images: the first of `ordered`; 0: all.
@@ -87,6 +88,7 @@ class Scale:
   epochs: tuple[float, float, float]
   wide_epochs: float
   attack: Mapping[str, Any]
+  batch_size: int = 128
   learning_rate: float = 0.2
   train_images: int = 0
   test_images: int = 0
@@ -107,7 +109,9 @@ SCALES = {
     epochs=(15.0, 12.0, 5.0),
     wide_epochs=13.5,
     attack={'steps': 2, 'step_size_255': 5.0},
-    train_images=11_000,
+    batch_size=64,
+    learning_rate=0.1,
+    train_images=6_000,
     test_images=1000,
     seeds=(0, 1, 2),
     every_steps=50,
@@ -210,6 +214,7 @@ def make_config(
     if name != 'aggregator':
       spec.schedule.learning_rate = scale.learning_rate
     spec.epochs = epochs
+    spec.batch_size = scale.batch_size
     spec.optimizer.nesterov = True
     spec.attack.update(epsilon_255=8.0, **scale.attack)
     spec.ema_decay = 0.995

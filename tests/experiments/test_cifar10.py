@@ -20,6 +20,7 @@ TINY = cifar10.Scale(
   epochs=(1.0, 1.0, 1.0),
   wide_epochs=2.0,
   attack={'steps': 1, 'step_size_255': 8.0},
+  batch_size=10,
   train_images=35,
   test_images=20,
   every_steps=1,
@@ -29,9 +30,6 @@ TINY = cifar10.Scale(
   overrides={
     'dataset.validation_size': 15,
     'validation.attack': 'pgd_2',
-    'main_head.batch_size': 10,
-    'second_head.batch_size': 10,
-    'aggregator.batch_size': 10,
   },
 )
 
@@ -105,7 +103,7 @@ def check_rows(scale, data_dir):
 def test_equal_terms(data_dir):
   """The wide head and DH-AT: as many parameters, as many multiply-adds."""
   wide, dual = (
-    runs.cost(entry, SHAPE, 10_000)
+    runs.cost(entry, SHAPE, 5_000)
     for entry in check_rows(cifar10.SCALES['cpu'], data_dir)
   )
   assert wide == pytest.approx(dual, rel=0.01)
