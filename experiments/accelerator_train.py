@@ -23,7 +23,6 @@ from dhat_jax.datasets.base import Dataset, Split
 from dhat_jax.run import train_and_evaluate
 from dhat_jax.runtime import config_file, devices, documents, files
 from experiments import runs
-from experiments.cifar10_jpeg import compress
 from experiments.runs import Entry, Run
 
 EXPERIMENT = 'accelerator'
@@ -134,6 +133,14 @@ def write_images(
     files.write_json(described, source)
   with np.load(path) as arrays:
     return len(arrays['y_train'])
+
+
+def compress(spec: ml_collections.ConfigDict, factor: float) -> None:
+  """Shortens a stage's schedule: epochs, and where the rate drops."""
+  spec.epochs *= factor
+  spec.schedule.drop_epochs = tuple(
+    1 + (epoch - 1) * factor for epoch in spec.schedule.drop_epochs
+  )
 
 
 def make_config(

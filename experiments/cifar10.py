@@ -252,6 +252,8 @@ def of_seed(scale: Scale, seed: int, path: str) -> list[Entry]:
   mixed = recipes.mixed(changed(config))
   mixed.evaluation.audit = False  # `--autoattack` makes it
   mixed = Run(f'{seed}/mixed', mixed, dual, STAGES[:1])
+  rate = changed(config, aggregator__schedule__learning_rate=0.1)
+  rate = Run(f'{seed}/published_rate', rate, dual, STAGES[:2])
   rows = (
     ('single head', dual, 'main'),
     ('single head, wide', wide, 'main'),
@@ -259,6 +261,7 @@ def of_seed(scale: Scale, seed: int, path: str) -> list[Entry]:
     ('DH-AT, mean', dual, 'mean'),
     ('DH-AT, classwise', classwise, 'aggregated'),
     ('DH-AT, mixed', mixed, 'aggregated'),
+    ('DH-AT, pairwise, rate .1', rate, 'aggregated'),
   )
   return [
     Entry('trades', name, seed, run, output) for name, run, output in rows
@@ -270,7 +273,7 @@ def in_order(scale: Scale, seeds: tuple[int, ...], path: str) -> list[Entry]:
   first, *others = dict.fromkeys((*scale.seeds, *seeds))
   entries = of_seed(scale, first, path)
   later = [entry for seed in others for entry in of_seed(scale, seed, path)]
-  kinds = ('dual', 'wide', 'classwise', 'mixed')
+  kinds = ('dual', 'wide', 'classwise', 'mixed', 'published_rate')
   later.sort(key=lambda e: kinds.index(os.path.basename(e.run.name)))
   return entries + later
 

@@ -13,7 +13,7 @@ from dhat_jax.datasets import cache, image_folder, npz
 from dhat_jax.pytorch import state_dicts
 from dhat_jax.report.write import write
 from dhat_jax.run import check_workdir, prepare_workdir
-from experiments import cifar10_jpeg, digits
+from experiments import cifar10, digits
 from tests.helpers import tiny_run
 
 
@@ -83,5 +83,5 @@ def test_flags(home):
   assert options.workdir == str(home / 'runs')
   assert options.json == str(home / 'x.json')
   os.makedirs(home / 'images')
-  options = cifar10_jpeg.parse(['--data_dir=~/images'])
+  options = cifar10.parse(['--data_dir=~/images'])
   assert options.data_dir == str(home / 'images')

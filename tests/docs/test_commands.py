@@ -69,7 +69,7 @@ def test_commands_would_start(page, folder):
     'python my_loss.py',
     "pip install -e '.[nothing]'",
     'python -m experiments.digits --seed=x',
-    'python -m experiments.cifar10_jpeg --scale=huge --data_dir=x',
+    'python -m experiments.cifar10 --scale=huge --data_dir=x',
   ],
 )
 def test_mistakes_in_commands_are_found(line, folder):

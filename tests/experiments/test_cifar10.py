@@ -121,8 +121,9 @@ def test_a_seed_is_complete_before_the_next_one():
   entries = cifar10.in_order(cifar10.SCALES['cpu'], (1, 7), 'images.npz')
   names = list(dict.fromkeys(entry.run.name for entry in entries))
   assert names[:4] == ['0/dual', '0/wide', '0/classwise', '0/mixed']
-  assert names[4:7] == ['1/dual', '2/dual', '7/dual']
-  assert len(names) == 16
+  assert names[4] == '0/published_rate'
+  assert names[5:8] == ['1/dual', '2/dual', '7/dual']
+  assert len(names) == 20
 
 
 def test_from_end_to_end(options):
@@ -136,6 +137,6 @@ def test_from_end_to_end(options):
   # Those that begin as the other process's run wait for it.
   (row,) = document['rows']
   assert row['variant'] == 'single head, wide'
-  assert document['missing'] == 5
+  assert document['missing'] == 6
   assert row['n_test'] == 20
   assert list(row['accuracy']) == ['clean', 'pgd_2', 'fgsm']

@@ -9,14 +9,12 @@ RESULTS = sorted(
   (pathlib.Path(__file__).parents[2] / 'docs' / 'results').glob('*.json')
 )
 KINDS = {
-  'cifar10_jpeg_published_rate': 'experiment',
   'digits': 'run',
   'accelerator_doctor': 'experiment',
   'accelerator_speed': 'experiment',
   'accelerator_train': 'experiment',
   'digits_evaluation': 'run',
   'experiment_ablations': 'experiment',
-  'experiment_cifar10_jpeg_cpu': 'experiment',
   'experiment_digits': 'experiment',
   'experiment_modern': 'experiment',
   'few_classes': 'experiment',
