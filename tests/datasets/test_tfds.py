@@ -8,10 +8,12 @@ import time
 import numpy as np
 import pytest
 import requests
+from PIL import Image
 
 from dhat_jax.datasets.base import validate
 from dhat_jax.datasets.tfds import archives as tfds_archives
 from dhat_jax.datasets.tfds import builders, load, prepared
+from experiments import cifar10 as experiment
 from tests.datasets import archives
 
 tensorflow_datasets = pytest.importorskip('tensorflow_datasets')
@@ -90,6 +92,32 @@ def test_every_way_gives_the_same(tmp_path, manual_dir, cifar10, monkeypatch):
   shutil.rmtree(tmp_path / 'tfds')
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
   assert_same(first, load.load('cifar10'))
+
+
+def test_npz_and_image_folder_give_the_same_images(
+  tmp_path, manual_dir, monkeypatch
+):
+  """As the experiment on CIFAR-10 reads them, in the order of their hashes."""
+  content = archives.write_cifar('cifar10', manual_dir, 10, np.arange(10))
+  archives.register(monkeypatch, 'cifar10', manual_dir)
+  load.load('cifar10', manual_dir=manual_dir)
+  folder, arrays = tmp_path / 'images', {}
+  for split, (images, labels) in content.items():
+    arrays |= {f'x_{split}': images, f'y_{split}': labels}
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+      path = folder / split / str(label) / f'{index}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(image).save(path)
+  (tmp_path / 'npz').mkdir()
+  np.savez(tmp_path / 'npz' / 'cifar10.npz', **arrays)
+  digests = [
+    [experiment.ordered(part).digest() for part in (data.train, data.test)]
+    for data in (
+      experiment.load(str(tmp_path / name))
+      for name in ('tfds', 'npz', 'images')
+    )
+  ]
+  assert digests[0] == digests[1] == digests[2]
 
 
 def test_prepared_folder_that_changes_is_read_anew(
