@@ -16,24 +16,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from dhat_jax import from_config
 from dhat_jax import main as command
-from dhat_jax.models.outputs import OUTPUTS
 from dhat_jax.run import check_workdir, prepare_workdir, train_and_evaluate
 from dhat_jax.runtime import (
   documents,
   files,
   lock,
-  streams,
   workdir,
 )
-from dhat_jax.training import cost as flops
 from dhat_jax.training.loop import checkpoint_folder
-from experiments import packing
+from experiments import costs, packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,51 +125,6 @@ def perform(run: Run, root: str) -> dict[str, Any]:
   return train_and_evaluate(run.config, directory)
 
 
-def parameters(
-  config: ml_collections.ConfigDict,
-  output: str,
-  image_shape: tuple[int, int, int],
-) -> int:
-  """Returns how many parameters an output of a config's network needs."""
-  net = from_config.make_network(config)
-  images = jnp.zeros((1, *image_shape))
-  params = jax.eval_shape(net.init, streams.key(0), images)['params']
-  used = OUTPUTS[output].parts
-  return sum(
-    leaf.size
-    for part, tree in params.items()
-    if part in used
-    for leaf in jax.tree.leaves(tree)
-  )
-
-
-def training_gmacs(
-  config: ml_collections.ConfigDict,
-  output: str,
-  image_shape: tuple[int, int, int],
-  num_train: int,
-) -> float:
-  """Returns the multiply-adds, in 1e9, that training an output needs.
-
-  Args:
-    config: of the run.
-    output: a key of `OUTPUTS`; the stages that train a part of it count.
-    image_shape: (H, W, C).
-    num_train: number of training images.
-  """
-  costs = flops.parts(from_config.make_network(config), image_shape)
-  used = set(OUTPUTS[output].parts)
-  total = 0
-  for name in config.stages:
-    stage = from_config.make_stage(config, name, num_train)
-    if used & set(stage.role.trains):
-      per_image = flops.needed(
-        costs, stage.role, stage.loss, stage.attack_steps, stage.gradients
-      )
-      total += per_image * stage.num_steps * stage.batch_size
-  return total / 1e9
-
-
 def _robust(
   entry: Entry, root: str, results: dict[str, Any]
 ) -> dict[str, np.ndarray]:
@@ -184,17 +135,6 @@ def _robust(
     with np.load(os.path.join(folder, f'{attack}.npz')) as record:
       robust[attack] = record['robust']
   return robust
-
-
-def cost(
-  entry: Entry, image_shape: tuple[int, int, int], num_train: int
-) -> dict[str, float]:
-  """Returns the size of an entry's network, and what its training needs."""
-  network = entry.run.config, entry.output, image_shape
-  return {
-    'parameters': parameters(*network),
-    'training_gmacs': training_gmacs(*network, num_train),
-  }
 
 
 def record(entry: Entry, root: str) -> dict[str, Any] | None:
@@ -370,13 +310,14 @@ def write(
   caption: dict[str, Any],
 ) -> None:
   """Writes the JSON of what is made; arguments as of `main`."""
-  costs, rows = {}, []  # a cost is the same for all seeds
+  known, rows = {}, []  # a cost is the same for all seeds
   for entry in entries:
     row = record(entry, options.workdir)
     key = entry.group, entry.variant
-    if row is not None and key not in costs:
-      costs[key] = cost(entry, image_shape, num_train)
-    rows.append(row and row | costs[key])
+    if row is not None and key not in known:
+      network = entry.run.config, entry.output
+      known[key] = costs.of(*network, image_shape, num_train)
+    rows.append(row and row | known[key])
   body = {
     **caption,
     'missing': sum(row is None for row in rows),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dhat_jax import from_config
 from dhat_jax.runtime import documents, lock
-from experiments import cifar10, runs
+from experiments import cifar10, cifar10_budget, costs, runs
 from tests.helpers import tiny  # noqa: F401 - registers the backbone 'tiny'
 
 SHAPE = (32, 32, 3)
@@ -103,7 +103,7 @@ def check_rows(scale, data_dir):
 def test_equal_terms(data_dir):
   """The wide head and DH-AT: as many parameters, as many multiply-adds."""
   wide, dual = (
-    runs.cost(entry, SHAPE, 5_000)
+    costs.of(entry.run.config, entry.output, SHAPE, 5_000)
     for entry in check_rows(cifar10.SCALES['cpu'], data_dir)
   )
   assert wide == pytest.approx(dual, rel=0.01)
@@ -111,10 +111,27 @@ def test_equal_terms(data_dir):
 
 def test_equal_parameters_on_a_gpu(data_dir):
   wide, dual = (
-    runs.parameters(entry.run.config, entry.output, SHAPE)
+    costs.parameters(entry.run.config, entry.output, SHAPE)
     for entry in check_rows(cifar10.SCALES['gpu'], data_dir)
   )
   assert wide == pytest.approx(dual, rel=0.01)
+
+
+def test_budget():
+  measured = cifar10_budget.measure(
+    repeats=1, backbones=('tiny',), attack_steps=(1, 2)
+  )
+  assert [row['attack_steps'] for row in measured['rows']] == [1, 2]
+  assert all(row['hours_of_15_epochs'] > 0 for row in measured['rows'])
+  needed = {row['run']: row['gmacs'] for row in measured['experiment']}
+  entries = cifar10.of_seed(cifar10.SCALES['cpu'], 0, 'images.npz')
+  for entry in entries:
+    name = entry.run.name.partition('/')[2]
+    whole = costs.training_gmacs(entry.run.config, entry.output, SHAPE, 5_000)
+    if entry.variant in ('DH-AT, pairwise', 'single head, wide'):
+      assert needed[name] == pytest.approx(whole)
+    if entry.run.shared:  # what another run trains is not counted again
+      assert 0 < needed[name] < whole
 
 
 def test_a_seed_is_complete_before_the_next_one():

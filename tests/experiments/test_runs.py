@@ -14,6 +14,7 @@ from dhat_jax.training import loop
 from dhat_jax.training.stages import roles
 from experiments import (
   ablations,
+  costs,
   digits,
   generated_digits,
   modern,
@@ -86,7 +87,9 @@ def test_wide_head_is_as_large():
   """As many parameters, and a training of 1.035 times the multiply-adds."""
   entries = list(digits.of_seed('trades', 0))
   wide, dual = (
-    runs.cost(entry, digits.IMAGE_SHAPE, digits.NUM_TRAIN)
+    costs.of(
+      entry.run.config, entry.output, digits.IMAGE_SHAPE, digits.NUM_TRAIN
+    )
     for entry in wide_and_dual(entries)
   )
   assert wide['parameters'] == pytest.approx(dual['parameters'], rel=0.01)
@@ -96,13 +99,13 @@ def test_wide_head_is_as_large():
 
 def test_joint_training_costs_as_much():
   rows = {e.variant: e for e in ablations.of_seed(0) if e.group == 'training'}
-  costs = [
-    runs.training_gmacs(
+  first, second = (
+    costs.training_gmacs(
       e.run.config, e.output, digits.IMAGE_SHAPE, digits.NUM_TRAIN
     )
     for e in rows.values()
-  ]
-  assert costs[0] == pytest.approx(costs[1], rel=0.01)
+  )
+  assert first == pytest.approx(second, rel=0.01)
 
 
 def test_stages_that_differ_are_not_shared():
