@@ -137,6 +137,12 @@ def _robust(
   return robust
 
 
+def _worst(robust: dict[str, np.ndarray]) -> np.ndarray:
+  """Returns which of the images that all attacks saw resist all of them."""
+  count = min(map(len, robust.values()))
+  return np.logical_and.reduce([flags[:count] for flags in robust.values()])
+
+
 def record(entry: Entry, root: str) -> dict[str, Any] | None:
   """Returns what the experiment's JSON keeps of an entry, None if not made."""
   path = os.path.join(root, entry.run.name, 'results.json')
@@ -144,8 +150,12 @@ def record(entry: Entry, root: str) -> dict[str, Any] | None:
     return None
   results = documents.read(path)
   check_workdir(entry.run.config, os.path.join(root, entry.run.name))
-  worst = results['worst_case'][entry.output]
   audited = entry.output == 'aggregated' and 'audit' in results
+  robust = _robust(entry, root, results)
+  flags = _worst(robust)
+  worst = float(flags.mean())
+  if audited and len(flags) == results['n_test']:
+    worst = min(worst, results['audit']['worst_case'])
   environment = files.read_json(
     os.path.join(root, entry.run.name, 'environment.json')
   )
@@ -156,14 +166,10 @@ def record(entry: Entry, root: str) -> dict[str, Any] | None:
     'run': entry.run.name,
     'output': entry.output,
     'accuracy': results['accuracy'][entry.output],
-    'images': {
-      attack: packing.pack(robust)
-      for attack, robust in _robust(entry, root, results).items()
-    },
-    # Of the aggregated output also under the attacks of the audit.
-    'worst_case': min(worst, results['audit']['worst_case'])
-    if audited
-    else worst,
+    'images': {attack: packing.pack(flags) for attack, flags in robust.items()},
+    # Of the aggregated output also under the attacks of the audit, where both
+    # are of all images.
+    'worst_case': worst,
     'red_flags': [flag['name'] for flag in results['audit']['flags']]
     if audited
     else None,

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from dhat_jax.runtime import documents, provenance
 from experiments import packing, statistics
 
@@ -28,9 +30,15 @@ TITLES = {
 
 
 def title(attack: str) -> str:
-  """Returns what a column is called; a budget of its own is said."""
-  name, budget, _ = attack.partition('(')
-  return TITLES.get(name, name) + (' (short)' if budget else '')
+  """Returns what a column is called; a smaller budget is said.
+
+  Fewer images are no smaller budget for an image.
+  """
+  name, _, budget = attack.rstrip(')').partition('(')
+  smaller = [
+    part for part in budget.split(',') if not part.startswith('images')
+  ]
+  return TITLES.get(name, name) + (' (short)' if any(smaller) else '')
 
 
 def attacks(record: Mapping[str, Any]) -> list[str]:
@@ -67,30 +75,43 @@ def _mean(values: Sequence[float], digits: int = 1) -> str:
   return f'{mean:.{digits}f}{spread}'
 
 
-def _interval(
+def _in_common(
   rows: Sequence, baseline: Sequence, attack: str
+) -> tuple[list, list]:
+  """Returns the rows of the seeds that both have under an attack."""
+  known = [
+    {row['seed']: row for row in of if not math.isnan(_of(row, attack))}
+    for of in (rows, baseline)
+  ]
+  seeds = sorted(known[0].keys() & known[1].keys())
+  return tuple([of[seed] for seed in seeds] for of in known)
+
+
+def _interval(
+  rows: Sequence, baseline: Sequence, attack: str, *, by_image: bool = False
 ) -> tuple[float, float, float]:
   """Returns a paired difference in points, over the seeds both have.
 
-  (mean, low, high) over seeds, or over images where there is one seed; ends
-  that are not known are nan.
+  (mean, low, high) over seeds, or over images where there is one seed or
+  `by_image`: then an image counts with its mean over the seeds. Ends that are
+  not known are nan.
   """
-  seeds = {row['seed'] for row in rows} & {row['seed'] for row in baseline}
-  rows, baseline = (
-    [row for row in of if row['seed'] in seeds] for of in (rows, baseline)
-  )
-  if not seeds or any(
-    math.isnan(_of(row, attack)) for row in (*rows, *baseline)
-  ):
+  pair = _in_common(rows, baseline, attack)
+  if not pair[0]:
     return (math.nan,) * 3
-  if len(seeds) > 1 or attack == 'worst_case':
-    return statistics.over_seeds(
-      *([_of(row, attack) for row in of] for of in (rows, baseline))
+  recorded = all(attack in row['images'] for of in pair for row in of)
+  if recorded and (by_image or len(pair[0]) == 1):
+    interval = statistics.over_images(
+      *(
+        np.mean([packing.unpack(row['images'][attack]) for row in of], axis=0)
+        for of in pair
+      )
     )
-  interval = statistics.over_images(
-    *(packing.unpack(of[0]['images'][attack]) for of in (rows, baseline))
+    return tuple(100 * value for value in interval)
+  mean, low, high = statistics.over_seeds(
+    *([_of(row, attack) for row in of] for of in pair)
   )
-  return tuple(100 * value for value in interval)
+  return (mean, math.nan, math.nan) if by_image else (mean, low, high)
 
 
 def _difference(mean: float, low: float, high: float) -> str:
@@ -150,29 +171,38 @@ def _contrasts(
 
 
 def intervals(
-  record: Mapping[str, Any], contrasts: Sequence[tuple[str, str]] = CONTRASTS
+  record: Mapping[str, Any],
+  contrasts: Sequence[tuple[str, str]] = CONTRASTS,
+  *,
+  by_image: bool = False,
 ) -> list[tuple[str, dict[str, tuple[float, float, float]]]]:
-  """Returns [('<group>: <variant> − <baseline>', {attack: interval})]."""
-  return [
-    (
-      f'{group}: {variant} − {baseline}',
-      {
-        attack: _interval(variants[variant], variants[baseline], attack)
+  """Returns [('<group>: <variant> − <baseline>', {attack: interval})].
+
+  A label ends in the number of seeds, where some pairs have a single one.
+  """
+  found, counts = [], []
+  for group, variants in _grouped(record).items():
+    for variant, baseline in _contrasts(variants, contrasts):
+      pair = variants[variant], variants[baseline]
+      by_attack = {
+        attack: _interval(*pair, attack, by_image=by_image)
         for attack in attacks(record)
-      },
-    )
-    for group, variants in _grouped(record).items()
-    for variant, baseline in _contrasts(variants, contrasts)
+      }
+      counts.append(len(_in_common(*pair, 'worst_case')[0]))
+      found.append((f'{group}: {variant} − {baseline}', by_attack))
+  if len(set(counts)) == 1 or 1 not in counts:
+    return found
+  return [
+    (f'{label} ({count} seed{"s" * (count != 1)})', by_attack)
+    for (label, by_attack), count in zip(found, counts, strict=True)
   ]
 
 
-def certain(
-  record: Mapping[str, Any], contrasts: Sequence[tuple[str, str]] = CONTRASTS
-) -> str:
-  """Says how many intervals exclude 0, and how many would by chance."""
+def certain(found: Sequence) -> str:
+  """Says how many of `intervals` exclude 0, and how many would by chance."""
   known = [
     (low, high)
-    for _, by_attack in intervals(record, contrasts)
+    for _, by_attack in found
     for _, low, high in by_attack.values()
     if not math.isnan(low)
   ]
@@ -183,14 +213,12 @@ def certain(
   )
 
 
-def differences(
-  record: Mapping[str, Any], contrasts: Sequence[tuple[str, str]] = CONTRASTS
-) -> str:
-  """Returns the paired differences in points, with 95 % intervals."""
+def differences(record: Mapping[str, Any], found: Sequence) -> str:
+  """Returns the paired differences of `intervals` in points."""
   names = attacks(record)
   headers = '', 'difference', *map(title, names)
   cells = []
-  for label, by_attack in intervals(record, contrasts):
+  for label, by_attack in found:
     group, _, pair = label.partition(': ')
     ends = (_difference(*by_attack[attack]) for attack in names)
     cells.append((group, pair, *ends))
@@ -220,7 +248,8 @@ def table(record: Mapping[str, Any], view: str) -> list[str]:
 
   Args:
     record: the experiment's JSON.
-    view: 'accuracies', 'differences', or 'summary' for a few of these.
+    view: 'accuracies', 'differences', 'summary' for a few of these, or
+      'images': all of them, by image alone.
   """
   if view == 'accuracies':
     note = (
@@ -228,17 +257,31 @@ def table(record: Mapping[str, Any], view: str) -> list[str]:
       'group. Mean ± standard deviation over seeds.'
     )
     return [accuracies(record), '', caption(record) + note]
-  single = len({row['seed'] for row in record['rows']}) == 1
-  note = (
-    ' Points, same images: 95 % confidence for other images of the kind, for '
-    'these networks (nothing is known of other seeds).'
-    if single
-    else ' Points, same seeds: 95 % confidence (Student), for other seeds on '
-    'these images.'
-  )
   contrasts = CONTRASTS[:SUMMARY] if view == 'summary' else CONTRASTS
+  by_image = view == 'images'
+  found = intervals(record, contrasts, by_image=by_image)
   return [
-    differences(record, contrasts),
+    differences(record, found),
     '',
-    f'{caption(record)}{note} {certain(record, contrasts)}',
+    f'{caption(record)} {_note(record, by_image)} {certain(found)}',
   ]
+
+
+def _note(record: Mapping[str, Any], by_image: bool) -> str:
+  """Says what intervals cover."""
+  by_seed = {}
+  for row in record['rows']:
+    by_seed.setdefault((row['group'], row['variant']), set()).add(row['seed'])
+  counts = {len(seeds) for seeds in by_seed.values()}
+  if by_image or counts == {1}:
+    return (
+      'Points, same images: 95 % confidence for other images of the kind, for '
+      'these networks (nothing is known of other seeds).'
+    )
+  note = (
+    'Points, same seeds: 95 % confidence (Student), for other seeds on these '
+    'images.'
+  )
+  if 1 in counts:
+    note += ' Of one seed: for other images of the kind, for these networks.'
+  return note

@@ -12,11 +12,14 @@ def row(variant, seed, clean, robust, *, output='main', flags=None):
     'variant': variant,
     'seed': seed,
     'output': output,
-    'accuracy': {'clean': clean / 100, 'autoattack(images=5)': robust / 100},
+    'accuracy': {
+      'clean': clean / 100,
+      'autoattack(n_iter=2,images=5)': robust / 100,
+    },
     'worst_case': robust / 100,
     'images': {
       'clean': packing.pack(np.arange(10) < clean / 10),
-      'autoattack(images=5)': packing.pack(images),
+      'autoattack(n_iter=2,images=5)': packing.pack(images),
     },
     'red_flags': flags,
     'parameters': 1234,
@@ -77,7 +80,7 @@ def test_accuracies_of_two_seeds():
   assert dual[3] == '2.50'
   assert dual[-3:] == ['52.5 ± 0.7', '1 of 2', '2']
   assert '2 rows are not made yet' in lines[-1]
-  assert '`autoattack(images=5)`' in lines[-1]
+  assert '`autoattack(n_iter=2,images=5)`' in lines[-1]
 
 
 def test_differences_of_two_seeds():
@@ -133,6 +136,40 @@ def test_table_of_one_seed_compares_images():
   assert 'nothing is known of other seeds' in lines[-1]
   # The worst case is not known by image.
   assert 'as 0 of 2 do' in lines[-1]
+
+
+def test_two_seeds_by_image():
+  """An image counts with its mean over the seeds."""
+  lines = tables.table(record(TWO_SEEDS), 'images')
+  (difference,) = cells(lines[0])[1:]
+  # Clean: 10 and 10 images against 9 and 10: half an image of 10.
+  reach = 100 * 1.95996 * 0.15 / np.sqrt(10)
+  assert difference[2] == f'+5.0 [{5 - reach:+.1f}, {5 + reach:+.1f}]'
+  # Robust: 6 images with seed 0 and 1 against 5 and 5: one image of 10.
+  reach = 100 * 1.95996 * 0.3 / np.sqrt(10)
+  assert difference[3] == f'+10.0 [{10 - reach:+.1f}, {10 + reach:+.1f}]'
+  assert difference[4] == '+2.5'  # the worst case is not known by image
+  assert 'nothing is known of other seeds' in lines[-1]
+
+
+def test_rows_of_different_seeds():
+  document = record([*TWO_SEEDS, row('single head, wide', 0, 95, 60)])
+  lines = tables.table(document, 'differences')
+  labels = [difference[1] for difference in cells(lines[0])[1:]]
+  assert labels == [
+    'DH-AT, pairwise − single head (2 seeds)',
+    'DH-AT, pairwise − single head, wide (1 seed)',
+    'single head, wide − single head (1 seed)',
+  ]
+  assert 'Student' in lines[-1]
+  assert 'Of one seed: for other images' in lines[-1]
+
+
+def test_fewer_images_are_no_smaller_budget():
+  names = 'autoattack', 'autoattack(images=5)', 'autoattack(n_iter=2,images=5)'
+  assert [tables.title(name) for name in names] == [
+    *('AutoAttack', 'AutoAttack', 'AutoAttack (short)')
+  ]
 
 
 def test_pack():
