@@ -161,6 +161,22 @@ def accuracies(record: Mapping[str, Any]) -> str:
   return documents.markdown_table(headers, cells, left=2)
 
 
+def small(record: Mapping[str, Any]) -> str:
+  """Returns the accuracies of each variant, without what they cost."""
+  names = attacks(record)
+  cells = [
+    (
+      variant,
+      *(_mean([_of(row, attack) for row in rows]) for attack in names),
+      str(len(rows)),
+    )
+    for variants in _grouped(record).values()
+    for variant, rows in variants.items()
+  ]
+  headers = 'variant', *map(title, names), 'seeds'
+  return documents.markdown_table(headers, cells, left=1)
+
+
 def _contrasts(
   variants: Mapping[str, list], contrasts: Sequence[tuple[str, str]]
 ) -> list[tuple[str, str]]:
@@ -248,9 +264,11 @@ def table(record: Mapping[str, Any], view: str) -> list[str]:
 
   Args:
     record: the experiment's JSON.
-    view: 'accuracies', 'differences', 'summary' for a few of these, or
-      'images': all of them, by image alone.
+    view: 'accuracies', or 'small' without what they cost; 'differences',
+      'summary' for a few of these, or 'images': all of them, by image alone.
   """
+  if view == 'small':
+    return [small(record), '', caption(record)]
   if view == 'accuracies':
     note = (
       ' *Cost*: multiply-adds of the training, beside the first row of the '

@@ -1,10 +1,11 @@
-"""Draws docs/performance.svg and docs/results.svg from docs/results/*.json.
+"""Draws performance.svg and results*.svg in docs from docs/results/*.json.
 
 python docs/tools/plots.py
 
 Needs matplotlib.
 """
 
+import math
 import pathlib
 import sys
 
@@ -109,6 +110,8 @@ def forest(axes, points, attack, title):
   """
   for place, (_, by_attack) in enumerate(points):
     mean, low, high = by_attack[attack]
+    if math.isnan(low):
+      low = high = mean
     certain = low > 0 or high < 0
     axes.errorbar(
       mean,
@@ -125,10 +128,16 @@ def forest(axes, points, attack, title):
   axes.set_xlabel('points')
 
 
-def results():
-  """Draws what DH-AT gains on the digits."""
-  record = documents.read(f'{DOCS}/results/experiment_digits.json')
-  points = tables.intervals(record)
+def results(document, name, **options):
+  """Draws an experiment's differences.
+
+  Args:
+    document: its JSON's name.
+    name: of the file.
+    **options: of `tables.intervals`.
+  """
+  record = documents.read(f'{DOCS}/results/{document}.json')
+  points = tables.intervals(record, **options)
   attacks = tables.attacks(record)
   figure, grid = plt.subplots(
     ncols=len(attacks),
@@ -139,14 +148,15 @@ def results():
   for axes, attack in zip(grid, attacks, strict=True):
     forest(axes, points, attack, tables.title(attack))
     axes.label_outer()
-  figure.savefig(DOCS / 'results.svg', metadata={'Date': None})
+  figure.savefig(DOCS / name, metadata={'Date': None})
 
 
 def main():
   """Draws all files."""
   plt.rcParams.update({'svg.hashsalt': 'dhat', 'font.size': 9})
   performance()
-  results()
+  results('experiment_cifar10_cpu', 'results.svg', by_image=True)
+  results('experiment_digits', 'results_digits.svg')
 
 
 def performance():

@@ -165,6 +165,9 @@ def experiment_table(document: Mapping[str, Any], view: str) -> list[str]:
     return speed_summary(document)
   if document.get('what') == 'few classes':
     return importlib.import_module('experiments.few_classes').table(document)
+  if document.get('what') == 'cifar10 budget':
+    module = importlib.import_module('experiments.cifar10_budget')
+    return module.table(document, view)
   if 'table' in document:  # stored with what it was made of
     return document['table']
   return importlib.import_module('experiments.tables').table(document, view)

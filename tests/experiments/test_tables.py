@@ -83,6 +83,15 @@ def test_accuracies_of_two_seeds():
   assert '`autoattack(n_iter=2,images=5)`' in lines[-1]
 
 
+def test_small_table():
+  headers, single, dual = cells(tables.table(record(TWO_SEEDS), 'small')[0])
+  assert headers[0] == 'variant'
+  assert single == [
+    *('single head', '91.0 ± 1.4', '50.0 ± 0.0', '50.0 ± 0.0', '2')
+  ]
+  assert len(headers) == len(dual)
+
+
 def test_differences_of_two_seeds():
   document = record(TWO_SEEDS)
   lines = tables.table(document, 'differences')
