@@ -79,6 +79,7 @@ class Scale:
     every_steps: steps between checkpoints.
     evaluation: values of `config.evaluation`.
     last_attack: what `--autoattack` adds to it, beside the audit.
+    attacked_images: how many of the test images AutoAttack sees; 0: all.
     digests: of the data; None: any images.
     overrides: {dotted key: value} of the configs, before all others.
   """
@@ -96,6 +97,7 @@ class Scale:
   every_steps: int = 2000
   evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   last_attack: str = 'autoattack'
+  attacked_images: int = 0
   digests: Mapping[str, str] | None = dataclasses.field(
     default_factory=lambda: DIGESTS
   )
@@ -113,6 +115,7 @@ SCALES = {
     learning_rate=0.1,
     train_images=6_000,
     test_images=1000,
+    attacked_images=300,
     seeds=(0, 1, 2),
     every_steps=50,
     evaluation={'batch_size': 250},
@@ -285,13 +288,16 @@ def is_attacked(entry: Entry, root: str, name: str) -> bool:
   return any(got.partition('(')[0] == name for got in names)
 
 
-def attack(entries: list[Entry], root: str, name: str) -> None:
+def attack(
+  entries: list[Entry], root: str, name: str, *, images: int = 0
+) -> None:
   """Evaluates the trained runs of some rows again: one more attack, the audit.
 
   Args:
     entries: the rows.
     root: the experiment's workdir.
     name: of the attack.
+    images: how many AutoAttack sees; 0: all.
   """
   for entry in entries:
     directory = os.path.join(root, entry.run.name)
@@ -301,6 +307,7 @@ def attack(entries: list[Entry], root: str, name: str) -> None:
     config = copy.deepcopy(entry.run.config)
     config.evaluation.attacks += (name,)
     config.evaluation.audit = True
+    config.evaluation.autoattack_images = images
     try:
       train_and_evaluate(config, directory, mode='evaluate')
     except lock.InUseError as error:
@@ -351,7 +358,8 @@ def perform(options: argparse.Namespace, scale: Scale) -> None:
     runs.make(entries, options, **table)
     if options.autoattack:
       wanted = [e for e in entries if e.seed in options.seeds]
-      attack(wanted, options.workdir, scale.last_attack)
+      images = scale.attacked_images
+      attack(wanted, options.workdir, scale.last_attack, images=images)
       runs.make(entries, options, **table)
 
 

@@ -26,6 +26,7 @@ TINY = cifar10.Scale(
   every_steps=1,
   evaluation={'batch_size': 20, 'attacks': ('clean', 'pgd_2')},
   last_attack='fgsm',
+  attacked_images=10,
   digests=None,
   overrides={
     'dataset.validation_size': 15,
