@@ -308,6 +308,9 @@ def attack(
     config.evaluation.attacks += (name,)
     config.evaluation.audit = True
     config.evaluation.autoattack_images = images
+    config.evaluation.autoattack_outputs = tuple(
+      other.output for other in entries if other.run.name == entry.run.name
+    )
     try:
       train_and_evaluate(config, directory, mode='evaluate')
     except lock.InUseError as error:
