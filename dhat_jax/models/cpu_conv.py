@@ -1,4 +1,4 @@
-"""Convolution for CPUs with an input gradient that is fast inside loops."""
+"""Convolution for CPUs: fewer multiplications, and gradients for loops."""
 
 import functools
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import chex
 import jax
 from jax import lax
+
+from dhat_jax.models import cpu_winograd
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
@@ -35,16 +37,23 @@ def _plain_conv(inputs, kernel, strides, padding):
   )
 
 
+def _conv(inputs, kernel, strides, padding):
+  if cpu_winograd.applies(inputs, kernel, strides, padding):
+    return cpu_winograd.conv(inputs, kernel, padding)
+  return _plain_conv(inputs, kernel, strides, padding)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def loop_conv(inputs, kernel, strides, padding):
-  """Convolution with an input gradient that is fast inside loops on the CPU.
+  """Convolution that is fast on the CPU, with an input gradient for loops.
 
   XLA's CPU compiler rewrites the input gradient of a convolution to a fast
   form, but only outside loops. Inside `fori_loop`, `scan` and `while_loop` the
   gradient keeps a form that is several times slower. Here the input gradient is
   an ordinary convolution with the flipped, transposed kernel. A barrier keeps
-  XLA from undoing this. Values and gradients equal those of
-  `lax.conv_general_dilated`.
+  XLA from undoing this. Wide ones and their input gradients are computed by
+  `cpu_winograd`. Values and gradients equal those of
+  `lax.conv_general_dilated` up to rounding.
 
   Args:
     inputs: [B, H, W, C].
@@ -55,15 +64,26 @@ def loop_conv(inputs, kernel, strides, padding):
   Returns:
     [B, H', W', F].
   """
-  return _plain_conv(inputs, kernel, strides, padding)
+  return _conv(inputs, kernel, strides, padding)
 
 
 def _loop_conv_forward(inputs, kernel, strides, padding):
-  return _plain_conv(inputs, kernel, strides, padding), (inputs, kernel)
+  return _conv(inputs, kernel, strides, padding), (inputs, kernel)
 
 
-def _loop_conv_backward(strides, padding, residuals, cotangent):
-  inputs, kernel = residuals
+def _input_gradient(cotangent, kernel, strides, padding, size):
+  """Returns the gradient of the inputs.
+
+  Args:
+    cotangent: [B, H', W', F].
+    kernel: [h, w, C, F].
+    strides: (int, int).
+    padding: of the convolution.
+    size: (H, W) of the inputs.
+
+  Returns:
+    [B, H, W, C].
+  """
   flipped = lax.optimization_barrier(
     kernel[::-1, ::-1].transpose(0, 1, 3, 2)
   )  # [h, w, F, C]
@@ -71,9 +91,11 @@ def _loop_conv_backward(strides, padding, residuals, cotangent):
   for axis in range(2):
     low = kernel.shape[axis] - 1 - padding[axis][0]
     dilated = (cotangent.shape[1 + axis] - 1) * strides[axis] + 1
-    total = inputs.shape[1 + axis] + kernel.shape[axis] - 1 - dilated
+    total = size[axis] + kernel.shape[axis] - 1 - dilated
     pads.append((low, total - low))
-  grad_inputs = lax.conv_general_dilated(
+  if strides == (1, 1):
+    return _conv(cotangent, flipped, strides, tuple(pads))
+  return lax.conv_general_dilated(
     cotangent,
     flipped,
     (1, 1),
@@ -81,10 +103,18 @@ def _loop_conv_backward(strides, padding, residuals, cotangent):
     lhs_dilation=strides,
     dimension_numbers=_DIMENSIONS,
   )
+
+
+def _loop_conv_backward(strides, padding, residuals, cotangent):
+  inputs, kernel = residuals
   _, kernel_vjp = jax.vjp(
     lambda k: _plain_conv(inputs, k, strides, padding), kernel
   )
-  return grad_inputs, kernel_vjp(cotangent)[0]
+  size = inputs.shape[1:3]
+  return (
+    _input_gradient(cotangent, kernel, strides, padding, size),
+    kernel_vjp(cotangent)[0],
+  )
 
 
 loop_conv.defvjp(_loop_conv_forward, _loop_conv_backward)

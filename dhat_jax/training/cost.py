@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dhat_jax.losses.base import Loss
-from dhat_jax.models import outputs
+from dhat_jax.models import cpu_conv, outputs
 from dhat_jax.models.dual_head import DualHeadNet
 from dhat_jax.runtime import streams
 from dhat_jax.training.stages import Role
@@ -89,7 +89,9 @@ def parts(
   def forward(*names: str) -> int:
     network = net.clone(outputs=names, axis_name=None)
     variables = jax.eval_shape(network.init, streams.key(0), images)
-    return count(network.apply, variables, images)
+    # The plain forms: those of the CPU save multiplications.
+    with cpu_conv.compiling_for('tpu'):
+      return count(network.apply, variables, images)
 
   heads = outputs.OUTPUTS['mean'].mean_of
   # Together they run the trunk once.

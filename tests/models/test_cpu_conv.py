@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dhat_jax.models import cpu_conv, layers
+from dhat_jax.models import cpu_conv, cpu_winograd, layers
+from tests.helpers.tiny import normal
 from tests.models.convolutions import assert_close, plain_conv, random_arrays
 
 PADDED = ((1, 1), (1, 1))
@@ -38,6 +39,76 @@ def test_loop_conv_equals_lax(size, kernel_size, strides, padding):
     for conv in (cpu_conv.loop_conv, plain_conv)
   )
   assert_close(got, expected)
+
+
+# (batch and size, channels, strides, padding) of 3x3 kernels: three that
+# Winograd's rows compute, and four that are next to them.
+WIDE = [
+  ((2, 8, 5), (64, 65), (1, 1), PADDED),
+  ((1, 7, 6), (64, 64), (1, 1), ((0, 3), (2, 0))),
+  ((1, 2, 1), (64, 64), (1, 1), ((2, 2), (1, 1))),
+  ((1, 7, 6), (64, 64), (1, 1), PADDED),  # 7 rows
+  ((2, 8, 5), (63, 64), (1, 1), PADDED),
+  ((1, 8, 6), (64, 64), (2, 2), PADDED),
+  ((1, 9, 6), (64, 64), (1, 1), ((-2, 0), (-1, 1))),
+]
+
+
+@pytest.mark.parametrize(('size', 'channels', 'strides', 'padding'), WIDE)
+def test_wide_equal_lax_in_float64(size, channels, strides, padding):
+  inputs = normal(*size, channels[0])
+  kernel = normal(3, 3, *channels, seed=1) / np.float32(24)
+  got = jax.jit(gradients_of(cpu_conv.loop_conv, strides, padding))(
+    inputs, kernel
+  )
+  with jax.enable_x64(True):
+    expected = jax.jit(gradients_of(plain_conv, strides, padding))(
+      inputs.astype(np.float64), kernel.astype(np.float64)
+    )
+    expected = jax.tree.map(np.asarray, expected)
+  for name, ours, exact in zip(
+    ('output', 'inputs', 'kernel'),
+    map(np.asarray, (got[0][1], *got[1])),
+    (expected[0][1], *expected[1]),
+    strict=True,
+  ):
+    error = np.abs(ours - exact).max() / np.abs(exact).max()
+    assert error < 4e-6, name
+
+
+def test_wide_are_chosen():
+  def convolutions(shape, kernel, strides=(1, 1)):
+    arrays = np.zeros(shape, np.float32), np.zeros(kernel, np.float32)
+    jaxpr = jax.make_jaxpr(gradients_of(cpu_conv.loop_conv, strides, PADDED))
+    return str(jaxpr(*arrays)).count('= conv_general_dilated[')
+
+  # Of the output, of the inputs' gradient, and two of the kernel's.
+  assert convolutions((1, 8, 8, 64), (3, 3, 64, 64)) == 6 + 6 + 2
+  assert convolutions((1, 8, 8, 63), (3, 3, 63, 64)) == 1 + 1 + 2
+  assert convolutions((1, 8, 8, 64), (3, 3, 64, 64), (2, 2)) == 1 + 1 + 2
+
+
+def test_wide_under_vmap_and_in_a_loop():
+  inputs = normal(2, 3, 8, 4, 64)
+  weights = normal(3, 3, 64, 64, seed=1) / np.float32(24)
+
+  def ascend(conv):
+    gradients = gradients_of(conv, (1, 1), PADDED)
+
+    def body(_, images):
+      return images + 0.1 * gradients(images, weights)[1][0]
+
+    return jax.jit(jax.vmap(lambda images: lax.fori_loop(0, 2, body, images)))
+
+  got = ascend(cpu_conv.loop_conv)(inputs)
+  assert_close(got, ascend(plain_conv)(inputs))
+
+
+def test_bfloat16_keeps_the_plain_form():
+  arrays = [
+    jnp.zeros(shape, jnp.bfloat16) for shape in ((1, 8, 8, 64), (3, 3, 64, 64))
+  ]
+  assert not cpu_winograd.applies(*arrays, (1, 1), PADDED)
 
 
 def test_loop_conv_in_bfloat16():
