@@ -10,6 +10,8 @@ r"""Measures speed on this machine.
                     classes, devices; and AutoAttack's time with images.
 --what=peer         A training step against PyTorch's: the published procedure
                     and an optimised one, taking turns.
+--what=operations   Each distinct convolution and batch norm of the network
+                    against PyTorch's, taking turns.
 --what=autoattack   AutoAttack's attacks against pyautoattack's, taking turns.
                     With --workdir on a trained run and its test images;
                     without it on random ones, on which nothing breaks.
@@ -24,8 +26,8 @@ r"""Measures speed on this machine.
 --what=largest      The largest batch per device that the memory of --target's
                     one device holds, for each stage and --backbones.
 
-Three need the PyTorch originals, peer, autoattack and parity: pip install
-'dhat_jax[oracle]'.
+Four need PyTorch or its originals, peer, operations, autoattack and parity: pip
+install 'dhat_jax[oracle]'.
 
 --stage=NAME        One stage; default: all of the config.
 --batch_size=64     Comma-separated for several (training).
@@ -69,6 +71,7 @@ WHAT = (
   'pipeline',
   'scaling',
   'peer',
+  'operations',
   'autoattack',
   'parity',
   'compile',
@@ -177,6 +180,8 @@ def _arguments(
     return (stages[0], sizes[0], argv[1:]), repeats
   if values.what == 'peer':
     return (stages, sizes[0]), repeats
+  if values.what == 'operations':
+    return (stages[0], sizes[0]), repeats
   if values.what == 'compile':
     options = {'targets': values.target, 'programs': values.programs}
     return (stages, sizes[0], tuple(values.dtype)), options

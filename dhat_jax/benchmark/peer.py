@@ -201,12 +201,30 @@ def table(measured: Mapping[str, Any]) -> str:
     'optimised, channels last',
     'here / published',
     'here / best optimised',
+    'turn by turn',
   )
   rows = []
   for row in measured['rows']:
     speed, ratios = row['images_per_second'], row['ratios']
-    best = min(v for k, v in ratios.items() if k.startswith('optimised'))
+    optimised = [side for side in ratios if side.startswith('optimised')]
+    best = min(optimised, key=ratios.get)
     sides = OURS, 'published', 'optimised', 'optimised_channels_last'
-    numbers = *(speed[side] for side in sides), ratios['published'], best
-    rows.append((row['stage'], *(f'{number:.2f}' for number in numbers)))
+    numbers = (
+      *(speed[side] for side in sides),
+      ratios['published'],
+      ratios[best],
+    )
+    turns = [
+      theirs / ours
+      for theirs, ours in zip(
+        row['times'][best]['all'], row['times'][OURS]['all'], strict=True
+      )
+    ]
+    rows.append(
+      (
+        row['stage'],
+        *(f'{number:.2f}' for number in numbers),
+        f'{min(turns):.2f} to {max(turns):.2f}',
+      )
+    )
   return documents.markdown_table(headers, rows)
