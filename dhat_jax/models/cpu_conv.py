@@ -1,10 +1,12 @@
 """Convolution for CPUs: fewer multiplications, and gradients for loops."""
 
 import functools
+import math
 from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from dhat_jax.models import cpu_winograd
@@ -31,9 +33,27 @@ def conv_general_dilated(
   )
 
 
-def _plain_conv(inputs, kernel, strides, padding):
+def _plain_conv(inputs, kernel, strides, padding, dilation=(1, 1)):
+  """The convolution of inputs with zeros in between, as `lax` computes it.
+
+  XLA swaps the operands where the kernel has more rows times columns than the
+  image, as 3x3 on 2x2. The CPU has no fast code for the swapped form. There the
+  image is padded first, behind a barrier that keeps XLA from undoing it.
+  """
+  if math.prod(kernel.shape[:2]) > math.prod(inputs.shape[1:3]):
+    sides = zip(padding, dilation, strict=True)
+    pads = [(low, high, step - 1) for (low, high), step in sides]
+    zero = jnp.zeros((), inputs.dtype)
+    padded = lax.pad(inputs, zero, ((0, 0, 0), *pads, (0, 0, 0)))
+    inputs = lax.optimization_barrier(padded)
+    padding = dilation = None
   return lax.conv_general_dilated(
-    inputs, kernel, strides, padding, dimension_numbers=_DIMENSIONS
+    inputs,
+    kernel,
+    strides,
+    padding or 'VALID',
+    lhs_dilation=dilation,
+    dimension_numbers=_DIMENSIONS,
   )
 
 
@@ -95,14 +115,7 @@ def _input_gradient(cotangent, kernel, strides, padding, size):
     pads.append((low, total - low))
   if strides == (1, 1):
     return _conv(cotangent, flipped, strides, tuple(pads))
-  return lax.conv_general_dilated(
-    cotangent,
-    flipped,
-    (1, 1),
-    pads,
-    lhs_dilation=strides,
-    dimension_numbers=_DIMENSIONS,
-  )
+  return _plain_conv(cotangent, flipped, (1, 1), pads, strides)
 
 
 def _loop_conv_backward(strides, padding, residuals, cotangent):

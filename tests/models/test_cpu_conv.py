@@ -18,6 +18,10 @@ CASES = [
   ((8, 7), 1, (2, 2), ((0, 0), (0, 0))),  # shortcut
   ((9, 9), 5, (3, 3), ((2, 2), (0, 0))),
   ((4, 4), 4, (2, 2), PADDED),  # even kernel
+  ((2, 2), 3, (1, 1), PADDED),  # a kernel larger than the image
+  ((1, 1), 3, (1, 1), PADDED),
+  ((4, 4), 3, (2, 2), PADDED),  # larger than the gradient's image
+  ((3, 1), 5, (2, 1), ((3, 1), (2, 4))),
 ]
 
 
@@ -109,6 +113,18 @@ def test_bfloat16_keeps_the_plain_form():
     jnp.zeros(shape, jnp.bfloat16) for shape in ((1, 8, 8, 64), (3, 3, 64, 64))
   ]
   assert not cpu_winograd.applies(*arrays, (1, 1), PADDED)
+
+
+def test_no_operands_are_swapped():
+  """XLA would make the batch a dimension of the kernel, which is slow."""
+  arrays = random_arrays((2, 2), 3)
+  got, expected = (
+    jax.jit(gradients_of(conv, (1, 1), PADDED)).lower(*arrays).compile()
+    for conv in (cpu_conv.loop_conv, plain_conv)
+  )
+  swapped = 'dim_labels=01fb_o01i->f01b'
+  assert swapped in expected.as_text()
+  assert swapped not in got.as_text()
 
 
 def test_loop_conv_in_bfloat16():
