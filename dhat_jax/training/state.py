@@ -146,17 +146,18 @@ def create_train_state(
   # The mapped axis does not exist here; the parameters do not depend on it.
   init = net.clone(axis_name=None).init
   images = jnp.zeros((1, *image_shape))
-  shapes = jax.eval_shape(init, init_rng, images)
   empty = {'params': {}, 'batch_stats': {}}
   given = empty if variables is None else variables
   if not isinstance(given, Mapping) or set(given) != set(empty):
     raise arguments.mistake(
       'variables', given, "a dict of 'params' and 'batch_stats'"
     )
-  for group in given:
-    for part, subtree in given[group].items():
-      arguments.one_of('part', part, tuple(shapes[group]))
-      _check_same_shapes(part, subtree, shapes[group][part])
+  if any(given.values()):  # otherwise there is nothing to trace this for
+    shapes = jax.eval_shape(init, init_rng, images)
+    for group in given:
+      for part, subtree in given[group].items():
+        arguments.one_of('part', part, tuple(shapes[group]))
+        _check_same_shapes(part, subtree, shapes[group][part])
 
   def init_missing(rng):
     fresh = init(rng, images)
