@@ -90,12 +90,18 @@ class EvaluationAttack(abc.ABC):
     """Returns which images resist: bool [n]. Arguments as in `run`."""
     return self.run(target, split, rng).robust
 
+  def robust_and_images(
+    self, target: Target, split: Split, rng: chex.PRNGKey
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `robust` does, and the images: float [n, H, W, C]."""
+    record = self.run(target, split, rng, Workspace(keep_images=True))
+    return record.robust, record.images_adv
+
   def images_adv(
     self, target: Target, split: Split, rng: chex.PRNGKey
   ) -> np.ndarray:
-    """Returns the attacked images of `run`: float [n, H, W, C]."""
-    workspace = Workspace(keep_images=True)
-    return self.run(target, split, rng, workspace).images_adv
+    """Returns the attacked images: float [n, H, W, C]."""
+    return self.robust_and_images(target, split, rng)[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,13 +146,18 @@ class LogitsAttack(EvaluationAttack):
     flags = [robust for robust, _ in self.batches(target, split, rng)]
     return np.concatenate(flags)[: len(split.labels)]
 
-  def images_adv(
+  def robust_and_images(
     self, target: Target, split: Split, rng: chex.PRNGKey
-  ) -> np.ndarray:
-    """Returns the attacked images without predictions."""
-    batches = self.batches(target, split, rng)
-    images = [devices.unshard(images_adv) for _, images_adv in batches]
-    return np.concatenate(images)[: len(split.labels)]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `robust` does, and the images, in one attack."""
+    if target.evaluator.samples > 1:
+      return super().robust_and_images(target, split, rng)
+    flags, images = [], []
+    for robust, images_adv in self.batches(target, split, rng):
+      flags.append(robust)
+      images.append(devices.unshard(images_adv))
+    count = len(split.labels)
+    return np.concatenate(flags)[:count], np.concatenate(images)[:count]
 
   def run(
     self,

@@ -30,42 +30,30 @@ class Validation:
   attack: EvaluationAttack
   seed: int
 
-  def accuracies(self, variables: Any, split: Split) -> dict[str, float]:
-    """Returns clean_accuracy and robust_accuracy, shares in [0, 1].
+  def judge(
+    self, variables: Any, split: Split, *, shown: int
+  ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Attacks a split once.
 
     Args:
       variables: replicated.
       split: uint8 images; all of them count.
-    """
-    clean = self._robust(self.clean, variables, split)
-    if self.attack == self.clean:
-      robust = clean
-    else:
-      robust = self._robust(self.attack, variables, split)
-    return {'clean_accuracy': clean, 'robust_accuracy': robust}
-
-  def _robust(
-    self, attack: EvaluationAttack, variables: Any, split: Split
-  ) -> float:
-    target = self.evaluator.target(variables, self.output)
-    rng = streams.key(self.seed)
-    return float(attack.robust(target, split, rng).mean())
-
-  def images(
-    self, variables: Any, split: Split, count: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first images of a split, clean and attacked.
-
-    Args:
-      variables: replicated.
-      split: uint8 images.
-      count: number of images, at most.
+      shown: number of images that are returned, the first ones, at most.
 
     Returns:
-      Twice float [n, H, W, C] in [0, 1]; n is the smaller of `count` and N.
+      (clean_accuracy and robust_accuracy, shares in [0, 1]; the first images,
+      clean; and attacked). Both are float [n, H, W, C] in [0, 1]; n is the
+      smaller of `shown` and N.
     """
-    first = Split(split.images[:count], split.labels[:count])
     target = self.evaluator.target(variables, self.output)
     rng = streams.key(self.seed)
-    clean = np.asarray(first.images, np.float32) / 255
-    return clean, self.attack.images_adv(target, first, rng)
+    robust, images_adv = self.attack.robust_and_images(target, split, rng)
+    right = robust
+    if self.attack != self.clean:
+      right = self.clean.robust(target, split, rng)
+    accuracies = {
+      'clean_accuracy': float(right.mean()),
+      'robust_accuracy': float(robust.mean()),
+    }
+    images = np.asarray(split.images[:shown], np.float32) / 255
+    return accuracies, images, images_adv[:shown]

@@ -74,19 +74,16 @@ def make_validation(
     evaluator=evaluator, output=output, clean=clean, attack=attack, seed=seed
   )
 
-  def pictures(variables):
-    images, images_adv = scores.images(variables, split, count=8)
-    return {
+  def judge(variables):
+    accuracies, images, images_adv = scores.judge(variables, split, shown=8)
+    return accuracies, {
       'images/clean': images,
       'images/attacked': images_adv,
       # Gray where nothing is changed.
       'images/change': 0.5 + 5 * (images_adv - images),
     }
 
-  return Validation(
-    accuracies=lambda variables: scores.accuracies(variables, split),
-    pictures=pictures,
-  )
+  return Validation(judge=judge)
 
 
 def make_fit(fit: AggregatorFit, split: Split) -> Callable[[Any], Fitted]:

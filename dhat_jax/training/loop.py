@@ -202,9 +202,9 @@ class _StageTraining:
     accuracies = None
     if validates:
       variables = state.variables(averaged=self._stage.ema_use)
-      accuracies = self._stage.validation.accuracies(variables)
+      accuracies, pictures = self._stage.validation.judge(variables)
       writer.write(step, {f'validation/{k}': v for k, v in accuracies.items()})
-      writer.write_pictures(step, self._stage.validation.pictures(variables))
+      writer.write_pictures(step, pictures)
     self._save(saved, step, accuracies, started)
 
   def _batches(self, start_step: int) -> Iterator:

@@ -65,15 +65,13 @@ class Validation:
   """How a stage's checkpoints are judged.
 
   Attributes:
-    accuracies: replicated variables -> {'clean_accuracy': ...,
-      'robust_accuracy': ...} in [0, 1]; the best checkpoint has the highest
-      robust accuracy.
-    pictures: replicated variables -> {name: images float [n, H, W, C]}, for
-      TensorBoard.
+    judge: replicated variables -> (accuracies, pictures), in one attack. The
+      accuracies are {'clean_accuracy': ..., 'robust_accuracy': ...} in [0, 1];
+      the best checkpoint has the highest robust accuracy. The pictures are
+      {name: images float [n, H, W, C]}, for TensorBoard.
   """
 
-  accuracies: Callable[[Any], dict[str, float]]
-  pictures: Callable[[Any], dict[str, chex.Array]]
+  judge: Callable[[Any], tuple[dict[str, float], dict[str, chex.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
