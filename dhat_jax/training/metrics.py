@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2
 
-from dhat_jax.runtime import files, pictures
+from dhat_jax.runtime import files, imports, pictures
+
+# It looks for PyTorch, which takes seconds and 150 MB, for tensors of its own.
+with imports.hidden('torch'):
+  from tensorboardX import event_file_writer, summary
+  from tensorboardX.proto import event_pb2
 
 
 class NonFiniteError(RuntimeError):
