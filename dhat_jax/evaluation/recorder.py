@@ -14,7 +14,7 @@ from dhat_jax.evaluation.evaluator import Target
 from dhat_jax.evaluation.plan import Job, Plan
 from dhat_jax.evaluation.records import Record, Workspace
 from dhat_jax.evaluation.store import Arrays, Store
-from dhat_jax.runtime import files, preemption, processes, streams
+from dhat_jax.runtime import files, memory, preemption, processes, streams
 from dhat_jax.runtime.progress import progress_bar, throttled
 
 Records = dict[tuple[str, str], Record]
@@ -151,6 +151,7 @@ def record_all(
     records = {}
     for job in todo:
       records[job.key] = recorder.record(job.target, job.attack)
+      memory.return_freed()
       bar.update()
       preemption.stop_here('the evaluation')
     return records

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dhat_jax.datasets import batches
-from dhat_jax.runtime import devices, files, processes
+from dhat_jax.runtime import devices, files, memory, processes
 from dhat_jax.runtime.preemption import Preempted, StopRequest
 from dhat_jax.runtime.progress import progress_bar
 from dhat_jax.training import checkpoint, metrics
@@ -166,6 +166,7 @@ class _StageTraining:
       if step == start_step + 1:
         devices.to_host(sums)  # which waits for the step
         compiled = {'compile_seconds': time.monotonic() - recorded[1]}
+        memory.return_freed()
         recorded = (step, time.monotonic())
       stops = self._stop.ask()
       pending.append((step, sums))
