@@ -5,6 +5,9 @@ r"""Measures speed on this machine.
 --what=training     A training step of every stage (or --stage), for each batch
                     size and dtype: time, images/s, compile time, arithmetic
                     against the measured peak of matrix products, memory.
+--what=main_job     The whole run of --config by its command, twice: where the
+                    time goes, what compiles, memory. The second start has the
+                    compilation cache of the first.
 --what=pipeline     What 300 steps wait for their batches.
 --what=scaling      How time and memory grow with batch, attack steps, network,
                     classes, devices; and AutoAttack's time with images.
@@ -68,6 +71,7 @@ from dhat_jax.runtime import cli
 
 WHAT = (
   'training',
+  'main_job',
   'pipeline',
   'scaling',
   'peer',
@@ -81,7 +85,9 @@ WHAT = (
 RESUMABLE = ('compile', 'largest')
 # Flags that only some measurements read.
 READ_BY = {
-  'batch_size': tuple(what for what in WHAT if what != 'largest'),
+  'batch_size': tuple(
+    what for what in WHAT if what not in ('largest', 'main_job')
+  ),
   'dtype': ('training', 'compile', 'largest'),
   'target': RESUMABLE,
   'programs': ('compile',),
@@ -174,6 +180,8 @@ def _arguments(
   repeats = {'repeats': values.repeats}
   if values.what == 'training':
     return (stages, sizes, tuple(values.dtype)), repeats
+  if values.what == 'main_job':
+    return (), {}
   if values.what == 'pipeline':
     return (stages, sizes[0]), {'num_steps': values.steps}
   if values.what == 'scaling':
