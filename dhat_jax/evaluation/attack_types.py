@@ -152,12 +152,9 @@ class LogitsAttack(EvaluationAttack):
     """Returns what `robust` does, and the images, in one attack."""
     if target.evaluator.samples > 1:
       return super().robust_and_images(target, split, rng)
-    flags, images = [], []
-    for robust, images_adv in self.batches(target, split, rng):
-      flags.append(robust)
-      images.append(devices.unshard(images_adv))
-    count = len(split.labels)
-    return np.concatenate(flags)[:count], np.concatenate(images)[:count]
+    batches = self.batches(target, split, rng)
+    rows = [{'robust': r, 'images': devices.unshard(x)} for r, x in batches]
+    return tuple(joined(rows, len(split.labels)).values())
 
   def run(
     self,

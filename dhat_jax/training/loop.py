@@ -151,6 +151,7 @@ class _StageTraining:
     bar: Any,
   ) -> None:
     """Runs the missing steps, with records and checkpoints."""
+    memory.return_freed()  # of what compiled before; the step needs most
     state = devices.replicate(state)
     step_fn = devices.pmap_train_step(self._stage.step)
     pending = []  # (step, sums on the device) since the last record
