@@ -165,7 +165,7 @@ def averaging_stage(validated=None, *, ema_use=True):
     ema=True,
     ema_statistics=True,
     ema_use=ema_use,
-    validation=Validation(accuracies, lambda variables: {}),
+    validation=Validation(lambda variables: (accuracies(variables), {})),
   )
 
 

@@ -99,9 +99,8 @@ def trained(tmp_path_factory):
     robust = 0.9 if len(calls) == 1 else 0.1
     return {'clean_accuracy': 0.5, 'robust_accuracy': robust}
 
-  validation = Validation(
-    accuracies, lambda _: {'images/clean': np.zeros((2, *SHAPE))}
-  )
+  pictures = {'images/clean': np.zeros((2, *SHAPE))}
+  validation = Validation(lambda variables: (accuracies(variables), pictures))
   stages = [
     make_stage('main_head', validation=validation, keep='best'),
     make_stage('second_head', ema=True),
