@@ -19,6 +19,7 @@ CONTRASTS = (
   ('DH-AT, mean', 'single head, wide'),
   ('single head, wide', 'single head'),
 )
+CARD = '0/dual'  # whose network is in docs/models
 SUMMARY = 2  # the first of these, for a summary
 TITLES = {
   'clean': 'clean',
@@ -264,10 +265,14 @@ def table(record: Mapping[str, Any], view: str) -> list[str]:
 
   Args:
     record: the experiment's JSON.
-    view: 'accuracies', or 'small' without what they cost; 'differences',
-      'summary' for a few of these, or 'images': all of them, by image alone.
+    view: 'accuracies', or 'small' without what they cost, or 'card' of the
+      run in docs/models alone; 'differences', 'summary' for a few of these, or
+      'images': all of them, by image alone.
   """
-  if view == 'small':
+  if view == 'card':
+    rows = [row for row in record['rows'] if row['run'] == CARD]
+    record = {**record, 'rows': rows, 'missing': 0}
+  if view in ('small', 'card'):
     return [small(record), '', caption(record)]
   if view == 'accuracies':
     note = (

@@ -11,6 +11,7 @@ def row(variant, seed, clean, robust, *, output='main', flags=None):
     'group': 'trades',
     'variant': variant,
     'seed': seed,
+    'run': f'{seed}/dual',
     'output': output,
     'accuracy': {
       'clean': clean / 100,
@@ -90,6 +91,9 @@ def test_small_table():
     *('single head', '91.0 ± 1.4', '50.0 ± 0.0', '50.0 ± 0.0', '2')
   ]
   assert len(headers) == len(dual)
+  _, single, dual = cells(tables.table(record(TWO_SEEDS), 'card')[0])
+  assert single == [*('single head', '90.0', '50.0', '50.0', '1')]
+  assert dual[0] == 'DH-AT, pairwise'
 
 
 def test_differences_of_two_seeds():
