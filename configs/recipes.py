@@ -351,7 +351,7 @@ def cifar(
       loss=aggregated,
       **common,
       epochs=60,
-      # Published: .1, at which every short run hid gradients or diverged
+      # Published: .1, at which short runs lost 10 points or hid gradients
       # (docs/results.md).
       learning_rate=0.01,
       drop_epochs=(25, 40, 50),

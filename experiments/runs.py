@@ -212,7 +212,7 @@ def flags(document: str) -> argparse.ArgumentParser:
 def _shown(arguments: list[str]) -> list[str]:
   """Returns the arguments without what is this machine's own."""
   return [
-    f'--data_dir={os.path.basename(argument)}'
+    f'--data_dir={os.path.basename(argument.partition("=")[2])}'
     if argument.startswith('--data_dir=')
     else argument
     for argument in arguments

@@ -57,9 +57,14 @@ def _of(row: Mapping[str, Any], attack: str) -> float:
 
 
 def _grouped(record: Mapping[str, Any]) -> dict[str, dict[str, list]]:
-  """Returns {group: {variant: rows by seed}}, in the order of the JSON."""
-  groups = {}
+  """Returns {group: {variant: rows by seed}}, in the order of the JSON.
+
+  A row without one of the attacks has no worst case beside the others'.
+  """
+  groups, names = {}, set(attacks(record)) - {'worst_case'}
   for row in record['rows']:
+    if not names <= row['accuracy'].keys():
+      row = {**row, 'worst_case': math.nan}
     variants = groups.setdefault(row['group'], {})
     variants.setdefault(row['variant'], []).append(row)
   for variants in groups.values():
@@ -69,11 +74,15 @@ def _grouped(record: Mapping[str, Any]) -> dict[str, dict[str, list]]:
 
 
 def _mean(values: Sequence[float], digits: int = 1) -> str:
-  mean, deviation = statistics.mean_and_deviation(values)
-  if math.isnan(mean):
+  """Formats a mean over seeds; how many are known, if not all are."""
+  known = [value for value in values if not math.isnan(value)]
+  if not known:
     return ''
+  mean, deviation = statistics.mean_and_deviation(known)
   spread = '' if math.isnan(deviation) else f' ± {deviation:.{digits}f}'
-  return f'{mean:.{digits}f}{spread}'
+  count = len(known)
+  some = f' ({count} seed{"s" * (count != 1)})' if count < len(values) else ''
+  return f'{mean:.{digits}f}{spread}{some}'
 
 
 def _in_common(
@@ -205,7 +214,7 @@ def intervals(
         attack: _interval(*pair, attack, by_image=by_image)
         for attack in attacks(record)
       }
-      counts.append(len(_in_common(*pair, 'worst_case')[0]))
+      counts.append(len(_in_common(*pair, attacks(record)[0])[0]))
       found.append((f'{group}: {variant} − {baseline}', by_attack))
   if len(set(counts)) == 1 or 1 not in counts:
     return found

@@ -123,6 +123,12 @@ def test_stages_that_differ_are_not_shared():
     )
 
 
+@pytest.mark.parametrize('path', ['cifar10', 'data/cifar10'])
+def test_the_stored_command_is_of_no_machine(path):
+  arguments = [f'--data_dir={path}', '--workdir=runs/x', '--seeds=0,1']
+  assert runs._shown(arguments) == ['--data_dir=cifar10', '--seeds=0,1']
+
+
 def tiny_entries(seed):
   """A run, and one that takes over its first two stages."""
   values = {
