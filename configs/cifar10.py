@@ -9,10 +9,11 @@ one accelerator. Neither the accuracy nor the time of a full run has been
 measured with this code. The paper claims, against plain TRADES, +1.8 points
 clean, +3.4 PGD-40 and +2.3 AutoAttack accuracy.
 
-The aggregator's learning rate is .01, where .1 is published: from the first step
-on, .1 cost 10 to 19 points on the digits (docs/results/experiment_ablations.json).
-The plain mean of the heads did no worse than the learned aggregator, on the
-digits and on a part of CIFAR-10: see docs/results.md.
+The aggregator's learning rate is .01, where .1 is published: from the first
+step on, .1 cost 10 to 19 points on the digits
+(docs/results/experiment_ablations.json). The plain mean of the heads did no
+worse than the learned aggregator, on the digits and on a part of CIFAR-10: see
+docs/results.md.
 """
 
 from ml_collections import ConfigDict
