@@ -38,9 +38,11 @@ def _plain_conv(inputs, kernel, strides, padding, dilation=(1, 1)):
 
   XLA swaps the operands where the kernel has more rows times columns than the
   image, as 3x3 on 2x2. The CPU has no fast code for the swapped form. There the
-  image is padded first, behind a barrier that keeps XLA from undoing it.
+  image is padded first, behind a barrier that keeps XLA from undoing it. So it
+  is with negative padding, for which the CPU's float32 code is wrong.
   """
-  if math.prod(kernel.shape[:2]) > math.prod(inputs.shape[1:3]):
+  small = math.prod(kernel.shape[:2]) > math.prod(inputs.shape[1:3])
+  if small or min(map(min, padding)) < 0:
     sides = zip(padding, dilation, strict=True)
     pads = [(low, high, step - 1) for (low, high), step in sides]
     zero = jnp.zeros((), inputs.dtype)

@@ -46,7 +46,7 @@ def test_loop_conv_equals_lax(size, kernel_size, strides, padding):
 
 
 # (batch and size, channels, strides, padding) of 3x3 kernels: three that
-# Winograd's rows compute, and three that are next to them.
+# Winograd's rows compute, and five that are next to them.
 WIDE = [
   ((2, 8, 5), (64, 128), (1, 1), PADDED),
   ((1, 7, 6), (64, 64), (1, 1), ((0, 3), (2, 0))),
@@ -54,6 +54,8 @@ WIDE = [
   ((1, 7, 6), (64, 64), (1, 1), PADDED),  # 7 rows
   ((2, 8, 5), (65, 64), (1, 1), PADDED),
   ((1, 8, 6), (64, 64), (2, 2), PADDED),
+  ((1, 9, 6), (64, 64), (1, 1), ((-2, 0), (-1, 1))),
+  ((1, 9, 6), (64, 64), (1, 1), ((3, 4), (3, 3))),  # a gradient's is negative
 ]
 
 
