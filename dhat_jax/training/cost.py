@@ -1,5 +1,6 @@
 """Arithmetic that a network and a training step need."""
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -72,6 +73,16 @@ def count_traced(jaxpr: Any) -> int:
   )
 
 
+@functools.cache  # runs of an experiment have the same network
+def _forward(net: DualHeadNet, image_shape: tuple[int, int, int]) -> int:
+  """Returns the multiply-adds per image of a network's forward pass."""
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  variables = jax.eval_shape(net.init, streams.key(0), images)
+  # The plain forms: those of the CPU save multiplications.
+  with cpu_conv.compiling_for('tpu'):
+    return count(net.apply, variables, images)
+
+
 def parts(
   net: DualHeadNet, image_shape: tuple[int, int, int]
 ) -> dict[str, int]:
@@ -84,14 +95,10 @@ def parts(
     net: the network, whatever outputs it has.
     image_shape: (H, W, C).
   """
-  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
   def forward(*names: str) -> int:
     network = net.clone(outputs=names, axis_name=None)
-    variables = jax.eval_shape(network.init, streams.key(0), images)
-    # The plain forms: those of the CPU save multiplications.
-    with cpu_conv.compiling_for('tpu'):
-      return count(network.apply, variables, images)
+    return _forward(network, tuple(image_shape))
 
   heads = outputs.OUTPUTS['mean'].mean_of
   # Together they run the trunk once.
