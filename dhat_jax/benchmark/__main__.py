@@ -8,6 +8,9 @@ r"""Measures speed on this machine.
 --what=main_job     The whole run of --config by its command, twice: where the
                     time goes, what compiles, memory. The second start has the
                     compilation cache of the first.
+--what=evaluation   The whole evaluation of --config, with its records, on a
+                    tenth of --images and on all, twice each: time and memory.
+                    Untrained weights, random images, all of them right.
 --what=pipeline     What 300 steps wait for their batches.
 --what=scaling      How time and memory grow with batch, attack steps, network,
                     classes, devices; and AutoAttack's time with images.
@@ -40,7 +43,7 @@ install 'dhat_jax[oracle]'.
 --backbones=NAME    In place of the config's, comma-separated (largest).
 --programs=training Of compile: training, evaluation, apgd-ce, apgd-dlr, apgd-t,
                     fab, fab-t, square; comma-separated; default: all.
---images=256        Images that are attacked.
+--images=256        Images that are attacked (evaluation, autoattack, parity).
 --n_iter=100        Iterations of APGD and FAB.
 --n_queries=5000    Queries of Square.
 --seeds=3           Runs of each side with other random draws (parity).
@@ -72,6 +75,7 @@ from dhat_jax.runtime import cli
 WHAT = (
   'training',
   'main_job',
+  'evaluation',
   'pipeline',
   'scaling',
   'peer',
@@ -86,7 +90,7 @@ RESUMABLE = ('compile', 'largest')
 # Flags that only some measurements read.
 READ_BY = {
   'batch_size': tuple(
-    what for what in WHAT if what not in ('largest', 'main_job')
+    what for what in WHAT if what not in ('largest', 'main_job', 'evaluation')
   ),
   'dtype': ('training', 'compile', 'largest'),
   'target': RESUMABLE,
@@ -182,6 +186,8 @@ def _arguments(
     return (stages, sizes, tuple(values.dtype)), repeats
   if values.what == 'main_job':
     return (), {}
+  if values.what == 'evaluation':
+    return (values.images,), {}
   if values.what == 'pipeline':
     return (stages, sizes[0]), {'num_steps': values.steps}
   if values.what == 'scaling':

@@ -16,7 +16,7 @@ from dhat_jax.datasets.base import Split
 from dhat_jax.evaluation.evaluator import Evaluator
 from dhat_jax.evaluation.results import evaluate
 from dhat_jax.models.outputs import final
-from dhat_jax.runtime import devices, documents, memory, processes, streams
+from dhat_jax.runtime import devices, documents, memory, processes
 from dhat_jax.training.stages import initial_state
 
 # What an evaluation of few images is compared with.
@@ -112,9 +112,7 @@ def run(
   rows = []
   for count in (max(1, images // SMALLER), images):
     with tempfile.TemporaryDirectory() as folder:
-      rows.append(
-        timing.in_new_process(evaluate_twice, config, count, folder)
-      )
+      rows.append(timing.in_new_process(evaluate_twice, config, count, folder))
     report(
       f'{count} images: {rows[-1]["first_seconds"]:.1f} and '
       f'{rows[-1]["second_seconds"]:.1f} s'

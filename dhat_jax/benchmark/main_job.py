@@ -1,7 +1,6 @@
 """A whole run by its command, started twice: time, compilations, memory."""
 
 import collections
-import multiprocessing
 import os
 import tempfile
 import time
@@ -12,6 +11,7 @@ import jax
 import ml_collections
 
 from dhat_jax import main
+from dhat_jax.benchmark import timing
 from dhat_jax.runtime import documents, memory
 
 _TRACED = '/jax/core/compile/jaxpr_trace_duration'
@@ -20,10 +20,10 @@ _COMPILED = '/jax/core/compile/backend_compile_duration'
 _HITS = '/jax/compilation_cache/cache_hits'
 
 
-def _child(
-  config: ml_collections.ConfigDict, directory: str, cache: str, sender: Any
-) -> None:
-  """Runs a config in this new process, and sends what JAX compiled."""
+def _run(
+  config: ml_collections.ConfigDict, directory: str, cache: str
+) -> dict[str, Any]:
+  """Runs a config in this new process; returns what JAX compiled."""
   seconds, counts = collections.Counter(), collections.Counter()
 
   def add(name: str, duration: float, **_) -> None:
@@ -37,15 +37,13 @@ def _child(
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   main.run(config, directory, 'train')
-  sender.send(
-    {
-      'trace_seconds': seconds[_TRACED],
-      'compile_seconds': seconds[_LOWERED] + seconds[_COMPILED],
-      'programs': counts[_COMPILED],
-      'compiled': counts[_COMPILED] - counts[_HITS],
-      'peak_mib': memory.peak_mib(),
-    }
-  )
+  return {
+    'trace_seconds': seconds[_TRACED],
+    'compile_seconds': seconds[_LOWERED] + seconds[_COMPILED],
+    'programs': counts[_COMPILED],
+    'compiled': counts[_COMPILED] - counts[_HITS],
+    'peak_mib': memory.peak_mib(),
+  }
 
 
 def measure(
@@ -67,24 +65,20 @@ def measure(
   Raises:
     RuntimeError: the run failed; it said why.
   """
-  spawn = multiprocessing.get_context('spawn')
-  receiver, sender = spawn.Pipe(duplex=False)
   before = os.times().children_user
   started = time.perf_counter()
-  child = spawn.Process(target=_child, args=(config, directory, cache, sender))
-  child.start()
-  sender.close()
-  child.join()
+  try:
+    row = timing.in_new_process(_run, config, directory, cache)
+  except SystemExit as stop:
+    raise RuntimeError(f'the run ended with exit code {stop.code}') from stop
   seconds = time.perf_counter() - started
   cpu_seconds = os.times().children_user - before
-  if child.exitcode:
-    raise RuntimeError(f'the run ended with exit code {child.exitcode}')
   results = documents.read(os.path.join(directory, 'results.json'))
   by_part = dict(results['seconds'])
   return {
     'seconds': seconds,
     'cpu_seconds': cpu_seconds,
-    **receiver.recv(),
+    **row,
     'evaluation_seconds': by_part.pop('evaluation'),
     'stages_seconds': sum(by_part.values()),
     'natural_seconds': sum(

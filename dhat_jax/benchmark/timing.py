@@ -1,6 +1,8 @@
-"""Wall times of functions that take turns."""
+"""Wall times of functions that take turns, and functions that run apart."""
 
+import concurrent.futures
 import contextlib
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -68,3 +70,15 @@ def no_compilation_cache() -> Iterator[None]:
   finally:
     jax.config.update('jax_enable_compilation_cache', before)
     compilation_cache.reset_cache()
+
+
+def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
+  """Returns what a function returns in a new process, which then ends.
+
+  Args:
+    function: of a module; what it raises is raised here.
+    *args: what can be pickled.
+  """
+  spawn = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    return pool.submit(function, *args).result()

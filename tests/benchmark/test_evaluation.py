@@ -20,7 +20,10 @@ def test_records_of_both_evaluations(tmp_path):
   assert row['second_peak_mib'] >= row['first_peak_mib'] > 100
   assert 0 < row['second_seconds'] < row['first_seconds']
   first, second = (
-    {p.relative_to(tmp_path / turn): p for p in (tmp_path / turn).rglob('*.npz')}
+    {
+      p.relative_to(tmp_path / turn): p
+      for p in (tmp_path / turn).rglob('*.npz')
+    }
     for turn in ('first', 'second')
   )
   # Two attacks on each of four outputs, and the influence of the heads.
@@ -41,8 +44,8 @@ def test_records_of_both_evaluations(tmp_path):
 def test_a_tenth_and_all():
   lines = []
   measured = evaluation.run(small(digits), 20, report=lines.append)
-  small, large = measured['rows']
-  assert (small['images'], large['images']) == (2, 20)
+  tenth, whole = measured['rows']
+  assert (tenth['images'], whole['images']) == (2, 20)
   assert lines[1].startswith('20 images: ')
   assert '\n| 20 ' in evaluation.table(measured)
 

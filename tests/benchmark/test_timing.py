@@ -1,3 +1,4 @@
+import os
 import time
 
 import jax
@@ -59,3 +60,9 @@ def test_nothing_is_read_from_the_cache(tmp_path):
     jax.config.update('jax_compilation_cache_dir', before)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', least)
     compilation_cache.reset_cache()
+
+
+def test_in_a_new_process():
+  assert timing.in_new_process(os.getpid) != os.getpid()
+  with pytest.raises(ValueError, match='invalid literal'):
+    timing.in_new_process(int, 'x')
