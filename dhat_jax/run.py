@@ -154,6 +154,7 @@ def _run(
   if config.compare_with_natural:
     natural = make_natural(config)
     folder = os.path.join(directory, 'natural')
+    _logger.info('the same network, trained without adversarial images:')
     # The same network: the twin is attacked by what is compiled already.
     twin = make_experiment(natural, dataset, evaluator=experiment.evaluator)
     prepare_workdir(natural, folder, may_differ=may_differ, **data)

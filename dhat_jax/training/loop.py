@@ -157,6 +157,7 @@ class _StageTraining:
     pending = []  # (step, sums on the device) since the last record
     recorded = (start_step, time.monotonic())
     compiled = {}
+    bar.set_postfix_str('compiling, or loading what is compiled')
     for step, batch in self._batches(start_step):
       try:
         state, sums = step_fn(state, batch)
@@ -166,6 +167,7 @@ class _StageTraining:
         ) from error
       if step == start_step + 1:
         devices.to_host(sums)  # which waits for the step
+        bar.set_postfix_str('', refresh=False)
         compiled = {'compile_seconds': time.monotonic() - recorded[1]}
         memory.return_freed()
         recorded = (step, time.monotonic())
