@@ -32,6 +32,7 @@ docs/config_reference.md has the types, units and choices of all keys.
 
 import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import sys
@@ -131,6 +132,20 @@ def _logged_to_console(level: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+  """Looks for unreachable objects less often inside the context.
+
+  Tracing creates millions of objects, and nearly all of them stay.
+  """
+  before = gc.get_threshold()
+  gc.set_threshold(50_000, 20, 20)
+  try:
+    yield
+  finally:
+    gc.set_threshold(*before)
+
+
+@contextlib.contextmanager
 def session(**start_up: Any) -> Iterator[None]:
   """Starts JAX for a run inside the context.
 
@@ -140,7 +155,7 @@ def session(**start_up: Any) -> Iterator[None]:
   Args:
     **start_up: as `processes.initialize` takes them.
   """
-  with signals.watched(_stop) as watch:
+  with signals.watched(_stop) as watch, _rare_collections():
     # JAX reads the environment when it is imported; not before the flags are
     # known to be good, for it takes a second.
     with cli.mistakes_in_one_line():
@@ -262,6 +277,9 @@ def main(argv: Sequence[str]) -> None:
     if values.only_check_args:
       check(values.config, values.cpu_devices)
       return
+  if not values.distributed and not values.process_id:
+    # JAX and the rest take seconds to load.
+    print(f'starting {directory}', file=sys.stderr, flush=True)
   run(
     values.config,
     directory,

@@ -1,5 +1,6 @@
 """One strict environment for every test: two CPU devices, compilation cache."""
 
+import gc
 import importlib.metadata
 import os
 import signal
@@ -28,6 +29,9 @@ os.environ['XLA_FLAGS'] = ' '.join(
 ).strip()
 
 import jax
+
+# Tests trace much, and what they trace stays: a seventh of their time.
+gc.set_threshold(50_000, 20, 20)
 
 # A run leaves ignored what its parent ignored, as `nohup` and a shell's `&` do;
 # the runs that tests stop must not have such a parent.
