@@ -123,8 +123,6 @@ def run(
 def table(measured: Mapping[str, Any]) -> str:
   """Returns the Markdown table of what `run` returns."""
   columns = {
-    'all, s': ('first_seconds', 1),
-    'again, s': ('second_seconds', 1),
     'peak memory, MiB': ('first_peak_mib', 0),
     'after the second, MiB': ('second_peak_mib', 0),
     'the images, MiB': ('images_mib', 1),
