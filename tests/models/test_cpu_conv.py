@@ -46,7 +46,7 @@ def test_loop_conv_equals_lax(size, kernel_size, strides, padding):
 
 
 # (batch and size, channels, strides, padding) of 3x3 kernels: three that
-# Winograd's rows compute, and five that are next to them.
+# Winograd's rows compute, and eight that are next to them.
 WIDE = [
   ((2, 8, 5), (64, 128), (1, 1), PADDED),
   ((1, 7, 6), (64, 64), (1, 1), ((0, 3), (2, 0))),
@@ -56,6 +56,9 @@ WIDE = [
   ((1, 8, 6), (64, 64), (2, 2), PADDED),
   ((1, 9, 6), (64, 64), (1, 1), ((-2, 0), (-1, 1))),
   ((1, 9, 6), (64, 64), (1, 1), ((3, 4), (3, 3))),  # a gradient's is negative
+  ((2, 8, 8), (64, 64), (1, 1), ((1, 1), (-1, 1))),
+  ((2, 8, 8), (64, 64), (1, 1), ((1, 1), (3, 1))),  # here too
+  ((2, 8, 8), (64, 64), (1, 1), ((1, 1), (4, 0))),
 ]
 
 
@@ -107,6 +110,16 @@ def test_wide_under_vmap_and_in_a_loop():
 
   got = ascend(cpu_conv.loop_conv)(inputs)
   assert_close(got, ascend(plain_conv)(inputs))
+
+
+@pytest.mark.parametrize('padding', [(-1, 1), (1, -1), (-2, 2)])
+def test_negative_padding_keeps_the_plain_form(padding):
+  # XLA's flags decide whether its values are wrong, and tests have others.
+  inputs, kernel = np.zeros((1, 10, 10, 64), 'f'), np.zeros((3, 3, 64, 64), 'f')
+  valid = (0, 0)
+  assert cpu_winograd.applies(inputs, kernel, (1, 1), (valid, valid))
+  assert not cpu_winograd.applies(inputs, kernel, (1, 1), (padding, valid))
+  assert not cpu_winograd.applies(inputs, kernel, (1, 1), (valid, padding))
 
 
 def test_bfloat16_keeps_the_plain_form():
