@@ -229,6 +229,7 @@ def test_runs_from_another_folder(tmp_path):
     PYTHONPATH=ROOT,
   )
   assert done.returncode == 2
+  assert done.stderr.startswith('starting runs/cifar10')
   assert 'train/<class>' in done.stderr
   assert 'Traceback' not in done.stderr
 

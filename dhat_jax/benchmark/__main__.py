@@ -9,8 +9,8 @@ r"""Measures speed on this machine.
                     time goes, what compiles, memory. The second start has the
                     compilation cache of the first.
 --what=evaluation   The whole evaluation of --config, with its records, on a
-                    tenth of --images and on all, twice each: time and memory.
-                    Untrained weights, random images, all of them right.
+                    tenth of --images and on all, twice each: memory. Untrained
+                    weights, random images, that the last output has right.
 --what=pipeline     What 300 steps wait for their batches.
 --what=scaling      How time and memory grow with batch, attack steps, network,
                     classes, devices; and AutoAttack's time with images.
@@ -88,10 +88,13 @@ WHAT = (
 # What takes long enough to be stored piece by piece.
 RESUMABLE = ('compile', 'largest')
 # Flags that only some measurements read.
+_APART = ('main_job', 'evaluation')  # whole runs, in processes of their own
 READ_BY = {
   'batch_size': tuple(
-    what for what in WHAT if what not in ('largest', 'main_job', 'evaluation')
+    what for what in WHAT if what not in ('largest', *_APART)
   ),
+  'stage': tuple(what for what in WHAT if what not in _APART),
+  'cpu_devices': tuple(what for what in WHAT if what not in _APART),
   'dtype': ('training', 'compile', 'largest'),
   'target': RESUMABLE,
   'programs': ('compile',),

@@ -1,4 +1,4 @@
-"""A whole evaluation with its records: time, and memory by number of images."""
+"""A whole evaluation with its records: memory by the number of images."""
 
 import os
 import tempfile
@@ -31,7 +31,7 @@ def correct_split(
 ) -> Split:
   """Returns random images of which the final output has all right.
 
-  So every image is attacked.
+  So there every image is attacked.
 
   Args:
     config: the run's config.
@@ -56,10 +56,10 @@ def evaluate_twice(
     directory: a new folder.
 
   Returns:
-    `images`, and `images_mib` of them; `first_seconds`, with compiling, and
-    `second_seconds`; `first_peak_mib` and `second_peak_mib`, the most memory
-    that the process held until then (Linux); `records` and `records_mib` on
-    disk.
+    `images`, and `images_mib` of them; `first_seconds`, in which it compiles
+    or reads what is compiled, and `second_seconds`; `first_peak_mib` and
+    `second_peak_mib`, the most memory that the process held until then (Linux);
+    `records` and `records_mib` on disk.
   """
   processes.initialize()
   name = config.stages[-1]

@@ -57,20 +57,21 @@ def measure(
     cache: folder of the compilation cache.
 
   Returns:
-    `seconds` from the start of Python to its end, `cpu_seconds` of all cores
-    and `peak_mib` of memory (Linux). What JAX did: `programs` that it asked
-    for, how many it `compiled`, the seconds of tracing and of compiling. Of
-    results.json: the seconds of stages, evaluation and the natural twin.
+    `seconds` from the start of Python to its end, `cpu_seconds` of all
+    cores outside the system, and `peak_mib` of memory (Linux). What JAX did:
+    `programs` that it asked for, how many it `compiled`, the seconds of tracing
+    and of compiling. Of results.json: the seconds of stages, evaluation and the
+    natural twin.
 
   Raises:
-    RuntimeError: the run failed; it said why.
+    ValueError: the run failed; it said why.
   """
   before = os.times().children_user
   started = time.perf_counter()
   try:
     row = timing.in_new_process(_run, config, directory, cache)
   except SystemExit as stop:
-    raise RuntimeError(f'the run ended with exit code {stop.code}') from stop
+    raise ValueError(f'the run ended with exit code {stop.code}') from stop
   seconds = time.perf_counter() - started
   cpu_seconds = os.times().children_user - before
   results = documents.read(os.path.join(directory, 'results.json'))

@@ -58,7 +58,7 @@ def operations_of(
   """Returns how often each operation is in a network's forward pass.
 
   Args:
-    net: with square strides and padding that is the same on both sides.
+    net: with square strides. Whatever activation it has, ReLU is measured.
     shape: of its images, [B, H, W, C].
   """
   counts = {}
@@ -71,7 +71,8 @@ def operations_of(
       padding = tuple(map(tuple, layer.padding))
       operation = Operation(inputs.shape, kernel, layer.strides[0], padding)
     elif context.method_name == '__call__' and isinstance(layer, nn.BatchNorm):
-      operation = Operation(args[0].shape)
+      if args[0].ndim == 4:  # not the aggregator's
+        operation = Operation(args[0].shape)
     if operation is not None:
       counts[operation] = counts.get(operation, 0) + 1
     return run(*args, **kwargs)
@@ -83,7 +84,16 @@ def operations_of(
 
 
 def conv_sides(operation: Operation) -> dict[str, dict[str, Callable]]:
-  """Returns {pass: {'ours': function, 'torch': function}} of a convolution."""
+  """Returns {pass: {'ours': function, 'torch': function}} of a convolution.
+
+  Raises:
+    ValueError: padding that differs between the sides of an axis.
+  """
+  if any(low != high for low, high in operation.padding):
+    raise ValueError(
+      f'{operation.label}: got padding {operation.padding}, which PyTorch '
+      'does not have, expected the same on both sides of an axis'
+    )
   torch = jax_module.import_torch()
   rng = np.random.default_rng(0)
   inputs = rng.normal(size=operation.shape).astype(np.float32)

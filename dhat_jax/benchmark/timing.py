@@ -78,7 +78,15 @@ def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
   Args:
     function: of a module; what it raises is raised here.
     *args: what can be pickled.
+
+  Raises:
+    ValueError: JAX runs on an accelerator, which this process holds.
   """
+  if jax.default_backend() != 'cpu':
+    raise ValueError(
+      f'got {jax.default_backend()!r} devices, which one process alone can '
+      "have, expected JAX on the CPU: set JAX_PLATFORMS='cpu'"
+    )
   spawn = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
     return pool.submit(function, *args).result()

@@ -25,9 +25,10 @@ def return_freed() -> None:
 def peak_mib() -> float | None:
   """Returns the most memory that the process has held so far, in MiB.
 
-  It is the peak of the resident set, of Linux; None elsewhere.
+  It is the peak of the resident set, of Linux; None where it is not known.
   """
   if not sys.platform.startswith('linux'):
     return None
   status = pathlib.Path('/proc/self/status').read_text()
-  return int(re.search(r'VmHWM:\s*(\d+) kB', status)[1]) / 2**10
+  found = re.search(r'VmHWM:\s*(\d+) kB', status)
+  return int(found[1]) / 2**10 if found else None

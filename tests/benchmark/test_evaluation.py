@@ -17,7 +17,8 @@ def test_records_of_both_evaluations(tmp_path):
   row = evaluation.evaluate_twice(small(tiny_run), 20, str(tmp_path))
   assert row['images'] == 20
   assert row['images_mib'] == 20 * 8 * 8 / 2**20
-  assert row['second_peak_mib'] >= row['first_peak_mib'] > 100
+  # The kernel counts to a few pages.
+  assert row['second_peak_mib'] > row['first_peak_mib'] - 1 > 100
   assert 0 < row['second_seconds'] < row['first_seconds']
   first, second = (
     {
@@ -42,8 +43,9 @@ def test_records_of_both_evaluations(tmp_path):
 
 @pytest.mark.slow
 def test_a_tenth_and_all():
-  lines = []
-  measured = evaluation.run(small(digits), 20, report=lines.append)
+  lines, config = [], small(digits)
+  config.evaluation.attacks = ('clean',)
+  measured = evaluation.run(config, 20, report=lines.append)
   tenth, whole = measured['rows']
   assert (tenth['images'], whole['images']) == (2, 20)
   assert lines[1].startswith('20 images: ')

@@ -74,6 +74,11 @@ def test_pipeline(capsys):
       ['--what=largest', '--dtype=float32,bfloat16'],
       r"got \['float32', 'bfloat16'\], expected one for --what=largest",
     ),
+    (['--what=main_job', '--stage=main_head'], r'--stage: got --what=main_job'),
+    (
+      ['--what=evaluation', '--cpu_devices=2'],
+      r'--cpu_devices: got --what=eval',
+    ),
     (['--what=largest', '--batch_size=8'], r'--batch_size: got --what=largest'),
     (['--seeds=2'], r"no effect, choices are \('parity',\)"),
     (['--what=parity', '--seeds=1'], 'seeds: got 1, expected'),

@@ -36,5 +36,5 @@ def test_two_starts(config):
 @pytest.mark.slow
 def test_a_failed_run_is_an_error(config, tmp_path):
   config.main_head.batch_size = -1
-  with pytest.raises(RuntimeError, match='ended with exit code 2'):
+  with pytest.raises(ValueError, match='ended with exit code 2'):
     main_job.measure(config, str(tmp_path / 'run'), str(tmp_path / 'cache'))

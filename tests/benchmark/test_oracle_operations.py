@@ -7,7 +7,7 @@ import dhat_jax
 from dhat_jax.benchmark import operations
 from dhat_jax.configs import digits
 
-pytest.importorskip('torch')
+torch = pytest.importorskip('torch')
 
 pytestmark = pytest.mark.oracle
 
@@ -54,18 +54,27 @@ def test_sides_agree(operation, passes):
     assert all(side['median'] > 0 for side in sides.values())
 
 
-def test_sides_that_differ_are_noticed():
-  # PyTorch takes one number for both sides of an axis.
+def test_padding_that_pytorch_does_not_have():
   uneven = operations.Operation((1, 5, 5, 2), (3, 3, 2, 2), 2, ((1, 1), (0, 0)))
   assert operations.compare(uneven, repeats=1)
   wrong = operations.Operation((1, 4, 4, 2), (2, 2, 2, 2), 2, ((1, 0), (1, 0)))
-  with pytest.raises(ValueError, match=r'forward: the sides differ|broadcast'):
+  message = r'^2x2, stride 2, 2 to 2, 4x4: got padding \(\(1, 0\), \(1, 0\)\)'
+  with pytest.raises(ValueError, match=message):
     operations.compare(wrong, repeats=1)
 
 
-def test_table(capsys):
-  measured = operations.run(digits.get_config(), 'main_head', 2, repeats=1)
+def test_sides_that_differ_are_noticed():
+  ours = {'forward': lambda x: 1.001 * x}
+  array = np.ones((1, 2, 3, 4), np.float32)
+  theirs = {'forward': lambda: torch.ones(1, 4, 2, 3)}
+  with pytest.raises(ValueError, match=r'forward: the sides differ by 0\.001'):
+    operations._paired(ours, [array], theirs)
+
+
+@pytest.mark.parametrize('stage', ['main_head', 'aggregator'])
+def test_table(stage, capsys):
+  measured = operations.run(digits.get_config(), stage, 2, repeats=1)
   rows = operations.table(measured).splitlines()[2:]
   assert len(rows) == len(measured['rows'])
-  assert np.all(['|' in row for row in rows])
+  assert all(row.count('|') == 11 for row in rows)
   assert measured['rows'][0]['operation'] in capsys.readouterr().out
