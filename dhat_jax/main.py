@@ -202,6 +202,8 @@ def run(
     **start_up: as `processes.initialize` takes them.
   """
   with session(**start_up):
+    # Before the next line, which takes seconds.
+    logging.getLogger('dhat_jax').info('starting %s', workdir)
     from dhat_jax.run import train_and_evaluate
     from dhat_jax.runtime import processes
 
@@ -277,9 +279,6 @@ def main(argv: Sequence[str]) -> None:
     if values.only_check_args:
       check(values.config, values.cpu_devices)
       return
-  if not values.distributed and not values.process_id:
-    # JAX and the rest take seconds to load.
-    print(f'starting {directory}', file=sys.stderr, flush=True)
   run(
     values.config,
     directory,

@@ -87,8 +87,8 @@ WHAT = (
 )
 # What takes long enough to be stored piece by piece.
 RESUMABLE = ('compile', 'largest')
-# Flags that only some measurements read.
 _APART = ('main_job', 'evaluation')  # whole runs, in processes of their own
+# Flags that only some measurements read.
 READ_BY = {
   'batch_size': tuple(
     what for what in WHAT if what not in ('largest', *_APART)

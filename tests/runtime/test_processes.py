@@ -76,7 +76,7 @@ def test_first_steps_are_equal_on_any_devices(tmp_path):
   whole = [f'tiny:{",".join(roles())}', 'modern:second_head']
   wanted = {
     (1, 1): whole,
-    (1, 2): ['tiny:main_head'],
+    (1, 2): ['tiny:main_head', whole[1]],
     (1, 4): ['tiny:main_head', whole[1]],
     (1, 8): ['tiny:main_head'],
     (2, 2): whole,
