@@ -202,8 +202,6 @@ def run(
     **start_up: as `processes.initialize` takes them.
   """
   with session(**start_up):
-    # Before the next line, which takes seconds.
-    logging.getLogger('dhat_jax').info('starting %s', workdir)
     from dhat_jax.run import train_and_evaluate
     from dhat_jax.runtime import processes
 

@@ -83,6 +83,8 @@ def train_and_evaluate(
     results = documents.read(results_path)
   else:
     with workdir.exclusive(directory):
+      # After the mistakes that show at once: they are one line.
+      _logger.info('starting %s', directory)
       # Data first: a run that finds none leaves nothing behind.
       dataset = _load(config)
       with jax.debug_nans(config.debug_nans or jax.config.jax_debug_nans):
