@@ -25,6 +25,11 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_cpu_use_fusion_emitters=false'
     if importlib.metadata.version('jaxlib').startswith('0.10.')
     else '',
+    # As `processes.initialize` sets it, which some tests call: what runs in
+    # this process and what it starts must round alike.
+    '--xla_cpu_experimental_ynn_fusion_type='
+    if importlib.metadata.version('jaxlib') == '0.10.2'
+    else '',
   ]
 ).strip()
 
@@ -40,6 +45,15 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_xdist_auto_num_workers():
+  """One more than there are cores: some tests wait for other processes."""
+  if 'PYTEST_XDIST_AUTO_NUM_WORKERS' in os.environ:
+    return None  # as xdist reads it
+  from dhat_jax.runtime import provenance
+
+  return provenance.cores() + 1
 
 
 def pytest_collection_modifyitems(items):

@@ -26,12 +26,22 @@ CHANGES = {
   'log_every_steps': 1,
   'evaluation.attacks': ('clean', *(f'pgd_{steps}' for steps in range(2, 12))),
 }
-OPTIONS = [f'{key}={value!r}' for key, value in CHANGES.items()]
+# Of several processes one hears of a signal to another up to seconds later.
+LONG = CHANGES | {
+  'evaluation.attacks': ('clean', *(f'pgd_{steps}' for steps in range(2, 52)))
+}
+
+
+def options(changes):
+  return [f'{key}={value!r}' for key, value in changes.items()]
 
 
 def start(directory):
   return subprocess.Popen(
-    [sys.executable, '-m', 'tests.helpers.tiny_run', directory, *OPTIONS],
+    [
+      *(sys.executable, '-m', 'tests.helpers.tiny_run'),
+      *(directory, *options(CHANGES)),
+    ],
     cwd=ROOT,
     env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2'},
     stdout=subprocess.PIPE,
@@ -135,7 +145,9 @@ def test_two_processes(tmp_path):
     (signal.SIGHUP, 129, lambda: os.path.exists(evaluates(directory))),
   ):
     started = processes.start(
-      ['tests.helpers.tiny_run', directory, *OPTIONS], count=2, cpu_devices=1
+      ['tests.helpers.tiny_run', directory, *options(LONG)],
+      count=2,
+      cpu_devices=1,
     )
     until(place, started)
     started[1].send_signal(number)
