@@ -18,6 +18,8 @@ PACKAGES = (
   'orbax-checkpoint',
   'numpy',
 )
+# Flags of the CPU, the widest vectors first.
+_VECTORS = {'avx512f': 'AVX-512', 'avx2': 'AVX2'}
 # Of the comparisons with PyTorch: they count once they are imported.
 _PEERS = ('torch', 'pyautoattack')
 
@@ -79,16 +81,29 @@ def environment() -> dict[str, Any]:
   }
 
 
-def processor() -> str:
-  """Returns the CPU's name, if the system knows it."""
+def processor(path: str = '/proc/cpuinfo') -> str:
+  """Returns the CPU's name and vector instructions, if the system knows them.
+
+  Virtual machines give one name to CPUs that differ in these, and so in speed
+  and in rounding.
+
+  Args:
+    path: the system's description, as of Linux on x86.
+
+  Returns:
+    For example 'AMD EPYC, AVX-512'.
+  """
   try:
-    with open('/proc/cpuinfo', encoding='utf-8') as file:
-      for line in file:
-        if line.startswith('model name'):
-          return line.partition(':')[2].strip()
+    with open(path, encoding='utf-8') as file:
+      first = file.read().split('\n\n')[0]
   except OSError:
-    pass
-  return platform.processor() or platform.machine()
+    first = ''
+  lines = (line.partition(':') for line in first.splitlines())
+  found = {key.strip(): value.strip() for key, _, value in lines}
+  name = found.get('model name') or platform.processor() or platform.machine()
+  flags = found.get('flags', '').split()
+  vectors = [label for flag, label in _VECTORS.items() if flag in flags]
+  return ', '.join([name, *vectors[:1]])
 
 
 def cores() -> int:

@@ -1,5 +1,8 @@
+import platform
 import re
 import subprocess
+
+import pytest
 
 from dhat_jax.runtime import provenance
 
@@ -43,3 +46,23 @@ def test_machine_has_what_times_depend_on():
   assert machine['cores'] >= 1
   assert machine['processor']
   assert machine['versions']['jax']
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('model name\t: A: 1\nflags\t\t: fpu avx avx2 avx512f', 'A: 1, AVX-512'),
+    ('flags: avx2 avx\nmodel name: A\n\nmodel name: B', 'A, AVX2'),
+    ('model name: A\nflags: avx2x\n\nflags: avx2', 'A'),
+    ('model name: A', 'A'),
+    ('processor: 0\nFeatures: fp asimd', None),
+    ('', None),
+    (None, None),
+  ],
+)
+def test_processor_has_its_vector_instructions(tmp_path, text, expected):
+  path = tmp_path / 'cpuinfo'
+  if text is not None:
+    path.write_text(text)
+  name = provenance.processor(str(path))
+  assert name == (expected or platform.processor() or platform.machine())
