@@ -47,15 +47,6 @@ jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-def pytest_xdist_auto_num_workers():
-  """One more than there are cores: some tests wait for other processes."""
-  if 'PYTEST_XDIST_AUTO_NUM_WORKERS' in os.environ:
-    return None  # as xdist reads it
-  from dhat_jax.runtime import provenance
-
-  return provenance.cores() + 1
-
-
 def pytest_collection_modifyitems(items):
   """Files with whole runs first: at the end they would leave workers idle."""
   whole = {item.path for item in items if item.get_closest_marker('slow')}

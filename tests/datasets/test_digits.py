@@ -33,3 +33,15 @@ def test_split_is_stratified_and_fixed():
   counts = np.bincount(first.test.labels)
   totals = counts + np.bincount(first.train.labels)
   assert np.abs(counts - totals * 360 / 1797).max() < 1
+
+
+def test_a_changed_split_changes_nothing_of_the_next():
+  expected = digits.load()
+  for split in (digits.load().train, digits.load().test):
+    split.images[:] = 7
+    split.labels[:] = 7
+  found = digits.load()
+  for name in ('train', 'test'):
+    one, other = getattr(expected, name), getattr(found, name)
+    np.testing.assert_array_equal(one.images, other.images)
+    np.testing.assert_array_equal(one.labels, other.labels)
