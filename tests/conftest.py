@@ -15,25 +15,25 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
-# Tests compile much and compute little.
-os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_backend_optimization_level=0',
-    '--xla_llvm_disable_expensive_passes=true',
-    # Two thirds of the time to compile; later versions refuse the flag.
-    '--xla_cpu_use_fusion_emitters=false'
-    if importlib.metadata.version('jaxlib').startswith('0.10.')
-    else '',
-    # As `processes.initialize` sets it, which some tests call: what runs in
-    # this process and what it starts must round alike.
-    '--xla_cpu_experimental_ynn_fusion_type='
-    if importlib.metadata.version('jaxlib') == '0.10.2'
-    else '',
-  ]
-).strip()
-
 import jax
+
+# Tests compile much and compute little. XLA reads the flags at JAX's first use.
+_FLAGS = [
+  '--xla_backend_optimization_level=0',
+  '--xla_llvm_disable_expensive_passes=true',
+]
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  # Two thirds of the time to compile; later versions refuse the flag.
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+if importlib.metadata.version('jaxlib') == '0.10.2':
+  # As `processes.initialize` sets it, which some tests call: what runs in this
+  # process and what it starts must round alike.
+  _FLAGS.append('--xla_cpu_experimental_ynn_fusion_type=')
+# Once: the compilation cache tells flags that are given twice from others.
+_given = os.environ.get('XLA_FLAGS', '')
+os.environ['XLA_FLAGS'] = ' '.join(
+  [_given, *(flag for flag in _FLAGS if flag not in _given.split())]
+).strip()
 
 # Tests trace much, and what they trace stays: a seventh of their time.
 gc.set_threshold(50_000, 20, 20)
