@@ -35,9 +35,20 @@ def check_batch_size(name: str, batch_size: int) -> None:
 
 def replicate(tree: Any) -> Any:
   """Copies a tree to every local device: leaves gain a leading axis."""
+  # From the host: stacking arrays of a device compiles a program per shape.
+  tree = jax.tree.map(
+    lambda leaf: leaf if _is_key(leaf) else np.asarray(leaf), tree
+  )
   # On the axis of the steps: a state laid out otherwise than the one that a
   # step returns would have the step compiled twice.
   return jax_utils.replicate(tree, axis_name=AXIS)
+
+
+def _is_key(leaf: Any) -> bool:
+  """Returns whether a leaf is an array of typed keys."""
+  return isinstance(leaf, jax.Array) and jnp.issubdtype(
+    leaf.dtype, jax.dtypes.prng_key
+  )
 
 
 def to_host(tree: Any) -> Any:
@@ -49,8 +60,7 @@ def to_host(tree: Any) -> Any:
   def fetch(leaf):
     # Not leaf[0]: indexing would gather the array over all devices.
     leaf = jax_utils.unreplicate(leaf)
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return leaf if is_key else np.asarray(leaf)
+    return leaf if _is_key(leaf) else np.asarray(leaf)
 
   return jax.tree.map(fetch, tree)
 
