@@ -75,6 +75,7 @@ def environment() -> dict[str, Any]:
   return {
     'versions': versions(),
     **git_state(),
+    'processor': processor(),
     'devices': [str(device) for device in jax.devices()],
     'device_kind': jax.devices()[0].device_kind,
     'platform': platform.platform(),

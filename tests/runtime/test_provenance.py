@@ -18,6 +18,7 @@ def test_environment():
   environment = provenance.environment()
   assert len(environment['devices']) == 2
   assert environment['device_kind'] == 'cpu'
+  assert environment['processor'] == provenance.processor()
   assert environment['versions'] == provenance.versions()
 
 
