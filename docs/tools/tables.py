@@ -134,8 +134,7 @@ def benchmark_table(document: Mapping[str, Any], view: str) -> list[str]:
 
 
 def speed_summary(accelerator: Mapping[str, Any]) -> list[str]:
-  """Returns our speed as a multiple of PyTorch's, on a GPU and on a CPU."""
-  cpu = documents.read(str(DOCS / 'results' / 'peer.json'))
+  """Returns our speed as a multiple of PyTorch's, on a GPU and on two CPUs."""
   rows = [
     (
       *(accelerator['machine']['device'], row['network'], row['stage']),
@@ -145,15 +144,21 @@ def speed_summary(accelerator: Mapping[str, Any]) -> list[str]:
     for row in accelerator['rows']
     if row.get('ratios')
   ]
-  for row in cpu['rows']:
-    best = min(v for k, v in row['ratios'].items() if k.startswith('optimised'))
-    rows.append(
-      (
-        f'{cpu["machine"]["cores"]} cores of {cpu["machine"]["processor"]}',
-        *('wrn16_4', row['stage'], f'{row["images_per_second"]["ours"]:.1f}'),
-        *(f'{row["ratios"]["published"]:.2f}', f'{best:.2f}', ''),
-      )
+  for name in ('peer', 'peer_avx512'):
+    cpu = documents.read(str(DOCS / 'results' / f'{name}.json'))
+    machine = (
+      f'{cpu["machine"]["cores"]} cores of {cpu["machine"]["processor"]}'
     )
+    for row in cpu['rows']:
+      ratios = row['ratios']
+      best = min(v for k, v in ratios.items() if k.startswith('optimised'))
+      speed = f'{row["images_per_second"]["ours"]:.1f}'
+      rows.append(
+        (
+          *(machine, 'wrn16_4', row['stage'], speed),
+          *(f'{ratios["published"]:.2f}', f'{best:.2f}', ''),
+        )
+      )
   headers = 'machine', 'network', 'stage', 'images/s'
   headers += tuple(f'here / {side}' for side in SIDES)
   return [documents.markdown_table(headers, rows, left=3)]
