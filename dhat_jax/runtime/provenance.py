@@ -95,12 +95,13 @@ def processor(path: str = '/proc/cpuinfo') -> str:
     For example 'AMD EPYC, AVX-512'.
   """
   try:
-    with open(path, encoding='utf-8') as file:
-      first = file.read().split('\n\n')[0]
+    with open(path, encoding='utf-8', errors='replace') as file:
+      lines = file.readlines()
   except OSError:
-    first = ''
-  lines = (line.partition(':') for line in first.splitlines())
-  found = {key.strip(): value.strip() for key, _, value in lines}
+    lines = []
+  found: dict[str, str] = {}
+  for key, _, value in (line.partition(':') for line in lines):
+    found.setdefault(key.strip(), value.strip())  # of the first core
   name = found.get('model name') or platform.processor() or platform.machine()
   flags = found.get('flags', '').split()
   vectors = [label for flag, label in _VECTORS.items() if flag in flags]

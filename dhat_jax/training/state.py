@@ -159,37 +159,33 @@ def create_train_state(
         arguments.one_of('part', part, tuple(shapes[group]))
         _check_same_shapes(part, subtree, shapes[group][part])
 
-  def create(init_rng, state_rng, given):
-    fresh = init(init_rng, images)
-    # Copies: a step that donates its state must not delete the caller's.
-    merged = {
-      group: {
-        **jax.tree.map(jnp.array, dict(given[group])),
-        **{k: v for k, v in fresh[group].items() if k not in given[group]},
-      }
+  def init_missing(rng):
+    fresh = init(rng, images)
+    return {
+      group: {k: v for k, v in fresh[group].items() if k not in given[group]}
       for group in given
     }
-    params, batch_stats = merged['params'], merged['batch_stats']
-    trained, _ = split_parts(params, trains)
-    statistics, _ = split_parts(batch_stats, trains)
-    averages = ema and ema_statistics
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      batch_stats=batch_stats,
-      opt_state=tx.init(trained),
-      rng=state_rng,
-      ema_params=jax.tree.map(jnp.array, trained) if ema else None,
-      ema_batch_stats=jax.tree.map(jnp.array, statistics) if averages else None,
-      loss_state=_loss_state(loss),
-    )
 
-  # One program, not one for each shape. It runs once: compiling it well would
-  # take longer than running it.
+  # It runs once: compiling it well would take longer than running it.
   traced = isinstance(images, jax.core.Tracer)  # then nothing compiles here
   options = None if traced else _COMPILE_FAST
-  return jax.jit(create, compiler_options=options)(
-    init_rng, state_rng, dict(given)
+  fresh = jax.jit(init_missing, compiler_options=options)(init_rng)
+  # Copies: a step that donates its state must not delete the caller's.
+  given = jax.tree.map(jnp.array, dict(given))
+  params = {**given['params'], **fresh['params']}
+  batch_stats = {**given['batch_stats'], **fresh['batch_stats']}
+  trained, _ = split_parts(params, trains)
+  statistics, _ = split_parts(batch_stats, trains)
+  averages = ema and ema_statistics
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=tx.init(trained),
+    rng=state_rng,
+    ema_params=jax.tree.map(jnp.array, trained) if ema else None,
+    ema_batch_stats=jax.tree.map(jnp.array, statistics) if averages else None,
+    loss_state=_loss_state(loss),
   )
 
 

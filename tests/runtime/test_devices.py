@@ -48,6 +48,26 @@ def test_shard_keeps_the_order():
     devices.shard({'labels': np.arange(5)})
 
 
+def test_replicate_compiles_nothing():
+  tree = {
+    'half': jnp.asarray(normal(3, 17), jnp.bfloat16),
+    'flag': jnp.array(True),
+    'step': jnp.int32(3),
+    'number': 2.5,
+  }
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *_, **__: compiled.append(name) if 'compile' in name else None
+  )
+  replicated = devices.replicate(tree)
+  assert not compiled
+  for name, leaf in tree.items():
+    assert replicated[name].shape == (2, *np.shape(leaf))
+    assert replicated[name].dtype == jnp.asarray(leaf).dtype
+    for share in replicated[name].addressable_shards:
+      np.testing.assert_array_equal(np.asarray(share.data)[0], leaf)
+
+
 def test_to_host_inverts_replicate():
   tree = {
     'array': normal(3, 2),

@@ -56,6 +56,7 @@ def test_machine_has_what_times_depend_on():
     ('flags: avx2 avx\nmodel name: A\n\nmodel name: B', 'A, AVX2'),
     ('model name: A\nflags: avx2x\n\nflags: avx2', 'A'),
     ('model name: A', 'A'),
+    ('\nmodel name: A\nbogus: \udcff\n\nflags: avx2', 'A, AVX2'),
     ('processor: 0\nFeatures: fp asimd', None),
     ('', None),
     (None, None),
@@ -64,6 +65,6 @@ def test_machine_has_what_times_depend_on():
 def test_processor_has_its_vector_instructions(tmp_path, text, expected):
   path = tmp_path / 'cpuinfo'
   if text is not None:
-    path.write_text(text)
+    path.write_bytes(text.encode(errors='surrogateescape'))
   name = provenance.processor(str(path))
   assert name == (expected or platform.processor() or platform.machine())

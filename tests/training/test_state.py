@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from dhat_jax.models.dual_head import DualHeadNet
-from dhat_jax.runtime import devices
 from dhat_jax.training.optim import make_optimizer
 from dhat_jax.training.state import create_train_state, split_parts
 from tests.helpers.tiny import TinyBackbone, flat
@@ -113,21 +112,6 @@ def test_given_variables_survive_donation(plain_state):
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
   assert_same(given, plain_state.variables())
-
-
-def test_a_state_is_one_program():
-  """And not one for each of its shapes, which are like no other test's."""
-  net = NET.clone(num_classes=13)
-  earlier = create(net.clone(outputs=('main',)), ('trunk', 'main_head'))
-  compiled = []
-  jax.monitoring.register_event_duration_secs_listener(
-    lambda name, *_, **__: compiled.append(name)
-    if name.endswith('backend_compile_duration')
-    else None
-  )
-  create(net, ('second_head',), ema=True, variables=earlier.variables())
-  devices.replicate(earlier)
-  assert 1 <= len(compiled) <= 3  # its key and the empty image may be new too
 
 
 def test_ema_starts_as_a_copy_and_takes_part_in_variables():
