@@ -65,10 +65,12 @@ def check(
 
   Raises:
     ValueError: the folder belongs to another config, whose differing keys are
-      listed; or it holds files but no config.
+      listed; or it holds files but no config; or it is a file.
   """
   if not os.path.exists(path):
     return
+  if not os.path.isdir(path):
+    raise ValueError(f'workdir: got {path}, which is a file, expected a folder')
   config_path = os.path.join(path, 'config.json')
   if os.path.exists(config_path):
     stored = files.read_json(config_path)

@@ -85,6 +85,14 @@ def test_foreign_files_are_refused(tmp_path):
   assert os.listdir(tmp_path) == ['thesis.tex']
 
 
+def test_a_file_is_no_workdir(tmp_path):
+  path = tmp_path / 'notes.txt'
+  path.write_text('mine')
+  with pytest.raises(ValueError, match=r'notes\.txt, which is a file'):
+    workdir.prepare(str(path), make_config())
+  assert path.read_text() == 'mine'
+
+
 @pytest.mark.parametrize('left', ['.config.json.6f.tmp', 'environment.json'])
 def test_killed_before_the_config_was_written(tmp_path, left):
   (tmp_path / left).write_text('{"cut o')
