@@ -52,9 +52,13 @@ def _fill(disk: str, leave_bytes: int) -> Callable[[], None]:
 
 def _make_read_only(workdir: str) -> Callable[[], None]:
   """Makes a folder read-only, even for root; returns what undoes it."""
-  # Another mount on top: the one below has files open for writing.
-  _mount('--bind', workdir, workdir)
-  _mount('-o', 'remount,ro,bind', workdir)
+  # A mount of its own, made read-only where nobody writes and then moved on top:
+  # with a file open for writing, remounting fails as busy.
+  aside = os.path.join(os.path.dirname(os.path.dirname(workdir)), 'read-only')
+  os.makedirs(aside, exist_ok=True)
+  _mount('--bind', workdir, aside)
+  _mount('-o', 'remount,ro,bind', aside)
+  _mount('--move', aside, workdir)
   # Lazily: the process may have looked at it this moment.
   return lambda: subprocess.run(['umount', '-l', workdir], check=True)
 
