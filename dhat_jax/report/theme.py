@@ -110,7 +110,8 @@ def _settle(figure: Figure) -> None:
   engine = figure.get_layout_engine()
   if engine is not None:
     engine.execute(figure)
-    figure.set_layout_engine('none')
+    # With any engine, even 'none', saving draws the whole figure twice.
+    figure.set_layout_engine(None)
 
 
 def _svg_style() -> str:
