@@ -52,7 +52,7 @@ def _fill(disk: str, leave_bytes: int) -> Callable[[], None]:
 
 def _make_read_only(workdir: str) -> Callable[[], None]:
   """Makes a folder read-only, even for root; returns what undoes it."""
-  # A mount of its own, made read-only where nobody writes and then moved on top:
+  # A mount of its own, made read-only where nobody writes, then moved on top:
   # with a file open for writing, remounting fails as busy.
   aside = os.path.join(os.path.dirname(os.path.dirname(workdir)), 'read-only')
   os.makedirs(aside, exist_ok=True)
