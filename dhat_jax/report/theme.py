@@ -49,6 +49,9 @@ STYLE = {
   'axes.titlesize': 10,
   'legend.frameon': False,
   'figure.dpi': 110,
+  # The layout is `new_figure`'s, whatever a user's matplotlibrc asks for.
+  'figure.autolayout': False,
+  'figure.constrained_layout.use': False,
   'text.parse_math': False,  # a $ in a name is a $
   'svg.hashsalt': 'dhat_jax',  # the same figure is the same file
   **dict.fromkeys(

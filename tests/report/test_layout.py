@@ -2,6 +2,7 @@
 
 import re
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -176,3 +177,22 @@ def test_fewer_images_side_by_side_on_a_phone(tmp_path):
     np.savez(path, **arrays)
   for width, images in ((theme.WIDE_INCHES, 8), (theme.NARROW_INCHES, 4)):
     assert len(examples.examples(run, width).axes) == 3 * images
+
+
+@pytest.mark.parametrize(
+  'key', ['figure.autolayout', 'figure.constrained_layout.use']
+)
+def test_a_users_layout_changes_no_figure(key):
+  """Of matplotlib's own settings; each figure has its layout computed once."""
+
+  def drawn():
+    figure, ((left, right),) = theme.new_figure(1, 2, width=5, height=3)
+    left.plot([1, 2])
+    figure.colorbar(right.imshow(np.eye(3)), ax=right)
+    content = theme.to_svg(figure)
+    assert figure.get_layout_engine() is None
+    return content, theme.to_png(figure)
+
+  expected = drawn()
+  with matplotlib.rc_context({key: True}):
+    assert drawn() == expected
